@@ -1,0 +1,121 @@
+//! The cluster behind one narrow seam: an API server, or a folder of YAML objects.
+
+use async_trait::async_trait;
+use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
+
+use crate::claim::{ClaimRef, PodRef};
+
+/// Object an Event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A ResourceClaim.
+    Claim(ClaimRef),
+    /// A Pod.
+    Pod(PodRef),
+    /// The node itself.
+    Node,
+}
+
+/// Severity of an Event (core/v1 `Event.type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventType {
+    /// Information.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
+
+/// What happened, for `kubectl describe`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// About what.
+    pub subject: Subject,
+    /// Severity.
+    pub event_type: EventType,
+    /// CamelCase reason, for machines (`LinkAttached`, `AttachFailed`, …).
+    pub reason: &'static str,
+    /// What the driver was doing (`Prepare`, `Attach`, `Return`, …).
+    pub action: &'static str,
+    /// For people; at most 1024 bytes are kept.
+    pub note: String,
+}
+
+/// The node as the API knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRef {
+    /// Node name.
+    pub name: String,
+    /// Node UID, owner of the slices; `None` in standalone mode.
+    pub uid: Option<String>,
+}
+
+/// What a cluster verb can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The object is not there (any more).
+    #[error("{kind} {name} not found")]
+    NotFound {
+        /// Kind.
+        kind: &'static str,
+        /// `namespace/name` or `name`.
+        name: String,
+    },
+    /// Somebody else wrote first: read again and retry.
+    #[error("{kind} {name} was changed by somebody else: {message}")]
+    Conflict {
+        /// Kind.
+        kind: &'static str,
+        /// `namespace/name` or `name`.
+        name: String,
+        /// The server's words.
+        message: String,
+    },
+    /// The server refused for a reason that a retry will not cure (invalid, forbidden).
+    #[error("{kind} {name} was refused ({code}): {message}")]
+    Refused {
+        /// Kind.
+        kind: &'static str,
+        /// `namespace/name` or `name`.
+        name: String,
+        /// HTTP status.
+        code: u16,
+        /// The server's words.
+        message: String,
+    },
+    /// Transport, time-out, server error: worth a retry.
+    #[error("{action}")]
+    Unavailable {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The objects the driver reads and writes. Objects are always of resource.k8s.io/v1; an implementation
+/// speaks whichever version its server serves.
+#[async_trait]
+pub trait Cluster: Send + Sync {
+    /// This node.
+    async fn node(&self) -> Result<NodeRef, ClusterError>;
+    /// One claim.
+    async fn claim(&self, namespace: &str, name: &str) -> Result<ResourceClaim, ClusterError>;
+    /// All slices of this driver on this node.
+    async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError>;
+    /// Create a slice (its `metadata.generateName` is set); returns it as stored.
+    async fn create_slice(&self, slice: &ResourceSlice) -> Result<ResourceSlice, ClusterError>;
+    /// Replace a slice; `metadata.resourceVersion` must be set and current.
+    async fn update_slice(&self, slice: &ResourceSlice) -> Result<ResourceSlice, ClusterError>;
+    /// Delete a slice; one that is gone is no error.
+    async fn delete_slice(&self, name: &str) -> Result<(), ClusterError>;
+    /// Server-side apply of this driver's entries of `status.devices` under its own field manager. `uid` guards
+    /// against a claim that was deleted and made again under the same name.
+    async fn apply_device_status(
+        &self,
+        claim: &ClaimRef,
+        devices: &[AllocatedDeviceStatus],
+    ) -> Result<(), ClusterError>;
+    /// Record an Event.
+    async fn event(&self, event: &Event) -> Result<(), ClusterError>;
+}

@@ -1,0 +1,166 @@
+//! The programs on every interface handed to a pod, behind one narrow seam.
+
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::link::MacAddr;
+
+/// An endpoint: one protected interface of one pod. Never 0.
+///
+/// Programs know themselves by this id (a constant in their read-only data), never by interface index: an
+/// index is per network namespace and collides.
+pub type EndpointId = u32;
+
+/// How an interface is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Programs on the link; no spoofing; default deny until ready. An attach fails if it cannot be had.
+    #[default]
+    Strict,
+    /// No programs at all.
+    Off,
+}
+
+/// Where the programs of an endpoint sit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// On the link itself, which is then moved into the pod: ingress is towards the pod.
+    MovedLink,
+    /// On the host end of a veth pair: ingress is from the pod.
+    HostVeth,
+}
+
+/// What an endpoint may be on the wire: the facts the programs enforce.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSpec {
+    /// Its id.
+    pub id: EndpointId,
+    /// Where its programs sit.
+    pub placement: Placement,
+    /// The isolated network it belongs to; 0 is the wire of the moved link itself.
+    pub network: u32,
+    /// The only source hardware address it may send from.
+    pub mac: MacAddr,
+    /// Its addresses with prefix. It may send from these (and, on IPv6, from the link-local address of its
+    /// MAC) and from nothing else; with none it may speak no IP.
+    pub addresses: Vec<IpNetwork>,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// A program on a link that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignProgram {
+    /// Hook as bpftool names it: `tcx/ingress`, `tcx/egress`, `clsact`, `xdp`.
+    pub hook: String,
+    /// Kernel's program id, 0 where it cannot be told.
+    pub id: u32,
+    /// Program name, empty where it cannot be told.
+    pub name: String,
+}
+
+/// Programs found attached and pinned for an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedProgram {
+    /// Hook: `tcx/ingress` or `tcx/egress`.
+    pub hook: String,
+    /// Kernel's program id.
+    pub id: u32,
+    /// Program name.
+    pub name: String,
+    /// Pin of the bpf link.
+    pub pin: PathBuf,
+    /// Interface index the link is attached to, in the namespace the device is in now; 0 once the device is gone.
+    pub ifindex: u32,
+}
+
+/// Counters of one endpoint and one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Frames let through.
+    pub packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub bytes: u64,
+    /// Frames dropped, for all reasons together.
+    pub dropped: u64,
+}
+
+/// Everything counted for one endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointStats {
+    /// Sent by the pod.
+    pub from_pod: Traffic,
+    /// Sent to the pod.
+    pub to_pod: Traffic,
+    /// Drops by reason name (the list in driver-common), only those above 0.
+    pub drops: std::collections::BTreeMap<String, u64>,
+}
+
+/// What a datapath verb can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The kernel lacks something `strict` needs.
+    #[error("this kernel lacks {feature}: {consequence}")]
+    Unsupported {
+        /// For example `tcx (Linux 6.6)`.
+        feature: &'static str,
+        /// What can therefore not be done.
+        consequence: &'static str,
+    },
+    /// Programs of somebody else sit on the link.
+    #[error("link {link} carries programs that are not ours: {programs}")]
+    Foreign {
+        /// The link.
+        link: String,
+        /// Hook, id and name of each.
+        programs: String,
+    },
+    /// The programs are not where they must be.
+    #[error("endpoint {id}: {problem}")]
+    NotProtected {
+        /// Which endpoint.
+        id: EndpointId,
+        /// What is wrong with its protection.
+        problem: String,
+    },
+    /// Loading, attaching, pinning or a map operation failed.
+    #[error("{action}")]
+    Bpf {
+        /// What was tried.
+        action: String,
+        /// What the kernel or loader said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The kernel's programs and maps, in the verbs an attach needs. All calls are bpf system calls: short, and
+/// safe to repeat. Links are named by index in the namespace of the daemon, before they move.
+pub trait Datapath: Send + Sync {
+    /// Programs of others on the host link.
+    fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError>;
+    /// Load the endpoint's programs, attach them first on the host link and pin the links. The endpoint is
+    /// written but not ready: everything is dropped, in both directions, until [`Datapath::set_ready`].
+    fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError>;
+    /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
+    /// now) and, where the kernel can tell, first.
+    fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;
+    /// Open or close the gate of an endpoint.
+    fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
+    /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device
+    /// is; `None` when the device or the pins are gone.
+    fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError>;
+    /// Close the gate, detach, unpin, and forget the endpoint's map entries. Succeeds if there is nothing.
+    fn detach(&self, id: EndpointId) -> Result<(), DatapathError>;
+    /// Ids of all endpoints that have pins or map entries.
+    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError>;
+    /// Counters of an endpoint.
+    fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError>;
+}

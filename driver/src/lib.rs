@@ -1,0 +1,20 @@
+//! Netferry, a Kubernetes network driver.
+//!
+//! Four flows share one store of claims ([`claim::store`]): links are discovered and published ([`device`],
+//! [`publish`]); the kubelet prepares claims ([`dra`], [`claim`]); the runtime's sandbox hook attaches the
+//! links ([`nri`], [`attach`], [`link`], [`datapath`]); and a stopped pod's links come home. Kernel and
+//! cluster are touched only behind the traits [`link::Links`], [`datapath::Datapath`] and
+//! [`cluster::Cluster`].
+
+pub mod claim;
+pub mod cluster;
+pub mod datapath;
+pub mod device;
+pub mod dra;
+pub mod link;
+pub mod nri;
+pub mod publish;
+
+/// The driver's default name: the `driver` field of slices and allocation results, and the domain of its
+/// attributes and its configuration API.
+pub const DRIVER_NAME: &str = "netferry.dev";

@@ -1,0 +1,338 @@
+//! The kernel's links behind one narrow seam.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use async_trait::async_trait;
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// A network namespace, given to every verb instead of being a property of the process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Namespace {
+    /// The namespace the daemon was started in.
+    Host,
+    /// A namespace kept alive at this path (`/var/run/netns/…`, `/proc/PID/ns/net`).
+    Path(PathBuf),
+}
+
+impl Namespace {
+    /// The namespace at `path`.
+    pub fn at(path: impl AsRef<Path>) -> Self {
+        Self::Path(path.as_ref().to_owned())
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// An Ethernet hardware address, in wire order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// Group bit set: not usable as a link's own address.
+    #[must_use]
+    pub const fn is_multicast(self) -> bool {
+        self.0[0] & 1 == 1
+    }
+
+    /// All zeros.
+    #[must_use]
+    pub fn is_zero(self) -> bool {
+        self.0 == [0; 6]
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not six colon-separated hexadecimal bytes");
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() {
+            return Err(bad());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for MacAddr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(mac: MacAddr) -> Self {
+        mac.to_string()
+    }
+}
+
+/// A link found in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// Index, unique in its namespace only.
+    pub ifindex: u32,
+    /// Name in its namespace.
+    pub name: String,
+    /// Hardware address now.
+    pub mac: Option<MacAddr>,
+    /// Hardware address burnt in (`IFLA_PERM_ADDRESS`), where the driver has one.
+    pub permanent_mac: Option<MacAddr>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up (`IFF_UP`).
+    pub up: bool,
+    /// Kernel link kind, `None` for hardware.
+    pub kind: Option<String>,
+    /// Alternative names.
+    pub alt_names: BTreeSet<String>,
+}
+
+/// Scope of an address or route (`rtnetlink(7)`, `rtm_scope`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// Valid anywhere.
+    #[default]
+    Universe,
+    /// Interior to the site.
+    Site,
+    /// Valid on this link.
+    Link,
+    /// Valid on this host.
+    Host,
+}
+
+/// An address on a link, with all that is needed to put it back as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Address {
+    /// Address and prefix length.
+    pub address: IpNetwork,
+    /// Point-to-point peer, where it differs from the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
+    /// IPv4 broadcast address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broadcast: Option<IpAddr>,
+    /// IPv4 label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Scope.
+    #[serde(default)]
+    pub scope: Scope,
+    /// `IFA_FLAGS` bits that were set by whoever added it (noprefixroute, home, nodad, mngtmpaddr, …);
+    /// the kernel's own state bits (tentative, dadfailed, …) are left out.
+    #[serde(default)]
+    pub flags: u32,
+    /// Valid and preferred lifetime in seconds; `None` is for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<(u32, u32)>,
+    /// `IFA_PROTO`.
+    #[serde(default)]
+    pub protocol: u8,
+}
+
+impl Address {
+    /// A plain address as an administrator would add it.
+    #[must_use]
+    pub fn plain(address: IpNetwork) -> Self {
+        Self {
+            address,
+            peer: None,
+            broadcast: None,
+            label: None,
+            scope: Scope::Universe,
+            flags: 0,
+            lifetime: None,
+            protocol: 0,
+        }
+    }
+}
+
+/// A route through a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Destination; `0.0.0.0/0` and `::/0` are the default routes.
+    pub destination: IpNetwork,
+    /// Next hop; `None` means the destination is on the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// Preferred source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Scope.
+    #[serde(default)]
+    pub scope: Scope,
+    /// Routing table; 254 is `main`.
+    pub table: u32,
+    /// Who made it (`rtm_protocol`): 2 kernel, 3 boot, 4 static, …
+    pub protocol: u8,
+    /// Metric; 0 is none for IPv4, and the kernel's default for IPv6.
+    #[serde(default)]
+    pub metric: u32,
+    /// `RTNH_F_ONLINK`.
+    #[serde(default)]
+    pub onlink: bool,
+}
+
+/// A permanent neighbour entry, kept so that it can be put back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Neighbour {
+    /// Protocol address.
+    pub address: IpAddr,
+    /// Its hardware address.
+    pub mac: MacAddr,
+}
+
+/// All that a link loses when it changes namespace, and its names: what "home as before" means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Home {
+    /// The link as it was.
+    pub link: Link,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// Routes through it, in every table, that the kernel will not make by itself.
+    pub routes: Vec<Route>,
+    /// Permanent neighbours.
+    pub neighbours: Vec<Neighbour>,
+    /// Per-link sysctls that differ from the kernel's defaults: name below `net/{ipv4,ipv6}/conf/<link>/`
+    /// (for example `ipv6/disable_ipv6`) to value.
+    #[serde(default)]
+    pub sysctls: std::collections::BTreeMap<String, String>,
+}
+
+/// How to find a link that may have moved or been renamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkRef {
+    /// By index.
+    Index(u32),
+    /// By name.
+    Name(String),
+}
+
+/// What a link verb can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No such link in that namespace.
+    #[error("no link {link} in network namespace {namespace}")]
+    NotFound {
+        /// Index or name that was asked for.
+        link: String,
+        /// Where.
+        namespace: Namespace,
+    },
+    /// The namespace cannot be opened: most often its pod is gone.
+    #[error("network namespace {namespace} cannot be entered")]
+    NamespaceGone {
+        /// Which.
+        namespace: Namespace,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The name is taken in the target namespace.
+    #[error("a link named {name:?} already exists in network namespace {namespace}")]
+    NameTaken {
+        /// The name asked for.
+        name: String,
+        /// Where it is taken.
+        namespace: Namespace,
+    },
+    /// Anything else the kernel refused.
+    #[error("{action} on {link} in network namespace {namespace}")]
+    Kernel {
+        /// The verb, for a reader ("set the MTU to 9000").
+        action: String,
+        /// The link.
+        link: String,
+        /// Where.
+        namespace: Namespace,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The kernel's links, in the verbs an attach needs. Every verb names its namespace.
+///
+/// Implementations are the kernel ([`kernel`]) and, in tests, a stateful model of it. Verbs that are already
+/// satisfied succeed: a recovery repeats what an earlier run may have done.
+#[async_trait]
+pub trait Links: Send + Sync {
+    /// Every link in the namespace.
+    async fn list(&self, namespace: &Namespace) -> Result<Vec<Link>, LinkError>;
+    /// One link, or [`LinkError::NotFound`].
+    async fn get(&self, namespace: &Namespace, link: &LinkRef) -> Result<Link, LinkError>;
+    /// What must be put back when the link comes home.
+    async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError>;
+    /// Administrative state.
+    async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError>;
+    /// Rename; the link must be down on older kernels.
+    async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError>;
+    /// Move to another namespace under `name` in one step, so that no other name is ever seen there.
+    /// Returns the index the link has there.
+    async fn move_to(
+        &self,
+        from: &Namespace,
+        ifindex: u32,
+        to: &Namespace,
+        name: &str,
+    ) -> Result<u32, LinkError>;
+    /// Hardware address.
+    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError>;
+    /// MTU in bytes.
+    async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError>;
+    /// Add an address.
+    async fn add_address(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        address: &Address,
+    ) -> Result<(), LinkError>;
+    /// Add a route through the link.
+    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError>;
+    /// Put back everything of `home` that the link at `ifindex` in the host's namespace lacks, and take away
+    /// what it has too much: name, alternative names, MAC, MTU, sysctls, state, addresses, neighbours,
+    /// routes, in the order the kernel needs. Collects every error and goes on.
+    async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>>;
+}

@@ -1,0 +1,1 @@
+//! From the inventory to ResourceSlices: a pure mapping, and the publisher that writes differences.
