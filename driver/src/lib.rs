@@ -8,12 +8,18 @@
 
 pub mod claim;
 pub mod cluster;
+pub mod config;
 pub mod datapath;
 pub mod device;
 pub mod dra;
+pub mod holdings;
+pub mod http;
 pub mod link;
+pub mod metrics;
 pub mod nri;
 pub mod publish;
+pub mod readiness;
+pub mod telemetry;
 
 /// The driver's default name: the `driver` field of slices and allocation results, and the domain of its
 /// attributes and its configuration API.
