@@ -128,10 +128,6 @@ pub struct RunConfig {
     #[command(flatten)]
     pub publishing: PublishArgs,
 
-    /// Network namespace that counts as the host's, if it is not the daemon's own.
-    #[arg(long, value_name = "PATH", hide = true)]
-    pub host_netns: Option<PathBuf>,
-
     /// Address of `/metrics`, `/healthz` and `/readyz`; `none` turns it off.
     #[arg(long, default_value = "127.0.0.1:9177", value_parser = http_address)]
     pub http_address: HttpAddress,

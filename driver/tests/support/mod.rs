@@ -3,6 +3,7 @@
 
 pub mod apiserver;
 pub mod containerd;
+pub mod daemon;
 pub mod kubelet;
 pub mod netns;
 pub mod runtime;
