@@ -77,6 +77,18 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// The rule `expression`, or the default one.
+    pub fn choose(
+        driver: &str,
+        expression: Option<&str>,
+        allow_default_route: bool,
+    ) -> Result<Self, RuleError> {
+        match expression {
+            Some(expression) => Self::new(driver, expression, allow_default_route),
+            None => Self::standard(driver, allow_default_route),
+        }
+    }
+
     /// The rule `expression` (`--publish`), in place of the default one.
     ///
     /// Variables: `device.driver`, `device.attributes[DOMAIN].NAME`, `device.capacity[DOMAIN].NAME`, where a
