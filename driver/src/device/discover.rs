@@ -108,7 +108,13 @@ mod tests {
     use super::*;
     use crate::device::netlink::{DefaultRoute, LinkFacts};
 
-    fn link(ifindex: u32, name: &str, kind: Option<&str>, lower: Option<u32>, master: Option<u32>) -> LinkFacts {
+    fn link(
+        ifindex: u32,
+        name: &str,
+        kind: Option<&str>,
+        lower: Option<u32>,
+        master: Option<u32>,
+    ) -> LinkFacts {
         LinkFacts {
             ifindex,
             name: name.to_owned(),
@@ -141,7 +147,8 @@ mod tests {
             ..Facts::default()
         };
         let inventory = join(&facts, |_| SysfsFacts::default());
-        let marked: Vec<_> = inventory.devices.values().filter(|d| d.default_route).map(|d| &*d.ifname).collect();
+        let marked: Vec<_> =
+            inventory.devices.values().filter(|d| d.default_route).map(|d| &*d.ifname).collect();
         assert_eq!(marked, ["bond0", "bond0.7", "eth0", "eth1", "veth0"]);
         let device = |name: &str| &inventory.devices[name];
         assert_eq!(device("bond0").upper_links, 1);

@@ -154,7 +154,8 @@ mod tests {
         let home = inventory(&[device("eth1", 3, "up"), device("eth2", 4, "up")]);
         assert_eq!(keep.merge(home.clone(), &held(&[])), home);
         // Being attached: down and renumbered, but still here.
-        let seen = keep.merge(inventory(&[device("eth1", 9, "down"), device("eth2", 4, "up")]), &held(&["eth1"]));
+        let seen =
+            keep.merge(inventory(&[device("eth1", 9, "down"), device("eth2", 4, "up")]), &held(&["eth1"]));
         assert_eq!(seen, inventory(&[device("eth1", 9, "up"), device("eth2", 4, "up")]));
         // Away; eth2 is away too, but nobody holds it.
         let seen = keep.merge(inventory(&[]), &held(&["eth1"]));

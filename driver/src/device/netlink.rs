@@ -186,10 +186,12 @@ fn default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => oif = Some(*index),
-            RouteAttribute::MultiPath(hops) => found.extend(hops.iter().map(|hop| DefaultRoute {
-                ifindex: hop.interface_index,
-                gateway: gateway(&hop.attributes),
-            })),
+            RouteAttribute::MultiPath(hops) => {
+                found.extend(hops.iter().map(|hop| DefaultRoute {
+                    ifindex: hop.interface_index,
+                    gateway: gateway(&hop.attributes),
+                }));
+            }
             _ => {}
         }
     }
@@ -199,10 +201,12 @@ fn default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
 
 fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
     attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        RouteAttribute::Via(RouteVia::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        RouteAttribute::Via(RouteVia::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        RouteAttribute::Gateway(RouteAddress::Inet(ip)) | RouteAttribute::Via(RouteVia::Inet(ip)) => {
+            Some(IpAddr::V4(*ip))
+        }
+        RouteAttribute::Gateway(RouteAddress::Inet6(ip)) | RouteAttribute::Via(RouteVia::Inet6(ip)) => {
+            Some(IpAddr::V6(*ip))
+        }
         _ => None,
     })
 }

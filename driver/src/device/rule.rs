@@ -68,12 +68,23 @@ struct Clause {
 }
 
 /// A compiled selection rule.
-#[derive(Debug)]
 pub struct Rule {
     driver: String,
     clauses: Vec<Clause>,
     text: String,
     allow_default_route: bool,
+    /// The functions; a device's variable goes to a scope of its own.
+    functions: Context<'static, 'static>,
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rule")
+            .field("driver", &self.driver)
+            .field("text", &self.text)
+            .field("allow_default_route", &self.allow_default_route)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Rule {
@@ -97,7 +108,7 @@ impl Rule {
     pub fn new(driver: &str, expression: &str, allow_default_route: bool) -> Result<Self, RuleError> {
         let reason = format!("the rule {expression:?} is false");
         let clauses = vec![Clause { program: compile(expression)?, reason }];
-        Ok(Self { driver: driver.to_owned(), clauses, text: expression.to_owned(), allow_default_route })
+        Ok(Self::of(driver, clauses, expression.to_owned(), allow_default_route))
     }
 
     /// The default rule.
@@ -109,7 +120,11 @@ impl Rule {
                 Ok(Clause { program: compile(&text)?, reason: (*reason).to_owned() })
             })
             .collect::<Result<_, RuleError>>()?;
-        Ok(Self { driver: driver.to_owned(), clauses, text: default_expression(driver), allow_default_route })
+        Ok(Self::of(driver, clauses, default_expression(driver), allow_default_route))
+    }
+
+    fn of(driver: &str, clauses: Vec<Clause>, text: String, allow_default_route: bool) -> Self {
+        Self { driver: driver.to_owned(), clauses, text, allow_default_route, functions: functions() }
     }
 
     /// Name of the driver, domain of the attributes.
@@ -126,7 +141,8 @@ impl Rule {
         if device.default_route && !self.allow_default_route {
             return Err(Reason::DefaultRoute);
         }
-        let context = context(device, &self.driver);
+        let mut context = self.functions.new_inner_scope();
+        context.add_variable_from_value("device", variable(device, &self.driver));
         for clause in &self.clauses {
             match clause.program.execute(&context) {
                 Ok(CelValue::Bool(true)) => {}
@@ -173,7 +189,7 @@ fn compile(expression: &str) -> Result<Program, RuleError> {
 }
 
 /// `device` as the scheduler presents it (`k8s.io/dynamic-resource-allocation/cel`).
-fn context(device: &Device, driver: &str) -> Context<'static, 'static> {
+fn variable(device: &Device, driver: &str) -> HashMap<&'static str, CelValue> {
     let mut domains = BTreeMap::from([
         (driver.to_owned(), HashMap::<String, CelValue>::new()),
         // A domain without attributes is an empty map there, not an error.
@@ -194,22 +210,25 @@ fn context(device: &Device, driver: &str) -> Context<'static, 'static> {
         .collect();
     let domains: HashMap<String, Map> =
         domains.into_iter().map(|(domain, names)| (domain, Map::from(names))).collect();
-    let variable: HashMap<&str, CelValue> = HashMap::from([
+    HashMap::from([
         ("driver", driver.into()),
         ("attributes", map(domains)),
         ("capacity", map(HashMap::from([(driver.to_owned(), Map::from(capacities))]))),
         ("allowMultipleAllocations", false.into()),
-    ]);
+    ])
+}
+
+/// CEL's standard library, and quantities, which are integers here: the comparisons of the scheduler's
+/// quantity type are methods of integers.
+fn functions() -> Context<'static, 'static> {
     let mut context = Context::default();
-    context.add_variable_from_value("device", variable);
-    // Quantities are integers here: the comparisons of the scheduler's quantity type, as methods of integers.
-    // None of these names is in CEL's standard library, which is the only way to fail.
     for result in [
         context.add_function("quantity", quantity),
         context.add_function("compareTo", |This(a): This<i64>, b: i64| a.cmp(&b) as i64),
         context.add_function("isGreaterThan", |This(a): This<i64>, b: i64| a > b),
         context.add_function("isLessThan", |This(a): This<i64>, b: i64| a < b),
     ] {
+        // It fails only for a name that the standard library has.
         debug_assert!(result.is_ok(), "{result:?}");
     }
     context
@@ -241,11 +260,9 @@ fn quantity(text: std::sync::Arc<String>) -> Result<i64, cel::ExecutionError> {
         .iter()
         .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, *unit)))
         .unwrap_or((&text, 1));
-    digits
-        .parse::<i64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .ok_or_else(|| cel::ExecutionError::function_error("quantity", format!("{text:?} is not a whole quantity")))
+    digits.parse::<i64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(|| {
+        cel::ExecutionError::function_error("quantity", format!("{text:?} is not a whole quantity"))
+    })
 }
 
 #[cfg(test)]

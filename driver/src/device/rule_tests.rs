@@ -116,8 +116,10 @@ fn decide_covers_every_device() {
             .map(|device| (device.name.clone(), device))
             .collect(),
     };
-    let decisions: Vec<_> =
-        decide(&inventory, &standard()).into_iter().map(|(device, result)| (device.name, result.is_ok())).collect();
+    let decisions: Vec<_> = decide(&inventory, &standard())
+        .into_iter()
+        .map(|(device, result)| (device.name, result.is_ok()))
+        .collect();
     assert_eq!(decisions, [("eth1".to_owned(), true), ("veth0".to_owned(), false)]);
 }
 

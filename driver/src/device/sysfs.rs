@@ -97,18 +97,12 @@ impl Sysfs {
 
     fn sriov(&self, function: &Path, address: &str) -> Option<Sriov> {
         if let Ok(physical) = fs::canonicalize(function.join("physfn")) {
-            let index = fs::read_dir(&physical)
-                .ok()?
-                .filter_map(|entry| {
-                    let name = entry.ok()?.file_name().into_string().ok()?;
-                    let index = name.strip_prefix("virtfn")?.parse().ok()?;
-                    (target_name(&physical.join(&name))? == address).then_some(index)
-                })
-                .next()?;
-            return Some(Sriov::Virtual {
-                pf: self.interface_of(&physical).unwrap_or_default(),
-                index,
-            });
+            let index = fs::read_dir(&physical).ok()?.find_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                let index = name.strip_prefix("virtfn")?.parse().ok()?;
+                (target_name(&physical.join(&name))? == address).then_some(index)
+            })?;
+            return Some(Sriov::Virtual { pf: self.interface_of(&physical).unwrap_or_default(), index });
         }
         let max_vfs = number(&function.join("sriov_totalvfs")).filter(|max| *max > 0)?;
         Some(Sriov::Physical { vfs: number(&function.join("sriov_numvfs")).unwrap_or(0), max_vfs })

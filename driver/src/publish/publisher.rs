@@ -137,7 +137,7 @@ pub async fn cleanup(cluster: &dyn Cluster) -> Result<usize, ClusterError> {
 /// The next inventory; never, once discovery has ended.
 async fn changed(inventory: &mut watch::Receiver<Arc<Inventory>>) {
     if inventory.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -236,11 +236,14 @@ impl Publisher {
     }
 
     /// Count and tell a failure; returns how long to wait.
-    async fn failed(&mut self, error: &ClusterError, failed_rounds: u32, options: &PublishOptions) -> Duration {
-        let wait = options
-            .first_retry
-            .saturating_mul(2u32.saturating_pow(failed_rounds))
-            .min(options.longest_retry);
+    async fn failed(
+        &mut self,
+        error: &ClusterError,
+        failed_rounds: u32,
+        options: &PublishOptions,
+    ) -> Duration {
+        let wait =
+            options.first_retry.saturating_mul(2u32.saturating_pow(failed_rounds)).min(options.longest_retry);
         let wait = jittered(wait, 0.5, 1.0);
         match error {
             // An update of a slice that was deleted meanwhile is a conflict as well; a missing Node is not, it

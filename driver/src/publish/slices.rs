@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::resource::v1::{Device as ApiDevice, DeviceAttribute, DeviceCapacity, ResourcePool, ResourceSliceSpec},
+    api::resource::v1::{
+        Device as ApiDevice, DeviceAttribute, DeviceCapacity, ResourcePool, ResourceSliceSpec,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 
