@@ -21,7 +21,7 @@ pub(crate) fn offers(package: &str) -> bool {
 }
 
 /// Refreshes the package lists.
-pub(crate) fn update() -> Result<()> {
+fn update() -> Result<()> {
     run(apt_get().arg("update"))
 }
 
