@@ -11,6 +11,7 @@ use crate::{
 
 /// Options of `bench`.
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// The eBPF toolchain.
     #[command(flatten)]

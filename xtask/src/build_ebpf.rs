@@ -17,6 +17,7 @@ use crate::{
 
 /// Options of `build-ebpf`.
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Use this rustup toolchain; it must have rust-src.
     #[arg(long, value_name = "NAME", env = "NETFERRY_BPF_TOOLCHAIN")]

@@ -7,6 +7,7 @@ use crate::{lint, test};
 
 /// Options of `ci`.
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Options of `test`.
     #[command(flatten)]

@@ -13,6 +13,7 @@ use crate::{
 
 /// Options of `demo`.
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// The eBPF toolchain.
     #[command(flatten)]

@@ -30,6 +30,7 @@ const DENY: &str = "0.20.2";
 
 /// Options of `lint`.
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Install cargo-deny if it is missing, instead of going on without it.
     #[arg(long)]

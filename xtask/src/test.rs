@@ -15,6 +15,7 @@ use crate::{
 
 /// Options of `test`.
 #[derive(Args, Default)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Only the unit tests: no packages, no root.
     #[arg(long)]
