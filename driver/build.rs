@@ -11,11 +11,17 @@ fn main() {
     let object = object();
     println!("cargo::rerun-if-changed={}", object.display());
     let Ok(bytes) = fs::read(&object) else {
-        fail(&format!("there is no eBPF object at {}; make it with: cargo xtask build-ebpf", object.display()));
+        fail(&format!(
+            "there is no eBPF object at {}; make it with: cargo xtask build-ebpf",
+            object.display()
+        ));
     };
     let machine = bytes.get(18..20).map(|field| u16::from_le_bytes([field[0], field[1]]));
     if !bytes.starts_with(b"\x7fELF") || machine != Some(EM_BPF) {
-        fail(&format!("{} is not an eBPF object; make it again with: cargo xtask build-ebpf", object.display()));
+        fail(&format!(
+            "{} is not an eBPF object; make it again with: cargo xtask build-ebpf",
+            object.display()
+        ));
     }
     let Some(out) = env::var_os("OUT_DIR") else { fail("cargo gave no OUT_DIR") };
     if let Err(error) = fs::write(Path::new(&out).join("netferry.o"), bytes) {

@@ -7,11 +7,12 @@ use serde::Serialize;
 use super::sys::{self, Hook};
 
 /// Kernel features the datapath uses or can do without.
+#[allow(clippy::struct_excessive_bools, reason = "each is there or not, independent of the others")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Features {
-    /// tcx bpf links on a device (upstream since Linux 6.6). They travel with a moved link and cannot be detached by
-    /// the pod.
+    /// tcx bpf links on a device (upstream since Linux 6.6). They travel with a moved link, and the pod cannot
+    /// detach them.
     pub tcx: bool,
     /// `bpf_redirect_peer`: into the other end of a veth pair without a second queue (upstream since 5.10).
     pub redirect_peer: bool,

@@ -2,9 +2,7 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
@@ -28,7 +26,10 @@ pub(super) fn tcx_programs(ifindex: u32) -> Result<Vec<TcxProgram>, DatapathErro
             Ok(ids) => programs.extend(ids.into_iter().map(|id| TcxProgram { hook, id })),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(source) => {
-                return Err(bpf_error(format!("list {} programs of interface {ifindex}", hook.name()), source));
+                return Err(bpf_error(
+                    format!("list {} programs of interface {ifindex}", hook.name()),
+                    source,
+                ));
             }
         }
     }
@@ -49,7 +50,8 @@ pub(super) fn netlink_programs(ifindex: u32) -> Result<Vec<ForeignProgram>, Data
         programs.extend(filters(&socket, ifindex)?);
         Ok::<_, io::Error>(programs)
     };
-    list().map_err(|source| bpf_error(format!("list XDP programs and filters of interface {ifindex}"), source))
+    list()
+        .map_err(|source| bpf_error(format!("list XDP programs and filters of interface {ifindex}"), source))
 }
 
 fn xdp(socket: &Rtnetlink, ifindex: u32) -> io::Result<Vec<ForeignProgram>> {
@@ -60,13 +62,15 @@ fn xdp(socket: &Rtnetlink, ifindex: u32) -> io::Result<Vec<ForeignProgram>> {
         let RouteNetlinkMessage::NewLink(link) = answer else { continue };
         for attribute in link.attributes {
             let LinkAttribute::Xdp(xdp) = attribute else { continue };
-            let attached = xdp.iter().any(|nla| matches!(nla, LinkXdp::Attached(how) if *how != XdpAttached::None));
+            let attached =
+                xdp.iter().any(|nla| matches!(nla, LinkXdp::Attached(how) if *how != XdpAttached::None));
             let mut ids: Vec<u32> = xdp
                 .iter()
                 .filter_map(|nla| match nla {
-                    LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
-                        Some(*id)
-                    }
+                    LinkXdp::ProgId(id)
+                    | LinkXdp::DrvProgId(id)
+                    | LinkXdp::SkbProgId(id)
+                    | LinkXdp::HwProgId(id) => Some(*id),
                     _ => None,
                 })
                 .collect();
@@ -89,9 +93,10 @@ fn filters(socket: &Rtnetlink, ifindex: u32) -> io::Result<Vec<ForeignProgram>> 
     let classifies = qdiscs.iter().any(|answer| {
         let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer else { return false };
         qdisc.header.index == ifindex.cast_signed()
-            && qdisc.attributes.iter().any(|nla| {
-                matches!(nla, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress")
-            })
+            && qdisc
+                .attributes
+                .iter()
+                .any(|nla| matches!(nla, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress"))
     });
     let mut programs = Vec::new();
     if !classifies {
@@ -166,7 +171,10 @@ impl Rtnetlink {
                 // Messages are aligned to 4 bytes.
                 let length = (answer.header.length as usize).next_multiple_of(4).min(rest.len());
                 if length == 0 {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a netlink message without length"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a netlink message without length",
+                    ));
                 }
                 rest = &rest[length..];
                 match answer.payload {

@@ -24,8 +24,9 @@ pub(super) struct ProgramLoader {
 impl ProgramLoader {
     /// Finds its way in the object, and ties every shared map to its pin.
     pub(super) fn new(pins: &Pins) -> Result<Self, DatapathError> {
-        let endpoint_at = endpoint_offset(OBJECT)
-            .map_err(|source| bpf_error(format!("find the constant {ENDPOINT_GLOBAL} in the eBPF object"), source))?;
+        let endpoint_at = endpoint_offset(OBJECT).map_err(|source| {
+            bpf_error(format!("find the constant {ENDPOINT_GLOBAL} in the eBPF object"), source)
+        })?;
         let mut loader = EbpfLoader::new();
         // Nothing in the object is relocated against the kernel.
         loader.btf(None);
@@ -69,8 +70,8 @@ fn endpoint_offset(object: &[u8]) -> Result<usize, Box<dyn std::error::Error + S
 
 /// Maps of the object by name: type, key size, value size and number of entries, as the kernel will have them.
 pub(super) fn map_layouts() -> Result<Vec<(String, MapLayout)>, DatapathError> {
-    let object =
-        aya_obj::Object::parse(OBJECT).map_err(|source| bpf_error("read the maps of the eBPF object", source))?;
+    let object = aya_obj::Object::parse(OBJECT)
+        .map_err(|source| bpf_error("read the maps of the eBPF object", source))?;
     Ok(object
         .maps
         .into_iter()

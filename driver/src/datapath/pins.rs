@@ -26,6 +26,32 @@ pub(super) struct PinnedLink {
     pub(super) info: TcxInfo,
 }
 
+impl PinnedLink {
+    /// Whether the device is in the caller's namespace: there, the list of its programs has this link's. The
+    /// same index elsewhere is another device.
+    pub(super) fn runs_here(&self) -> bool {
+        sys::query(self.info.ifindex, self.hook).is_ok_and(|programs| programs.contains(&self.info.program))
+    }
+
+    /// Detaches and unpins the link.
+    pub(super) fn remove(&self) -> Result<(), DatapathError> {
+        match sys::detach(self.fd.as_fd()) {
+            // Already detached, or the device is gone; a kernel that cannot detach at once does it on unpin.
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOLINK | libc::ENODEV | libc::EOPNOTSUPP | libc::EINVAL)
+                ) =>
+            {
+                return Err(bpf_error(format!("detach the link {}", self.path.display()), error));
+            }
+            _ => {}
+        }
+        absent(std::fs::remove_file(&self.path))
+            .map_err(|source| bpf_error(format!("unpin the link {}", self.path.display()), source))
+    }
+}
+
 impl Pins {
     /// Checks that the root is on a bpf file system, and makes its folders.
     pub(super) fn create(root: &Path) -> Result<Self, DatapathError> {
@@ -92,26 +118,11 @@ impl Pins {
     /// Detaches and unpins the links of an endpoint. Whatever else is in its folder goes too.
     pub(super) fn remove(&self, id: EndpointId) -> Result<(), DatapathError> {
         for link in self.links_of(id)? {
-            match sys::detach(link.fd.as_fd()) {
-                // Already detached, or the device is gone; a kernel that cannot detach at once does it on unpin.
-                Err(error)
-                    if !matches!(
-                        error.raw_os_error(),
-                        Some(libc::ENOLINK | libc::ENODEV | libc::EOPNOTSUPP | libc::EINVAL)
-                    ) =>
-                {
-                    return Err(bpf_error(format!("detach the link {}", link.path.display()), error));
-                }
-                _ => {}
-            }
+            link.remove()?;
         }
         let folder = self.folder(id);
-        match std::fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(bpf_error(format!("remove the pins in {}", folder.display()), error))
-            }
-            _ => Ok(()),
-        }
+        absent(std::fs::remove_dir_all(&folder))
+            .map_err(|source| bpf_error(format!("remove the pins in {}", folder.display()), source))
     }
 
     /// Ids of all endpoints with a folder.
@@ -136,10 +147,21 @@ impl Pins {
         for id in self.endpoints()? {
             let links = self.links_of(id)?;
             owners.extend(
-                links.iter().map(|link| (link.info.program, id)).filter(|(program, _)| programs.contains(program)),
+                links
+                    .iter()
+                    .map(|link| (link.info.program, id))
+                    .filter(|(program, _)| programs.contains(program)),
             );
         }
         Ok(owners)
+    }
+}
+
+/// A removal of what is not there has succeeded.
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 

@@ -80,7 +80,8 @@ unsafe fn bpf<T: Pod>(command: i64, attr: &mut T) -> io::Result<i64> {
 }
 
 fn owned(fd: i64) -> io::Result<OwnedFd> {
-    let fd = i32::try_from(fd).map_err(|_| io::Error::other("the kernel returned a descriptor out of range"))?;
+    let fd =
+        i32::try_from(fd).map_err(|_| io::Error::other("the kernel returned a descriptor out of range"))?;
     // SAFETY: called only with a descriptor that a bpf call has just made for us, open with close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -158,11 +159,8 @@ struct LinkUpdateAttr {
 
 /// Replaces the program of a link; no frame sees neither or both. `ENOLINK` if the device is gone.
 pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr {
-        link_fd: number(link),
-        new_prog_fd: number(program),
-        ..LinkUpdateAttr::zeroed()
-    };
+    let mut attr =
+        LinkUpdateAttr { link_fd: number(link), new_prog_fd: number(program), ..LinkUpdateAttr::zeroed() };
     // SAFETY: no pointers in this attribute.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
 }
@@ -232,11 +230,6 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<TcxInfo> {
         .into_iter()
         .find(|hook| info.kind == BPF_LINK_TYPE_TCX && info.attach_type == hook.attach_type());
     Ok(TcxInfo { program: info.prog_id, ifindex: if hook.is_some() { info.ifindex } else { 0 }, hook })
-}
-
-/// Id of a loaded program.
-pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
-    info::<ProgInfo>(program).map(|info| info.id)
 }
 
 /// Name of a program by id. `ENOENT` if it is gone.
