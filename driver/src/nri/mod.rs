@@ -1,5 +1,7 @@
 //! The runtime's side: NRI over one socket, and the pod events that attach and return links.
 
+pub mod mux;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
