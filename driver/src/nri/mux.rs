@@ -11,7 +11,8 @@ use std::{future::Future, io};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     io::{
-        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream, ReadHalf, WriteHalf,
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream, ReadHalf,
+        WriteHalf,
     },
     sync::Mutex,
 };
@@ -176,8 +177,9 @@ where
             more => got += more,
         }
     }
-    let [a, b, c, d, e, f, g, h] = header;
-    Ok((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])))
+    let header = u64::from_be_bytes(header);
+    #[expect(clippy::cast_possible_truncation, reason = "the id is the upper half, the length the lower")]
+    Ok(((header >> 32) as ConnectionId, header as u32))
 }
 
 /// Frame what `source` has to say onto the trunk, until it is closed or the trunk fails.

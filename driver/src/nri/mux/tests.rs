@@ -121,7 +121,9 @@ async fn a_flood_is_held_up_at_the_queue() {
         let flood = frame(1, &vec![0; size]);
         let mut accepted = 0;
         // Held up: nothing was taken for a while that is long for a copy between two buffers.
-        while let Ok(wrote) = timeout(Duration::from_millis(50), peer.write(&flood[accepted % flood.len()..])).await {
+        while let Ok(wrote) =
+            timeout(Duration::from_millis(50), peer.write(&flood[accepted % flood.len()..])).await
+        {
             accepted += wrote.unwrap();
             let frames = accepted / flood.len() + 1;
             // The queue, the socket, the reader's buffer, and one piece on its way between them.
