@@ -1,9 +1,18 @@
 //! The runtime's side: NRI over one socket, and the pod events that attach and return links.
 
+mod dispatch;
+pub mod mux;
+mod plugin;
+pub mod session;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 
+pub use self::{
+    plugin::RuntimeInfo,
+    session::{NriConfig, SessionStatus, run},
+};
 use crate::claim::PodRef;
 
 /// A pod sandbox as the runtime describes it.
@@ -25,9 +34,13 @@ pub struct PodSandbox {
 pub trait PodEvents: Send + Sync {
     /// After (re)connecting: every sandbox the runtime has.
     async fn synchronize(&self, sandboxes: Vec<PodSandbox>);
-    /// The sandbox and its namespace exist, no container runs yet. An error fails the sandbox.
+    /// The sandbox and its namespace exist, no container runs yet. An error fails the sandbox. What is not done within
+    /// the runtime's limit is refused on the driver's behalf; a success that comes later is followed at once by
+    /// [`Self::stop_pod_sandbox`]. Events of one sandbox come one at a time, and none during
+    /// [`Self::synchronize`].
     async fn run_pod_sandbox(&self, sandbox: PodSandbox) -> Result<(), String>;
-    /// Containers have stopped; the namespace still exists.
+    /// Containers have stopped; the namespace still exists, as long as this returns within the runtime's limit. Also
+    /// sent for a sandbox whose [`Self::run_pod_sandbox`] failed, and possibly more than once.
     async fn stop_pod_sandbox(&self, sandbox: PodSandbox);
     /// The sandbox is gone.
     async fn remove_pod_sandbox(&self, sandbox: PodSandbox);

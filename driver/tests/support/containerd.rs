@@ -1,1 +1,341 @@
-//! Test support: containerd.
+//! A real containerd with NRI, beside whatever the machine runs: own root, state, sockets, networks and cgroup.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use netferry_proto::cri;
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::time::{sleep, timeout};
+use tonic::transport::{Channel, Endpoint};
+
+pub mod image;
+pub mod packages;
+
+pub use packages::Series;
+use packages::run;
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const CNI_BIN: &str = "/usr/lib/cni";
+
+/// Whether this machine can run containerd; else what it lacks.
+pub fn prerequisites() -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("needs root".into());
+    }
+    let needed = [
+        ("/usr/sbin/runc", "runc"),
+        ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+        ("/bin/busybox", "busybox-static"),
+        ("/usr/bin/apt-get", "apt"),
+        ("/usr/bin/dpkg", "dpkg"),
+    ];
+    for (file, package) in needed {
+        if !Path::new(file).exists() {
+            return Err(format!("needs {file}: apt-get install {package}"));
+        }
+    }
+    Ok(())
+}
+
+/// A pod sandbox that runs.
+#[derive(Clone, Debug)]
+pub struct RunningPod {
+    /// The runtime's id.
+    pub id: String,
+    /// `None` for a host-network pod.
+    pub netns: Option<PathBuf>,
+    /// Of the sandbox's first process.
+    pub pid: u32,
+}
+
+/// A containerd of its own. Dropped, it takes all that it made with it.
+pub struct Containerd {
+    series: Series,
+    bin: PathBuf,
+    /// Removed last: everything below it is unmounted first.
+    dir: tempfile::TempDir,
+    process: Option<Child>,
+    runtime: cri::runtime_service_client::RuntimeServiceClient<Channel>,
+}
+
+impl Containerd {
+    /// Get the binaries if they are not there yet, and start.
+    pub async fn start(series: Series) -> anyhow::Result<Self> {
+        let bin = tokio::task::spawn_blocking(move || packages::binaries(series)).await??;
+        // Short: unix socket paths have 108 bytes.
+        let dir = tempfile::Builder::new().prefix("nf-ctrd-").tempdir_in("/tmp")?;
+        configure(series, dir.path())?;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", dir.path().join("cri.sock").display()))?;
+        let mut this = Self {
+            series,
+            bin,
+            runtime: cri::runtime_service_client::RuntimeServiceClient::new(endpoint.connect_lazy()),
+            dir,
+            process: None,
+        };
+        this.launch().await?;
+        this.import_pause(endpoint.connect_lazy()).await?;
+        Ok(this)
+    }
+
+    /// Which series runs.
+    pub fn series(&self) -> Series {
+        self.series
+    }
+
+    /// Where plugins connect.
+    pub fn nri_socket(&self) -> PathBuf {
+        self.dir.path().join("nri.sock")
+    }
+
+    /// The runtime's name and version.
+    pub async fn version(&self) -> anyhow::Result<String> {
+        let version = self.runtime.clone().version(cri::VersionRequest::default()).await?.into_inner();
+        Ok(format!("{} {}", version.runtime_name, version.runtime_version))
+    }
+
+    /// What containerd wrote so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Make a pod's sandbox.
+    pub async fn run_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        host_network: bool,
+    ) -> anyhow::Result<RunningPod> {
+        let network = if host_network { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod };
+        let namespaces = cri::NamespaceOption { network: network.into(), ..Default::default() };
+        let config = cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: name.into(),
+                uid: uid.into(),
+                namespace: namespace.into(),
+                attempt: 0,
+            }),
+            hostname: if host_network { String::new() } else { name.into() },
+            log_directory: self.dir.path().join("pods").display().to_string(),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                cgroup_parent: format!("{}/pod{uid}", self.cgroup()),
+                security_context: Some(cri::LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
+            }),
+            ..Default::default()
+        };
+        let request = cri::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let id = self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+        let status = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
+        let info: serde_json::Value = serde_json::from_str(status.info.get("info").context("no info")?)?;
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().context("no namespaces")?;
+        let netns = namespaces.iter().find(|namespace| namespace["type"] == "network");
+        let netns = netns.and_then(|netns| netns["path"].as_str()).map(PathBuf::from);
+        let pid = info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("no pid")?;
+        Ok(RunningPod { id, netns, pid })
+    }
+
+    /// Stop a pod's sandbox; its netns goes.
+    pub async fn stop_pod(&self, id: &str) -> anyhow::Result<()> {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.into() };
+        self.runtime.clone().stop_pod_sandbox(request).await?;
+        Ok(())
+    }
+
+    /// Remove a pod's sandbox.
+    pub async fn remove_pod(&self, id: &str) -> anyhow::Result<()> {
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.into() };
+        self.runtime.clone().remove_pod_sandbox(request).await?;
+        Ok(())
+    }
+
+    /// Kill containerd; the sandboxes run on, as in an upgrade or a crash.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// Stop containerd and start it again; the sandboxes run on.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            kill(Pid::from_raw(i32::try_from(process.id())?), Signal::SIGTERM)?;
+            tokio::task::spawn_blocking(move || process.wait()).await??;
+        }
+        self.launch().await
+    }
+
+    /// Start containerd, after a [`Self::kill`], and wait until it answers.
+    pub async fn launch(&mut self) -> anyhow::Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("log"))?;
+        // The shim is found beside containerd only through PATH.
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.bin.display());
+        let process = Command::new(self.bin.join("containerd"))
+            .arg("--config")
+            .arg(self.dir.path().join("config.toml"))
+            .env("PATH", path)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let process = self.process.insert(process);
+        let started = Instant::now();
+        loop {
+            let request = cri::VersionRequest::default();
+            match timeout(START_LIMIT, self.runtime.clone().version(request)).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) if started.elapsed() > START_LIMIT => {
+                    bail!("containerd does not answer: {status}\n{}", self.log())
+                }
+                Err(_) => bail!("containerd does not answer\n{}", self.log()),
+                Ok(Err(_)) => {}
+            }
+            if let Some(status) = process.try_wait()? {
+                bail!("containerd ended: {status}\n{}", self.log());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn import_pause(&self, channel: Channel) -> anyhow::Result<()> {
+        let tarball = self.dir.path().join("pause.tar");
+        image::write_pause_image(&self.dir.path().join("image"), &tarball)?;
+        let mut import = Command::new(self.bin.join("ctr"));
+        import.arg("--address").arg(self.dir.path().join("cri.sock"));
+        import.args(["--namespace", "k8s.io", "images", "import", "--local", "--snapshotter", "native"]);
+        run(import.arg(&tarball))?;
+        // CRI hears of the image through an event.
+        let mut images = cri::image_service_client::ImageServiceClient::new(channel);
+        let started = Instant::now();
+        loop {
+            let image = Some(cri::ImageSpec { image: image::PAUSE.into() });
+            let status = images.image_status(cri::ImageStatusRequest { image }).await?.into_inner();
+            if status.image.is_some() {
+                return Ok(());
+            }
+            if started.elapsed() > START_LIMIT {
+                bail!("the imported image {} does not appear\n{}", image::PAUSE, self.log());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Parent of the pods' cgroups.
+    fn cgroup(&self) -> String {
+        format!("/{}", self.dir.path().file_name().unwrap_or_default().to_string_lossy())
+    }
+
+    /// Ends what still runs, without containerd's help.
+    fn kill_sandboxes(&self) {
+        for container in folders(&self.dir.path().join("runc/k8s.io")) {
+            let id = container.file_name().unwrap_or_default().to_owned();
+            let root = self.dir.path().join("runc/k8s.io");
+            let _ = run(Command::new("runc").arg("--root").arg(root).args(["delete", "--force"]).arg(id));
+        }
+        // Shims are no children of this process; their command line names this containerd's socket.
+        let ours = self.dir.path().as_os_str().as_encoded_bytes();
+        for process in folders(Path::new("/proc")) {
+            let command = fs::read(process.join("cmdline")).unwrap_or_default();
+            let is_shim = command.windows(15).any(|part| part == b"containerd-shim");
+            let pid = process.file_name().and_then(|pid| pid.to_str()?.parse().ok());
+            if let Some(pid) = pid
+                && is_shim
+                && command.windows(ours.len()).any(|part| part == ours)
+            {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn unmount_all(&self) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        for point in points.filter(|point| point.starts_with(self.dir.path())) {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.kill();
+        self.kill_sandboxes();
+        self.unmount_all();
+        // One hierarchy in cgroup v2, one for each controller in v1.
+        let cgroup = self.cgroup();
+        let hierarchies = folders(Path::new("/sys/fs/cgroup")).into_iter().chain(["/sys/fs/cgroup".into()]);
+        for hierarchy in hierarchies {
+            remove_cgroups(&hierarchy.join(cgroup.trim_start_matches('/')));
+        }
+        // Where every containerd keeps its shims' sockets; gone if nobody else has any.
+        let _ = fs::remove_dir("/run/containerd/s");
+        let _ = fs::remove_dir("/run/containerd");
+    }
+}
+
+/// Remove a cgroup and those in it. Processes that were killed leave it a moment later.
+fn remove_cgroups(cgroup: &Path) {
+    for inner in folders(cgroup) {
+        remove_cgroups(&inner);
+    }
+    for _ in 0..100 {
+        match fs::remove_dir(cgroup) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => return,
+        }
+    }
+}
+
+fn folders(of: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(of).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+/// Write containerd's and the pod network's configuration.
+fn configure(series: Series, dir: &Path) -> anyhow::Result<()> {
+    for folder in ["cni", "plugins", "plugin-config", "pods", "image"] {
+        fs::create_dir_all(dir.join(folder))?;
+    }
+    let config = match series {
+        Series::V1_7 => include_str!("containerd/config-1.7.toml"),
+        Series::V2_1 => include_str!("containerd/config-2.1.toml"),
+    };
+    let dir_text = dir.to_str().context("the folder's name is not UTF-8")?;
+    let config = config.replace("@DIR@", dir_text).replace("@PAUSE@", image::PAUSE).replace("@CNI@", CNI_BIN);
+    fs::write(dir.join("config.toml"), config)?;
+    // A subnet for each containerd that runs at once, of the range for benchmarks (RFC 2544).
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let mixed = std::process::id().wrapping_mul(37).to_le_bytes()[0];
+    let subnet = mixed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    let network = serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": dir.file_name().unwrap_or_default().to_string_lossy(),
+        "plugins": [{
+            "type": "ptp",
+            "ipMasq": false,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": dir.join("ipam"),
+                "ranges": [[{"subnet": format!("198.18.{subnet}.0/24")}]],
+            },
+        }],
+    });
+    fs::write(dir.join("cni/10-netferry-test.conflist"), network.to_string())?;
+    Ok(())
+}
