@@ -1,5 +1,7 @@
 //! Generates Rust from `proto/*.proto`, with no protoc. One room for each family of wire formats.
 
+#[path = "build/cri.rs"]
+mod cri;
 #[path = "build/dra.rs"]
 mod dra;
 #[path = "build/nri.rs"]
@@ -7,5 +9,6 @@ mod nri;
 
 fn main() -> anyhow::Result<()> {
     dra::generate()?;
-    nri::generate()
+    nri::generate()?;
+    cri::generate()
 }

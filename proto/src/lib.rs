@@ -1,1 +1,5 @@
 //! Wire formats: only the messages and fields Netferry uses, each with its source.
+
+#[cfg(feature = "cri")]
+pub mod cri;
+pub mod nri;
