@@ -1,5 +1,9 @@
 //! The programs on every interface handed to a pod, behind one narrow seam.
 
+#[cfg(any(test, feature = "failpoints"))]
+#[doc(hidden)]
+pub mod fake;
+
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
@@ -163,4 +167,21 @@ pub trait Datapath: Send + Sync {
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError>;
     /// Counters of an endpoint.
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError>;
+}
+
+/// Answer [`DatapathError::Foreign`] if there are programs of others.
+fn refuse_foreign(ifindex: u32, programs: &[ForeignProgram]) -> Result<(), DatapathError> {
+    if programs.is_empty() {
+        return Ok(());
+    }
+    let each: Vec<String> = programs
+        .iter()
+        .map(|program| match (program.id, program.name.as_str()) {
+            (0, "") => program.hook.clone(),
+            (0, name) => format!("{} {name}", program.hook),
+            (id, "") => format!("{} id {id}", program.hook),
+            (id, name) => format!("{} {name} (id {id})", program.hook),
+        })
+        .collect();
+    Err(DatapathError::Foreign { link: format!("with index {ifindex}"), programs: each.join(", ") })
 }
