@@ -1,4 +1,5 @@
 //! Network namespaces and links that clean up after themselves, also on panic.
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 
 use std::{
     collections::BTreeMap,
@@ -36,6 +37,7 @@ pub struct NetNs {
 }
 
 impl NetNs {
+    #[allow(clippy::new_without_default, reason = "it makes a namespace")]
     pub fn new() -> Self {
         let name = unique("n");
         let path = PathBuf::from("/run/netns").join(&name);
