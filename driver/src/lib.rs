@@ -6,6 +6,7 @@
 //! cluster are touched only behind the traits [`link::Links`], [`datapath::Datapath`] and
 //! [`cluster::Cluster`].
 
+pub mod attach;
 pub mod claim;
 pub mod cluster;
 pub mod config;

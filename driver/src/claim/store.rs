@@ -1,0 +1,300 @@
+//! The claim store: one checkpoint file a claim, and the same in memory.
+//!
+//! Every change is on disk before the call returns: a temporary file in the same folder, fsync, rename, fsync
+//! of the folder. A crash at any line leaves the old file or the new one, never a mixture.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Checkpoint, ClaimRef, PodRef};
+
+#[cfg(test)]
+mod tests;
+
+/// Layout of the files this build writes; files of another layout are set aside, not guessed at.
+const VERSION: u32 = 1;
+/// Files of an interrupted write start so, and are deleted at the next start.
+const TEMPORARY: &str = ".write-";
+/// Longest UID taken; the API server's are 36 characters.
+const MAX_UID: usize = 128;
+
+/// A checkpoint as it is on disk.
+#[derive(Serialize, Deserialize)]
+struct OnDisk<C> {
+    version: u32,
+    #[serde(flatten)]
+    checkpoint: C,
+}
+
+/// What a store operation can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No checkpoint of that claim.
+    #[error("no checkpoint of claim UID {0:?}")]
+    NotFound(String),
+    /// The UID cannot be a file name.
+    #[error("claim UID {0:?} is not allowed; 1 to {MAX_UID} of A-Z a-z 0-9 '-' '_' '.', not starting with '.'")]
+    Uid(String),
+    /// Another claim has the device.
+    #[error("device {device} is held by claim {holder}")]
+    DeviceHeld {
+        /// The device.
+        device: String,
+        /// Who has it.
+        holder: ClaimRef,
+    },
+    /// A checkpoint was changed into that of another claim: a programming error, and nothing was written.
+    #[error("the checkpoint of claim UID {0:?} must keep its UID")]
+    UidChanged(String),
+    /// The file system refused.
+    #[error("{action} {path}")]
+    Io {
+        /// What was tried ("write", "remove", …).
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A file that was found at the start and could not be used. It was renamed and kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreProblem {
+    /// Where the file is now.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// All checkpoints. Reads are in memory and never wait for the disk; writes are serialised.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    /// Held over a whole write, so that what is checked before it still holds after it.
+    writing: Mutex<()>,
+    claims: Mutex<BTreeMap<String, Checkpoint>>,
+}
+
+/// A poisoned lock is used on: the maps behind it are replaced by single inserts and are always whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+/// Where tests stop the process (`return(abort)`), let the write fail (`return`), or hold it (`pause`).
+#[cfg_attr(not(feature = "failpoints"), expect(clippy::unnecessary_wraps, reason = "fails only by injection"))]
+fn crossing(name: &'static str, path: &Path) -> Result<(), StoreError> {
+    fail::fail_point!(name, |argument| {
+        if argument.as_deref() == Some("abort") {
+            std::process::abort();
+        }
+        Err(StoreError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source: io::Error::other(format!("injected at {name}")),
+        })
+    });
+    let _ = (name, path);
+    Ok(())
+}
+
+impl Store {
+    /// Open the store in `dir`, made if it is not there, and read every checkpoint.
+    ///
+    /// A file that cannot be read, is of another version or belongs under another name is renamed to
+    /// `<file>.bad` and reported; the rest of the store is usable.
+    pub fn open(dir: &Path) -> Result<(Self, Vec<StoreProblem>), StoreError> {
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        // The files tell where pods' links are: nobody but root has to know.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error("set mode of", dir))?;
+        let mut claims = BTreeMap::new();
+        let mut problems = Vec::new();
+        for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
+            let path = entry.map_err(io_error("list", dir))?.path();
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if file_name.starts_with(TEMPORARY) {
+                fs::remove_file(&path).map_err(io_error("remove", &path))?;
+                continue;
+            }
+            let Some(uid) = file_name.strip_suffix(".json") else { continue };
+            match read(&path, uid) {
+                Ok(checkpoint) => {
+                    claims.insert(uid.to_owned(), checkpoint);
+                }
+                Err(problem) => problems.push(StoreProblem { path: set_aside(&path)?, problem }),
+            }
+        }
+        if !problems.is_empty() {
+            sync_dir(dir)?;
+        }
+        Ok((Self { dir: dir.to_owned(), writing: Mutex::new(()), claims: Mutex::new(claims) }, problems))
+    }
+
+    /// The checkpoint of a claim.
+    #[must_use]
+    pub fn get(&self, uid: &str) -> Option<Checkpoint> {
+        lock(&self.claims).get(uid).cloned()
+    }
+
+    /// Every checkpoint, by claim UID.
+    #[must_use]
+    pub fn all(&self) -> Vec<Checkpoint> {
+        lock(&self.claims).values().cloned().collect()
+    }
+
+    /// The checkpoints of claims that are reserved for the pod or attached to one of its sandboxes. In memory
+    /// only: made for the runtime's hook.
+    #[must_use]
+    pub fn by_pod(&self, pod_uid: &str) -> Vec<Checkpoint> {
+        let concerns = |checkpoint: &&Checkpoint| {
+            checkpoint.pods.iter().any(|pod| pod.uid == pod_uid)
+                || checkpoint
+                    .interfaces
+                    .iter()
+                    .filter_map(|interface| interface.attachment.as_ref())
+                    .any(|attachment| attachment.sandbox.pod.uid == pod_uid)
+        };
+        lock(&self.claims).values().filter(concerns).cloned().collect()
+    }
+
+    /// Devices of every prepared claim: who claims it, and the pod it is attached to now.
+    #[must_use]
+    pub fn held_devices(&self) -> BTreeMap<String, (ClaimRef, Option<PodRef>)> {
+        let mut held = BTreeMap::new();
+        for checkpoint in lock(&self.claims).values() {
+            for interface in &checkpoint.interfaces {
+                let pod = interface.attachment.as_ref().map(|attachment| attachment.sandbox.pod.clone());
+                held.insert(interface.plan.device.clone(), (checkpoint.claim.clone(), pod));
+            }
+        }
+        held
+    }
+
+    /// Write the checkpoint of a claim, new or in place of the one there is. Refused if one of its devices is
+    /// held by another claim: of two claims prepared at once for one device, the second fails.
+    pub fn put(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+        let _writing = lock(&self.writing);
+        self.write(checkpoint)
+    }
+
+    /// Change a checkpoint under the store's write lock; returns it as it is on disk now.
+    pub fn update(
+        &self,
+        uid: &str,
+        change: impl FnOnce(&mut Checkpoint),
+    ) -> Result<Checkpoint, StoreError> {
+        let _writing = lock(&self.writing);
+        let mut checkpoint = self.get(uid).ok_or_else(|| StoreError::NotFound(uid.to_owned()))?;
+        change(&mut checkpoint);
+        if checkpoint.claim.uid != uid {
+            return Err(StoreError::UidChanged(uid.to_owned()));
+        }
+        self.write(checkpoint.clone())?;
+        Ok(checkpoint)
+    }
+
+    /// Forget a claim; one that is not there is no error.
+    pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
+        let _writing = lock(&self.writing);
+        let path = self.path(uid)?;
+        crossing("store-before-write", &path)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &path)(error));
+            }
+            _ => sync_dir(&self.dir)?,
+        }
+        lock(&self.claims).remove(uid);
+        crossing("store-after-write", &path)
+    }
+
+    fn path(&self, uid: &str) -> Result<PathBuf, StoreError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if uid.is_empty() || uid.len() > MAX_UID || uid.starts_with('.') || !uid.bytes().all(allowed) {
+            return Err(StoreError::Uid(uid.to_owned()));
+        }
+        Ok(self.dir.join(format!("{uid}.json")))
+    }
+
+    /// Disk first, then memory: memory never claims what a restart would not find. When only the last fsync
+    /// fails, the disk may be one step ahead of memory; a step is written before its action, so that is the
+    /// same as a crash right after the write.
+    fn write(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+        let path = self.path(&checkpoint.claim.uid)?;
+        let held = self.held_devices();
+        for interface in &checkpoint.interfaces {
+            match held.get(&interface.plan.device) {
+                Some((holder, _)) if holder.uid != checkpoint.claim.uid => {
+                    return Err(StoreError::DeviceHeld {
+                        device: interface.plan.device.clone(),
+                        holder: holder.clone(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        crossing("store-before-write", &path)?;
+        self.replace_file(&path, &checkpoint).map_err(io_error("write", &path))?;
+        sync_dir(&self.dir)?;
+        lock(&self.claims).insert(checkpoint.claim.uid.clone(), checkpoint);
+        crossing("store-after-write", &path)
+    }
+
+    fn replace_file(&self, path: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(&OnDisk { version: VERSION, checkpoint })?;
+        text.push(b'\n');
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
+        file.write_all(&text)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+/// Rename is durable only once its folder is (`rename(2)`, `fsync(2)`).
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|folder| folder.sync_all()).map_err(io_error("fsync", dir))
+}
+
+fn read(path: &Path, uid: &str) -> Result<Checkpoint, String> {
+    let text = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| format!("is not JSON: {error}"))?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {}
+        Some(version) => return Err(format!("version {version} is not known; this build reads {VERSION}")),
+        None => return Err("has no version".to_owned()),
+    }
+    let on_disk: OnDisk<Checkpoint> =
+        serde_json::from_value(value).map_err(|error| format!("is not a checkpoint: {error}"))?;
+    if on_disk.checkpoint.claim.uid != uid {
+        return Err(format!("is of claim UID {:?}, but named {uid}.json", on_disk.checkpoint.claim.uid));
+    }
+    Ok(on_disk.checkpoint)
+}
+
+/// Keep a file that cannot be used, under a name that the store does not read.
+fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let mut kept = PathBuf::from(format!("{}.bad", path.display()));
+    let mut number = 1;
+    while kept.exists() {
+        number += 1;
+        kept = PathBuf::from(format!("{}.bad.{number}", path.display()));
+    }
+    fs::rename(path, &kept).map_err(io_error("set aside", path))?;
+    Ok(kept)
+}

@@ -1,0 +1,155 @@
+use std::fs;
+
+use super::*;
+use crate::{
+    claim::{Attachment, InterfacePlan, InterfaceRecord, Sandbox, Step},
+    datapath::Isolation,
+    link::{Home, Link},
+};
+
+fn claim(uid: &str) -> ClaimRef {
+    ClaimRef { namespace: "default".into(), name: format!("claim-{uid}"), uid: uid.into() }
+}
+
+fn pod(uid: &str) -> PodRef {
+    PodRef { namespace: "default".into(), name: format!("pod-{uid}"), uid: uid.into() }
+}
+
+fn checkpoint(uid: &str, device: &str) -> Checkpoint {
+    Checkpoint {
+        claim: claim(uid),
+        pods: vec![pod("p1")],
+        interfaces: vec![InterfaceRecord {
+            plan: InterfacePlan {
+                request: "nic".into(),
+                pool: "node-1".into(),
+                device: device.into(),
+                host_link: device.into(),
+                name: "net1".into(),
+                hardware_addr: Some("02:00:00:00:00:01".parse().unwrap()),
+                mtu: Some(9000),
+                addresses: vec!["192.0.2.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()],
+                routes: vec![],
+                isolation: Isolation::Strict,
+            },
+            attachment: None,
+        }],
+    }
+}
+
+fn attachment(pod_uid: &str) -> Attachment {
+    Attachment {
+        step: Step::Attaching,
+        sandbox: Sandbox { id: "s1".into(), pod: pod(pod_uid), netns: "/run/netns/x".into() },
+        endpoint: Some(7),
+        home: Home {
+            link: Link {
+                ifindex: 4,
+                name: "ens5".into(),
+                mac: None,
+                permanent_mac: None,
+                mtu: 1500,
+                up: true,
+                kind: None,
+                alt_names: ["enp0s5".to_owned()].into(),
+            },
+            addresses: vec![],
+            routes: vec![],
+            neighbours: vec![],
+            sysctls: BTreeMap::new(),
+            settings: crate::link::Settings::default(),
+        },
+        pod_ifindex: None,
+    }
+}
+
+#[test]
+fn survives_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, problems) = Store::open(dir.path()).unwrap();
+    assert_eq!(problems, []);
+    store.put(checkpoint("u1", "ens5")).unwrap();
+    store.put(checkpoint("u2", "ens6")).unwrap();
+    let updated =
+        store.update("u1", |checkpoint| checkpoint.interfaces[0].attachment = Some(attachment("p9"))).unwrap();
+    store.remove("u2").unwrap();
+    store.remove("u2").unwrap();
+
+    let (again, problems) = Store::open(dir.path()).unwrap();
+    assert_eq!(problems, []);
+    assert_eq!(again.all(), [updated.clone()]);
+    assert_eq!(again.get("u1"), Some(updated));
+    assert_eq!(again.get("u2"), None);
+    assert_eq!(again.by_pod("p1").len(), 1, "reserved for it");
+    assert_eq!(again.by_pod("p9").len(), 1, "attached to it");
+    assert_eq!(again.by_pod("p2").len(), 0);
+    assert_eq!(again.held_devices()["ens5"], (claim("u1"), Some(pod("p9"))));
+    let text = fs::read_to_string(dir.path().join("u1.json")).unwrap();
+    assert!(text.starts_with("{\n  \"version\": 1,\n  \"claim\": {"), "{text}");
+}
+
+#[test]
+fn sets_aside_what_it_cannot_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    store.put(checkpoint("good", "ens5")).unwrap();
+    let good = fs::read_to_string(dir.path().join("good.json")).unwrap();
+    fs::write(dir.path().join("half.json"), &good[..good.len() / 2]).unwrap();
+    fs::write(dir.path().join("newer.json"), good.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    fs::write(dir.path().join("other.json"), &good).unwrap();
+    fs::write(dir.path().join("half.json.bad"), "an earlier one").unwrap();
+    fs::write(dir.path().join(".write-abc"), "cut short").unwrap();
+
+    let (store, mut problems) = Store::open(dir.path()).unwrap();
+    problems.sort_by(|a, b| a.path.cmp(&b.path));
+    let found: Vec<_> =
+        problems.iter().map(|found| found.path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(found, ["half.json.bad.2", "newer.json.bad", "other.json.bad"]);
+    assert!(problems[1].problem.contains("version 2"), "{problems:?}");
+    assert!(problems.iter().all(|found| found.path.exists()));
+    assert_eq!(store.all(), [checkpoint("good", "ens5")]);
+    assert!(!dir.path().join(".write-abc").exists());
+    assert_eq!(Store::open(dir.path()).unwrap().1, []);
+}
+
+#[test]
+fn refuses_uids_that_are_paths() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(&dir.path().join("store")).unwrap();
+    for uid in ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "ä", &"x".repeat(129)] {
+        assert!(matches!(store.put(checkpoint(uid, "ens5")), Err(StoreError::Uid(_))), "{uid:?}");
+        assert!(matches!(store.remove(uid), Err(StoreError::Uid(_))), "{uid:?}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn one_device_has_one_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    store.put(checkpoint("u1", "ens5")).unwrap();
+    store.put(checkpoint("u1", "ens5")).unwrap();
+    let error = store.put(checkpoint("u2", "ens5")).unwrap_err();
+    assert_eq!(error.to_string(), "device ens5 is held by claim default/claim-u1");
+    assert_eq!(store.get("u2"), None);
+    assert!(matches!(store.update("u2", |_| {}), Err(StoreError::NotFound(_))));
+    assert!(matches!(
+        store.update("u1", |checkpoint| checkpoint.claim.uid = "u3".into()),
+        Err(StoreError::UidChanged(_))
+    ));
+    assert_eq!(store.all(), [checkpoint("u1", "ens5")]);
+}
+
+#[test]
+fn a_failed_write_changes_nothing_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    store.put(checkpoint("u1", "ens5")).unwrap();
+    // A folder in the file's place: rename fails for root too.
+    fs::remove_file(dir.path().join("u1.json")).unwrap();
+    fs::create_dir(dir.path().join("u1.json")).unwrap();
+    let error = store.update("u1", |checkpoint| checkpoint.pods.clear()).unwrap_err();
+    assert!(matches!(error, StoreError::Io { action: "write", .. }), "{error}");
+    assert_eq!(store.get("u1"), Some(checkpoint("u1", "ens5")));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+}
