@@ -1,5 +1,7 @@
 //! Claims: configuration, the pure plan, and the checkpoint of what was done about them.
 
+pub mod config;
+pub mod plan;
 pub mod store;
 
 use std::{fmt, path::PathBuf};

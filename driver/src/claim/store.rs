@@ -41,7 +41,9 @@ pub enum StoreError {
     #[error("no checkpoint of claim UID {0:?}")]
     NotFound(String),
     /// The UID cannot be a file name.
-    #[error("claim UID {0:?} is not allowed; 1 to {MAX_UID} of A-Z a-z 0-9 '-' '_' '.', not starting with '.'")]
+    #[error(
+        "claim UID {0:?} is not allowed; 1 to {MAX_UID} of A-Z a-z 0-9 '-' '_' '.', not starting with '.'"
+    )]
     Uid(String),
     /// Another claim has the device.
     #[error("device {device} is held by claim {holder}")]
@@ -96,7 +98,10 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 }
 
 /// Where tests stop the process (`return(abort)`), let the write fail (`return`), or hold it (`pause`).
-#[cfg_attr(not(feature = "failpoints"), expect(clippy::unnecessary_wraps, reason = "fails only by injection"))]
+#[cfg_attr(
+    not(feature = "failpoints"),
+    expect(clippy::unnecessary_wraps, reason = "fails only by injection")
+)]
 fn crossing(name: &'static str, path: &Path) -> Result<(), StoreError> {
     fail::fail_point!(name, |argument| {
         if argument.as_deref() == Some("abort") {
@@ -192,11 +197,7 @@ impl Store {
     }
 
     /// Change a checkpoint under the store's write lock; returns it as it is on disk now.
-    pub fn update(
-        &self,
-        uid: &str,
-        change: impl FnOnce(&mut Checkpoint),
-    ) -> Result<Checkpoint, StoreError> {
+    pub fn update(&self, uid: &str, change: impl FnOnce(&mut Checkpoint)) -> Result<Checkpoint, StoreError> {
         let _writing = lock(&self.writing);
         let mut checkpoint = self.get(uid).ok_or_else(|| StoreError::NotFound(uid.to_owned()))?;
         change(&mut checkpoint);

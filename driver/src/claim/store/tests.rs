@@ -70,8 +70,9 @@ fn survives_reopening() {
     assert_eq!(problems, []);
     store.put(checkpoint("u1", "ens5")).unwrap();
     store.put(checkpoint("u2", "ens6")).unwrap();
-    let updated =
-        store.update("u1", |checkpoint| checkpoint.interfaces[0].attachment = Some(attachment("p9"))).unwrap();
+    let updated = store
+        .update("u1", |checkpoint| checkpoint.interfaces[0].attachment = Some(attachment("p9")))
+        .unwrap();
     store.remove("u2").unwrap();
     store.remove("u2").unwrap();
 
