@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod plan;
+pub mod service;
 pub mod store;
 
 use std::{fmt, path::PathBuf};

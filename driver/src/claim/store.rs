@@ -53,6 +53,16 @@ pub enum StoreError {
         /// Who has it.
         holder: ClaimRef,
     },
+    /// A link of the claim is not at home: forgetting the claim would lose it.
+    #[error("claim {claim} still has {device} in pod {pod}")]
+    StillOut {
+        /// The claim.
+        claim: ClaimRef,
+        /// Its device.
+        device: String,
+        /// Where it is, or is being put, or comes from.
+        pod: PodRef,
+    },
     /// A checkpoint was changed into that of another claim: a programming error, and nothing was written.
     #[error("the checkpoint of claim UID {0:?} must keep its UID")]
     UidChanged(String),
@@ -208,10 +218,21 @@ impl Store {
         Ok(checkpoint)
     }
 
-    /// Forget a claim; one that is not there is no error.
+    /// Forget a claim; one that is not there is no error, one with an interface that has an attachment is.
     pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
         let _writing = lock(&self.writing);
         let path = self.path(uid)?;
+        if let Some(checkpoint) = self.get(uid) {
+            for interface in checkpoint.interfaces {
+                if let Some(attachment) = interface.attachment {
+                    return Err(StoreError::StillOut {
+                        claim: checkpoint.claim,
+                        device: interface.plan.device,
+                        pod: attachment.sandbox.pod,
+                    });
+                }
+            }
+        }
         crossing("store-before-write", &path)?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -75,6 +75,8 @@ fn survives_reopening() {
         .unwrap();
     store.remove("u2").unwrap();
     store.remove("u2").unwrap();
+    let error = store.remove("u1").unwrap_err();
+    assert_eq!(error.to_string(), "claim default/claim-u1 still has ens5 in pod default/pod-p9");
 
     let (again, problems) = Store::open(dir.path()).unwrap();
     assert_eq!(problems, []);
