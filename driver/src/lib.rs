@@ -14,6 +14,7 @@ pub mod dra;
 pub mod link;
 pub mod nri;
 pub mod publish;
+pub mod status;
 
 /// The driver's default name: the `driver` field of slices and allocation results, and the domain of its
 /// attributes and its configuration API.

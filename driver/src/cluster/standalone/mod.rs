@@ -1,0 +1,1 @@
+//! A folder of YAML objects in place of an API server.
