@@ -1,5 +1,6 @@
 //! The cluster behind one narrow seam: an API server, or a folder of YAML objects.
 
+mod event_object;
 pub mod kube;
 pub mod standalone;
 pub mod versions;

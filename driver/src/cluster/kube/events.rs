@@ -9,8 +9,8 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{core::v1::ObjectReference, events::v1::Event as ApiEvent},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    api::events::v1::Event as ApiEvent,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{
     Api,
@@ -19,7 +19,7 @@ use kube::{
 use serde_json::json;
 
 use super::{KubeCluster, errors::Object};
-use crate::cluster::{ClusterError, Event, EventType, Subject, versions::ApiVersion};
+use crate::cluster::{ClusterError, Event, event_object};
 
 /// A repeat later than this makes a new Event (as client-go's recorder does).
 const WINDOW: Duration = Duration::from_secs(6 * 60);
@@ -27,10 +27,6 @@ const WINDOW: Duration = Duration::from_secs(6 * 60);
 const MAX_SERIES: usize = 512;
 /// Shortest time between two writes of one series.
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
-/// `note` is refused above this by the server (pkg/apis/core/validation/events.go).
-const NOTE_BYTES: usize = 1024;
-/// `reportingInstance` is refused above this.
-const INSTANCE_BYTES: usize = 128;
 
 #[derive(Clone)]
 struct Entry {
@@ -101,7 +97,7 @@ impl KubeCluster {
                 Err(error) => return Err(error),
             }
         }
-        let body = self.event_object(event);
+        let body = event_object::object(event, &self.driver, &self.node, Timestamp::now());
         let (namespace, name) = (
             body.metadata.namespace.clone().unwrap_or_default(),
             body.metadata.name.clone().unwrap_or_default(),
@@ -112,73 +108,6 @@ impl KubeCluster {
         self.series.created(key, namespace, name, now);
         Ok(())
     }
-
-    fn event_object(&self, event: &Event) -> ApiEvent {
-        let now = Timestamp::now();
-        let regarding = self.regarding(&event.subject);
-        // An Event about something without a namespace must be in `default` (the same validation file).
-        let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        // Name as client-go makes it; the subject's own name may already fill the 253 bytes a name has.
-        let subject = truncated(regarding.name.as_deref().unwrap_or_default(), 220).trim_end_matches(['.', '-']);
-        let name = format!("{subject}.{:x}", now.as_nanosecond());
-        ApiEvent {
-            metadata: ObjectMeta {
-                name: Some(name),
-                namespace: Some(namespace),
-                ..ObjectMeta::default()
-            },
-            event_time: Some(MicroTime(now)),
-            action: Some(event.action.to_owned()),
-            reason: Some(event.reason.to_owned()),
-            note: Some(truncated(&event.note, NOTE_BYTES).to_owned()),
-            regarding: Some(regarding),
-            reporting_controller: Some(self.driver.clone()),
-            reporting_instance: Some(truncated(&self.node, INSTANCE_BYTES).to_owned()),
-            type_: Some(
-                match event.event_type {
-                    EventType::Normal => "Normal",
-                    EventType::Warning => "Warning",
-                }
-                .to_owned(),
-            ),
-            ..ApiEvent::default()
-        }
-    }
-
-    fn regarding(&self, subject: &Subject) -> ObjectReference {
-        match subject {
-            Subject::Claim(claim) => ObjectReference {
-                api_version: Some(ApiVersion::V1.api_version().to_owned()),
-                kind: Some("ResourceClaim".to_owned()),
-                namespace: Some(claim.namespace.clone()),
-                name: Some(claim.name.clone()),
-                uid: Some(claim.uid.clone()),
-                ..ObjectReference::default()
-            },
-            Subject::Pod(pod) => ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                namespace: Some(pod.namespace.clone()),
-                name: Some(pod.name.clone()),
-                uid: Some(pod.uid.clone()),
-                ..ObjectReference::default()
-            },
-            Subject::Node => ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Node".to_owned()),
-                name: Some(self.node.clone()),
-                // The kubelet writes its node Events with the name as uid, and `kubectl describe node` looks
-                // for both.
-                uid: Some(self.node.clone()),
-                ..ObjectReference::default()
-            },
-        }
-    }
-}
-
-/// The longest start of `text` of at most `bytes` bytes that is still text.
-fn truncated(text: &str, bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes)]
 }
 
 #[cfg(test)]
@@ -209,10 +138,4 @@ mod tests {
         assert_eq!(series.0.lock().expect("lock").len(), MAX_SERIES);
     }
 
-    #[test]
-    fn text_is_cut_between_characters() {
-        assert_eq!(truncated("aé", 2), "a");
-        assert_eq!(truncated("aé", 3), "aé");
-        assert_eq!(truncated("a", 9), "a");
-    }
 }
