@@ -1,6 +1,9 @@
 //! `netferry run`: put the parts together, run until a signal, drain.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -25,6 +28,7 @@ use crate::{
     holdings::holdings,
     http,
     link::kernel::KernelLinks,
+    measured::Measured,
     metrics::{Metrics, Sources},
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
@@ -94,12 +98,12 @@ struct Parts {
     datapath: Arc<AyaDatapath>,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
+    published: Arc<PublishStats>,
 }
 
 impl Parts {
     fn open(config: &RunConfig, cluster: Arc<dyn Cluster>) -> Result<Self> {
         let claims = config.state.claims_dir();
-        make_private(&claims).with_context(|| format!("cannot make the state folder {}", claims.display()))?;
         let (store, problems) = Store::open(&claims).context("cannot read the checkpoints")?;
         for problem in problems {
             error!("{problem}");
@@ -107,19 +111,21 @@ impl Parts {
         let store = Arc::new(store);
         let datapath = Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);
         let readiness = Arc::new(Readiness::new());
+        let published = Arc::new(PublishStats::default());
         let sources = Sources {
             readiness: Arc::clone(&readiness),
+            publisher: Arc::clone(&published),
             holdings: {
                 let (store, datapath) = (Arc::clone(&store), Arc::clone(&datapath));
                 Box::new(move || holdings(&store.all(), &*datapath))
             },
         };
         let metrics = Arc::new(Metrics::new(sources));
-        Ok(Self { cluster, store, datapath, readiness, metrics })
+        Ok(Self { cluster, store, datapath, readiness, metrics, published })
     }
 
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
-        let Self { cluster, store, datapath, readiness, metrics } = self;
+        let Self { cluster, store, datapath, readiness, metrics, published } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
         let (reporter, writer) =
@@ -135,7 +141,6 @@ impl Parts {
             store: Arc::clone(&store),
             reporter: reporter.clone(),
             metrics: Arc::clone(&metrics),
-            watcher: watcher.clone(),
         });
 
         if let Some(address) = config.http_address.0 {
@@ -148,21 +153,13 @@ impl Parts {
             });
         }
 
-        let stats = Arc::new(PublishStats::default());
-        metrics.watch_publisher(Arc::clone(&stats));
-        let (published, mut rounds) = watch::channel(());
-        let options = PublishOptions { succeeded: Some(published), ..PublishOptions::default() };
+        tokio::spawn(tell_publisher(Arc::clone(&readiness), Arc::clone(&published)));
         let inventory = watcher.inventory.clone();
+        let options = PublishOptions::default();
         tasks.spawn(
             "publisher",
-            publisher::run(Arc::clone(&cluster), inventory, Arc::new(rule), options, stats, stop.clone()),
+            publisher::run(Arc::clone(&cluster), inventory, Arc::new(rule), options, published, stop.clone()),
         );
-        let told = Arc::clone(&readiness);
-        tokio::spawn(async move {
-            if rounds.changed().await.is_ok() {
-                told.set_ready(Part::Slices);
-            }
-        });
 
         let (runtime, status) = watch::channel(SessionStatus::default());
         tokio::spawn(tell_runtime(Arc::clone(&readiness), status));
@@ -188,7 +185,7 @@ impl Parts {
         let dra = Dra {
             driver: config.driver_name.clone(),
             sockets: Sockets::below(&config.kubelet_root_dir, &config.driver_name),
-            claims: Arc::new(metrics.measured(claims)),
+            claims: Arc::new(Measured { claims, metrics, watcher: watcher.clone() }),
             health: Health { pool: node.to_owned(), inventory: watcher.inventory, store },
             state: kubelet,
         };
@@ -215,12 +212,6 @@ async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToke
     let store = Arc::clone(store);
     let held = move || store.held_devices().into_keys().collect();
     crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
-}
-
-/// The checkpoints name every pod's networks: for root only.
-fn make_private(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Tasks that run as long as the daemon. The end of one before the stop is the end of all: the kubelet or the
@@ -269,6 +260,15 @@ impl Tasks {
         self.set.abort_all();
         result
     }
+}
+
+/// The slices are ready once they have been right; from then on the publisher keeps them so.
+async fn tell_publisher(readiness: Arc<Readiness>, stats: Arc<PublishStats>) {
+    readiness.set_waiting(Part::Slices, "not published yet");
+    while stats.last_success.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    readiness.set_ready(Part::Slices);
 }
 
 async fn tell_runtime(readiness: Arc<Readiness>, mut status: watch::Receiver<SessionStatus>) {

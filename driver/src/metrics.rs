@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,14 +15,14 @@ use prometheus_client::{
     metrics::{
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::{ConstGauge, Gauge},
+        gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
     registry::{Registry, Unit},
 };
 
-use crate::{datapath::Traffic, holdings::Holding, readiness::Readiness};
+use crate::{datapath::Traffic, holdings::Holding, publish::publisher::PublishStats, readiness::Readiness};
 
 /// How something ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,14 +45,14 @@ pub struct Metrics {
     attaches: Family<Outcome, Counter>,
     attach_time: Histogram,
     returns: Family<Outcome, Counter>,
-    published: Gauge,
-    slice_writes: Family<Outcome, Counter>,
 }
 
 /// What is read at each scrape.
 pub struct Sources {
     /// State of the parts.
     pub readiness: Arc<Readiness>,
+    /// What the publisher has done.
+    pub publisher: Arc<PublishStats>,
     /// Interfaces in pods and their counters.
     pub holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
 }
@@ -72,8 +75,6 @@ impl Metrics {
             attaches: Family::default(),
             attach_time: time(),
             returns: Family::default(),
-            published: Gauge::default(),
-            slice_writes: Family::default(),
             registry: Registry::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -85,8 +86,6 @@ impl Metrics {
         let help = "Time to attach a pod's links, in the runtime's hook";
         registry.register_with_unit("attach", help, Unit::Seconds, metrics.attach_time.clone());
         registry.register("returns", "Pods whose links were taken home", metrics.returns.clone());
-        registry.register("devices_published", "Devices in this node's slices", metrics.published.clone());
-        registry.register("slice_writes", "Slices created, updated or deleted", metrics.slice_writes.clone());
         registry.register_collector(Box::new(sources));
         Self { registry, ..metrics }
     }
@@ -108,16 +107,6 @@ impl Metrics {
         self.returns.get_or_create(&Outcome::of(ok)).inc();
     }
 
-    /// Slices were written.
-    pub fn slices_written(&self, ok: bool, writes: u64) {
-        self.slice_writes.get_or_create(&Outcome::of(ok)).inc_by(writes);
-    }
-
-    /// So many devices are published.
-    pub fn set_published(&self, devices: usize) {
-        self.published.set(i64::try_from(devices).unwrap_or(i64::MAX));
-    }
-
     /// The OpenMetrics text.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
@@ -135,6 +124,29 @@ impl Collector for Sources {
         let mut parts = encoder.encode_descriptor("ready", help, None, ConstGauge::new(0i64).metric_type())?;
         for (part, ready) in self.readiness.parts() {
             ConstGauge::new(i64::from(ready)).encode(parts.encode_family(&[("part", part)])?)?;
+        }
+        let stats = &self.publisher;
+        let gauge = |value: &AtomicU64| ConstGauge::new(value.load(Ordering::Relaxed).cast_signed());
+        let gauges = [
+            ("devices_published", "Devices in this node's slices", gauge(&stats.devices)),
+            ("slices", "This node's slices", gauge(&stats.slices)),
+        ];
+        for (name, help, gauge) in gauges {
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let writes = [
+            ("create", &stats.creates),
+            ("update", &stats.updates),
+            ("delete", &stats.deletes),
+            ("conflict", &stats.conflicts),
+            ("failure", &stats.failures),
+        ];
+        let help = "Slices created, updated and deleted, and attempts that conflicted or failed";
+        let mut family =
+            encoder.encode_descriptor("slice_writes", help, None, ConstCounter::new(0u64).metric_type())?;
+        for (kind, count) in writes {
+            let counter = ConstCounter::new(count.load(Ordering::Relaxed));
+            counter.encode(family.encode_family(&[("kind", kind)])?)?;
         }
         let holdings = (self.holdings)();
         let help = "Interfaces that are in pods";
@@ -207,6 +219,7 @@ mod tests {
         };
         let sources = Sources {
             readiness: Arc::new(Readiness::new()),
+            publisher: Arc::default(),
             holdings: Box::new(move || vec![holding()]),
         };
         let metrics = Metrics::new(sources);
