@@ -286,9 +286,12 @@ impl Containerd {
                 let _ = socket.map(fs::remove_file);
             }
         }
-        let network = self.dir.path().file_name().unwrap_or_default().as_encoded_bytes();
+        // Named by network and sandbox, also for the loopback of every sandbox.
+        let sandboxes = folders(&self.dir.path().join("root/io.containerd.grpc.v1.cri/sandboxes"));
+        let sandboxes: Vec<_> = sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
         for result in fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
-            if result.file_name().as_encoded_bytes().starts_with(network) {
+            let name = result.file_name().to_string_lossy().into_owned();
+            if sandboxes.iter().any(|sandbox| name.contains(sandbox)) {
                 let _ = fs::remove_file(result.path());
             }
         }
