@@ -1,5 +1,7 @@
 //! The runtime's side: NRI over one socket, and the pod events that attach and return links.
 
+#![forbid(unsafe_code)]
+
 mod dispatch;
 pub mod mux;
 mod plugin;

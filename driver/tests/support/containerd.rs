@@ -288,7 +288,8 @@ impl Containerd {
         }
         // Named by network and sandbox, also for the loopback of every sandbox.
         let sandboxes = folders(&self.dir.path().join("root/io.containerd.grpc.v1.cri/sandboxes"));
-        let sandboxes: Vec<_> = sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
+        let sandboxes: Vec<_> =
+            sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
         for result in fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
             let name = result.file_name().to_string_lossy().into_owned();
             if sandboxes.iter().any(|sandbox| name.contains(sandbox)) {
