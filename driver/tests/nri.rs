@@ -52,6 +52,7 @@ impl PodEvents for Recorder {
     async fn synchronize(&self, sandboxes: Vec<PodSandbox>) {
         let takes = *self.synchronize_takes.lock().unwrap();
         sleep(takes).await;
+        assert!(!*self.panics.lock().unwrap(), "as the test wants");
         self.record("synchronize", sandboxes);
     }
 
@@ -270,6 +271,25 @@ async fn a_panic_in_the_attach_refuses_the_pod() {
     assert!(matches!(&error, EventError::Refused(why) if why.contains("failed unexpectedly")), "{error:?}");
     *driver.events.panics.lock().unwrap() = false;
     plugin.run_pod_sandbox(&pod(1)).await.unwrap();
+    driver.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_the_synchronization_is_followed_by_another() {
+    let dir = Dir::new();
+    let runtime = Runtime::listen(dir.socket(), Generation::OwnCalls).unwrap();
+    let mut driver = Driver::start(&dir.socket());
+    *driver.events.panics.lock().unwrap() = true;
+    let mut plugin = runtime.accept_registration().await.unwrap();
+    plugin.configure().await.unwrap();
+    let _ = plugin.synchronize(usize::MAX).await;
+    timeout(SOON, plugin.closed()).await.expect("left open");
+    let status = driver.wait("left", |status| status.failures == 1).await;
+    assert!(!status.is_ready());
+    assert!(status.last_error.unwrap().contains("list of sandboxes"));
+    *driver.events.panics.lock().unwrap() = false;
+    runtime.accept().await.unwrap();
+    driver.wait("synchronized", SessionStatus::is_ready).await;
     driver.stop().await;
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::{
     sync::{OwnedMutexGuard, RwLock, oneshot},
     time::{Instant, timeout, timeout_at},
@@ -48,27 +50,20 @@ impl Dispatch {
     }
 
     /// Hand over the runtime's sandboxes. Returns whether that was done by `answer_by`; it goes on in any case, and
-    /// `done` is called at its end.
+    /// `done` hears at its end whether it succeeded.
     pub(super) async fn synchronize(
         &self,
         sandboxes: Vec<PodSandbox>,
         answer_by: Instant,
-        done: impl FnOnce() + Send + 'static,
+        done: impl FnOnce(bool) + Send + 'static,
     ) -> bool {
         let this = self.clone();
         let work = self.work.spawn(async move {
             let _world = this.world.write().await;
-            this.events.synchronize(sandboxes).await;
-            done();
+            let result = AssertUnwindSafe(this.events.synchronize(sandboxes)).catch_unwind().await;
+            done(result.is_ok());
         });
-        match timeout_at(answer_by, work).await {
-            Ok(Ok(())) => true,
-            Ok(Err(panic)) => {
-                error!(error = %panic, "synchronization with the runtime failed");
-                false
-            }
-            Err(_) => false,
-        }
+        timeout_at(answer_by, work).await.is_ok()
     }
 
     /// Attach a sandbox. Whatever is not done by `answer_by` is refused; an attach that succeeds after its refusal is

@@ -1,5 +1,7 @@
 //! The runtime's side: NRI over one socket, and the pod events that attach and return links.
 
+#![forbid(unsafe_code)]
+
 mod dispatch;
 pub mod mux;
 mod plugin;
@@ -32,7 +34,8 @@ pub struct PodSandbox {
 /// inside the runtime's limit (2 s by default).
 #[async_trait]
 pub trait PodEvents: Send + Sync {
-    /// After (re)connecting: every sandbox the runtime has.
+    /// After (re)connecting: every sandbox the runtime has. A restarted containerd 2.1 also lists sandboxes that failed:
+    /// their namespace is gone.
     async fn synchronize(&self, sandboxes: Vec<PodSandbox>);
     /// The sandbox and its namespace exist, no container runs yet. An error fails the sandbox. What is not done within
     /// the runtime's limit is refused on the driver's behalf; a success that comes later is followed at once by

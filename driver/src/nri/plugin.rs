@@ -30,6 +30,8 @@ pub(super) enum Progress {
     Configured(RuntimeInfo),
     /// The driver knows the runtime's sandboxes.
     Synchronized(RuntimeInfo),
+    /// The driver failed to take the runtime's sandboxes.
+    NotSynchronized,
     /// The runtime goes down.
     ShutDown,
 }
@@ -162,11 +164,12 @@ impl api::Plugin for Plugin {
         };
         info!(sandboxes = sandboxes.len(), "synchronizing with the runtime");
         let progress = self.progress.clone();
-        let done = move || {
+        let done = move |taken| {
             progress.send_if_modified(|progress| {
                 let going = *progress != Progress::ShutDown;
                 if going {
-                    *progress = Progress::Synchronized(runtime);
+                    *progress =
+                        if taken { Progress::Synchronized(runtime) } else { Progress::NotSynchronized };
                 }
                 going
             });

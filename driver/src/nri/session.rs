@@ -124,6 +124,8 @@ enum SessionEnd {
     Mux(#[from] MuxError),
     #[error("the task that moves the connection's bytes failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+    #[error("the driver failed to take the runtime's list of sandboxes")]
+    NotSynchronized,
     #[error("the runtime shuts down")]
     RuntimeShutdown,
     #[error("the driver stops")]
@@ -248,6 +250,7 @@ async fn serve(
                     status.last_error = None;
                 });
             }
+            Progress::NotSynchronized => return SessionEnd::NotSynchronized,
             Progress::ShutDown => return SessionEnd::RuntimeShutdown,
             Progress::Connected | Progress::Configured(_) => {}
         }

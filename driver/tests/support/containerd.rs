@@ -13,7 +13,10 @@ use anyhow::{Context as _, bail};
 use netferry_proto::cri;
 use nix::{
     mount::{MntFlags, umount2},
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, waitpid},
+    },
     unistd::Pid,
 };
 use tokio::time::{sleep, timeout};
@@ -73,6 +76,8 @@ impl Containerd {
     /// Get the binaries if they are not there yet, and start.
     pub async fn start(series: Series) -> anyhow::Result<Self> {
         let bin = tokio::task::spawn_blocking(move || packages::binaries(series)).await??;
+        // Shims leave their parent; this way they come here, to be reaped.
+        nix::sys::prctl::set_child_subreaper(true)?;
         // Short: unix socket paths have 108 bytes.
         let dir = tempfile::Builder::new().prefix("nf-ctrd-").tempdir_in("/tmp")?;
         configure(series, dir.path())?;
@@ -131,7 +136,9 @@ impl Containerd {
             log_directory: self.dir.path().join("pods").display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {
                 cgroup_parent: format!("{}/pod{uid}", self.cgroup()),
-                security_context: Some(cri::LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
+                security_context: Some(cri::LinuxSandboxSecurityContext {
+                    namespace_options: Some(namespaces),
+                }),
             }),
             ..Default::default()
         };
@@ -246,18 +253,52 @@ impl Containerd {
             let root = self.dir.path().join("runc/k8s.io");
             let _ = run(Command::new("runc").arg("--root").arg(root).args(["delete", "--force"]).arg(id));
         }
-        // Shims are no children of this process; their command line names this containerd's socket.
+        // Not known by id: the shims' command line names this containerd's socket.
         let ours = self.dir.path().as_os_str().as_encoded_bytes();
-        for process in folders(Path::new("/proc")) {
+        for (pid, process) in processes() {
             let command = fs::read(process.join("cmdline")).unwrap_or_default();
-            let is_shim = command.windows(15).any(|part| part == b"containerd-shim");
-            let pid = process.file_name().and_then(|pid| pid.to_str()?.parse().ok());
-            if let Some(pid) = pid
-                && is_shim
-                && command.windows(ours.len()).any(|part| part == ours)
-            {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let has = |what: &[u8]| command.windows(what.len()).any(|part| part == what);
+            if has(b"containerd-shim") && has(ours) {
+                let _ = kill(pid, Signal::SIGKILL);
+                let _ = waitpid(pid, None);
             }
+        }
+        // Those of pods that were removed ended by themselves.
+        let us = format!("PPid:\t{}\n", std::process::id());
+        for (pid, process) in processes() {
+            let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+            if status.contains(&us)
+                && status.contains("State:\tZ")
+                && status.starts_with("Name:\tcontainerd-shim")
+            {
+                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            }
+        }
+    }
+
+    /// What containerd and its libraries keep in places that cannot be configured.
+    fn remove_traces(&self) {
+        for task in folders(&self.dir.path().join("state/io.containerd.runtime.v2.task/k8s.io")) {
+            for record in ["address", "bootstrap.json"] {
+                let record = fs::read_to_string(task.join(record)).unwrap_or_default();
+                let address = record.split_once("unix://").map(|(_, rest)| rest);
+                let socket = address.and_then(|rest| rest.split(['"', '\n']).next());
+                let _ = socket.map(fs::remove_file);
+            }
+        }
+        // Named by network and sandbox, also for the loopback of every sandbox.
+        let sandboxes = folders(&self.dir.path().join("root/io.containerd.grpc.v1.cri/sandboxes"));
+        let sandboxes: Vec<_> =
+            sandboxes.iter().filter_map(|sandbox| sandbox.file_name()?.to_str()).collect();
+        for result in fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
+            let name = result.file_name().to_string_lossy().into_owned();
+            if sandboxes.iter().any(|sandbox| name.contains(sandbox)) {
+                let _ = fs::remove_file(result.path());
+            }
+        }
+        for folder in ["/run/containerd/s", "/run/containerd", "/var/lib/cni/results", "/var/lib/cni"] {
+            // Stays if somebody else has something in it.
+            let _ = fs::remove_dir(folder);
         }
     }
 
@@ -281,9 +322,7 @@ impl Drop for Containerd {
         for hierarchy in hierarchies {
             remove_cgroups(&hierarchy.join(cgroup.trim_start_matches('/')));
         }
-        // Where every containerd keeps its shims' sockets; gone if nobody else has any.
-        let _ = fs::remove_dir("/run/containerd/s");
-        let _ = fs::remove_dir("/run/containerd");
+        self.remove_traces();
     }
 }
 
@@ -302,10 +341,23 @@ fn remove_cgroups(cgroup: &Path) {
     }
 }
 
+fn processes() -> impl Iterator<Item = (Pid, PathBuf)> {
+    folders(Path::new("/proc")).into_iter().filter_map(|process| {
+        let pid = process.file_name()?.to_str()?.parse().ok()?;
+        Some((Pid::from_raw(pid), process))
+    })
+}
+
 fn folders(of: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(of).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
+
+/// Counts the containerds of this process.
+static NEXT: AtomicU8 = AtomicU8::new(0);
 
 /// Write containerd's and the pod network's configuration.
 fn configure(series: Series, dir: &Path) -> anyhow::Result<()> {
@@ -320,7 +372,6 @@ fn configure(series: Series, dir: &Path) -> anyhow::Result<()> {
     let config = config.replace("@DIR@", dir_text).replace("@PAUSE@", image::PAUSE).replace("@CNI@", CNI_BIN);
     fs::write(dir.join("config.toml"), config)?;
     // A subnet for each containerd that runs at once, of the range for benchmarks (RFC 2544).
-    static NEXT: AtomicU8 = AtomicU8::new(0);
     let mixed = std::process::id().wrapping_mul(37).to_le_bytes()[0];
     let subnet = mixed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
     let network = serde_json::json!({

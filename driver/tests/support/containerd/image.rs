@@ -44,11 +44,16 @@ pub fn write_pause_image(work: &Path, to: &Path) -> anyhow::Result<()> {
     let mut manifest = add_json(&layout, work, &manifest, media_type)?;
     // containerd takes only manifests of its own platform, and the name from here.
     manifest["platform"] = platform;
-    manifest["annotations"] = json!({"io.containerd.image.name": PAUSE, "org.opencontainers.image.ref.name": "1"});
+    manifest["annotations"] =
+        json!({"io.containerd.image.name": PAUSE, "org.opencontainers.image.ref.name": "1"});
     let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     fs::write(layout.join("index.json"), index.to_string())?;
     fs::write(layout.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
-    run(Command::new("tar").arg("-C").arg(&layout).arg("-cf").arg(to).args(["oci-layout", "index.json", "blobs"]))?;
+    run(Command::new("tar").arg("-C").arg(&layout).arg("-cf").arg(to).args([
+        "oci-layout",
+        "index.json",
+        "blobs",
+    ]))?;
     Ok(())
 }
 

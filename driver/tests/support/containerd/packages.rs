@@ -49,7 +49,8 @@ pub fn binaries(series: Series) -> anyhow::Result<PathBuf> {
     let root = home.join("root");
     if !root.exists() {
         let fresh = tempfile::tempdir_in(&home)?;
-        fetch(series, fresh.path()).with_context(|| format!("get containerd from Debian {}", series.suite()))?;
+        fetch(series, fresh.path())
+            .with_context(|| format!("get containerd from Debian {}", series.suite()))?;
         fs::rename(fresh.path().join("root"), &root)?;
     }
     let bin = root.join("usr/bin");
@@ -104,7 +105,9 @@ fn fetch(series: Series, dir: &Path) -> anyhow::Result<()> {
     ];
     let apt = || {
         let mut apt = Command::new("apt-get");
-        apt.arg("-q").args(options.iter().flat_map(|option| [OsStr::new("-o"), option])).current_dir(dir.join("deb"));
+        apt.arg("-q")
+            .args(options.iter().flat_map(|option| [OsStr::new("-o"), option]))
+            .current_dir(dir.join("deb"));
         apt
     };
     run(apt().arg("update"))?;
