@@ -1,6 +1,7 @@
 //! [`Datapath`] on the kernel: tcx links, pinned, and the shared maps.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,8 +24,25 @@ pub struct AyaDatapath {
     pins: Pins,
     programs: ProgramLoader,
     features: Features,
-    /// Also makes the verbs that write take turns.
-    tables: Mutex<Tables>,
+    /// One lock makes the verbs that write take turns.
+    written: Mutex<Written>,
+}
+
+struct Written {
+    tables: Tables,
+    /// Programs this process has attached: they are of this version, on these maps, and may stay.
+    attached: BTreeMap<u32, (EndpointId, &'static str)>,
+}
+
+/// What became of the endpoints in an upgrade of their programs.
+#[derive(Debug, Default)]
+pub struct Upgrade {
+    /// Run the programs of this process now. No frame saw neither the old nor the new ones.
+    pub updated: Vec<EndpointId>,
+    /// Their device is gone, and nothing was to be done.
+    pub gone: Vec<EndpointId>,
+    /// Still run what they ran.
+    pub failed: Vec<(EndpointId, DatapathError)>,
 }
 
 impl AyaDatapath {
@@ -36,7 +54,12 @@ impl AyaDatapath {
         let programs = ProgramLoader::new(&pins)?;
         // Endpoint 0 is nobody's: this is for the maps only.
         let tables = Tables::take(&mut programs.prepare(0)?)?;
-        Ok(Self { pins, programs, features: Features::probe(), tables: Mutex::new(tables) })
+        Ok(Self {
+            pins,
+            programs,
+            features: Features::probe(),
+            written: Mutex::new(Written { tables, attached: BTreeMap::new() }),
+        })
     }
 
     /// What this kernel can do.
@@ -45,9 +68,44 @@ impl AyaDatapath {
         self.features
     }
 
-    fn tables(&self) -> MutexGuard<'_, Tables> {
+    /// Gives every attached endpoint the programs of this process, in place. For the start of a new version on
+    /// the pins of an old one.
+    pub fn upgrade(&self) -> Result<Upgrade, DatapathError> {
+        let mut written = self.written();
+        let mut upgrade = Upgrade::default();
+        for id in self.pins.endpoints()? {
+            match self.upgrade_endpoint(&mut written, id) {
+                Ok(true) => upgrade.updated.push(id),
+                Ok(false) => upgrade.gone.push(id),
+                Err(error) => upgrade.failed.push((id, error)),
+            }
+        }
+        Ok(upgrade)
+    }
+
+    /// False if the device is gone.
+    fn upgrade_endpoint(&self, written: &mut Written, id: EndpointId) -> Result<bool, DatapathError> {
+        let links = self.pins.links_of(id)?;
+        if links.iter().all(|link| link.info.ifindex == 0) {
+            return Ok(false);
+        }
+        let mut object = self.programs.prepare(id)?;
+        for link in links {
+            // The pin does not say which placement it was made for; the name of the program does.
+            let running = sys::program_name(link.info.program).map_err(|source| {
+                bpf_error(format!("read the name of a program of endpoint {id}"), source)
+            })?;
+            let name = PROGRAM_NAMES.into_iter().find(|name| *name == running).ok_or_else(|| {
+                not_protected(id, format!("it runs {running}, which this version does not have"))
+            })?;
+            update(&link, &mut object, name, id, written)?;
+        }
+        Ok(true)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
         // A panic between two map writes leaves what a kill would leave, and the verbs repair that.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Programs on a link: those of others, and which of our endpoints the rest belong to.
@@ -94,44 +152,59 @@ impl AyaDatapath {
 
     fn attach_hook(
         &self,
-        object: &mut Ebpf,
+        object: &mut Option<Ebpf>,
+        written: &mut Written,
         ifindex: u32,
         spec: &EndpointSpec,
         hook: Hook,
     ) -> Result<(), DatapathError> {
-        let fd = load(object, program_name(spec.placement, hook), spec.id)?;
-        let failed = |doing| format!("{doing} the {} program of endpoint {}", hook.name(), spec.id);
-        if let Some(link) = self.pins.link(spec.id, hook)? {
-            return sys::update(link.fd.as_fd(), fd).map_err(|source| bpf_error(failed("update"), source));
+        let name = program_name(spec.placement, hook);
+        let there = self.pins.link(spec.id, hook)?;
+        if there
+            .as_ref()
+            .is_some_and(|link| written.attached.get(&link.info.program) == Some(&(spec.id, name)))
+        {
+            return Ok(());
         }
-        let link = sys::attach_first(fd, ifindex, hook)
-            .map_err(|source| bpf_error(format!("{} to interface {ifindex}", failed("attach")), source))?;
+        if object.is_none() {
+            *object = Some(self.programs.prepare(spec.id)?);
+        }
+        let Some(object) = object else { return Ok(()) };
+        if let Some(link) = there {
+            return update(&link, object, name, spec.id, written);
+        }
+        let program = load(object, name, spec.id)?;
+        let failed =
+            |doing| format!("{doing} the program {name} of endpoint {} to interface {ifindex}", spec.id);
+        let link = sys::attach_first(program, ifindex, hook)
+            .map_err(|source| bpf_error(failed("attach"), source))?;
         self.pins.pin(spec.id, hook, &link)?;
-        Ok(())
+        written.remember(&link, spec.id, name)
     }
 
     fn try_attach(
         &self,
-        tables: &mut Tables,
+        written: &mut Written,
         ifindex: u32,
         spec: &EndpointSpec,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        tables.forget(spec.id)?;
-        let mut object = self.programs.prepare(spec.id)?;
-        tables.write(ifindex, spec)?;
+        written.tables.forget(spec.id)?;
+        written.tables.write(ifindex, spec)?;
         fail_point("datapath::attach::written")?;
-        self.attach_hook(&mut object, ifindex, spec, Hook::Ingress)?;
+        let mut object = None;
+        self.attach_hook(&mut object, written, ifindex, spec, Hook::Ingress)?;
         fail_point("datapath::attach::ingress")?;
-        self.attach_hook(&mut object, ifindex, spec, Hook::Egress)?;
+        self.attach_hook(&mut object, written, ifindex, spec, Hook::Egress)?;
         fail_point("datapath::attach::egress")?;
         self.check(spec.id, ifindex, Order::Seen)
     }
 
     /// Detach, unpin and forget.
-    fn remove(&self, tables: &mut Tables, id: EndpointId) -> Result<(), DatapathError> {
-        tables.set_ready(id, false)?;
+    fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
+        written.tables.set_ready(id, false)?;
         self.pins.remove(id)?;
-        tables.forget(id)
+        written.attached.retain(|_, (endpoint, _)| *endpoint != id);
+        written.tables.forget(id)
     }
 
     fn check(
@@ -189,6 +262,30 @@ enum Order {
     IfVisible,
 }
 
+impl Written {
+    fn remember(&mut self, link: &OwnedFd, id: EndpointId, name: &'static str) -> Result<(), DatapathError> {
+        let info = sys::link_info(link.as_fd())
+            .map_err(|source| bpf_error(format!("read the new link of endpoint {id}"), source))?;
+        self.attached.insert(info.program, (id, name));
+        Ok(())
+    }
+}
+
+/// Puts a program of this process in the place of what a link runs.
+fn update(
+    link: &PinnedLink,
+    object: &mut Ebpf,
+    name: &'static str,
+    id: EndpointId,
+    written: &mut Written,
+) -> Result<(), DatapathError> {
+    let program = load(object, name, id)?;
+    sys::update(link.fd.as_fd(), program)
+        .map_err(|source| bpf_error(format!("update the link {}", link.path.display()), source))?;
+    written.attached.remove(&link.info.program);
+    written.remember(&link.fd, id, name)
+}
+
 /// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
 fn load<'a>(object: &'a mut Ebpf, name: &str, id: EndpointId) -> Result<BorrowedFd<'a>, DatapathError> {
     let failed = |doing| format!("{doing} the program {name} for endpoint {id}");
@@ -228,6 +325,8 @@ const fn program_name(placement: Placement, hook: Hook) -> &'static str {
     }
 }
 
+const PROGRAM_NAMES: [&str; 4] = ["link_ingress", "link_egress", "from_pod", "to_pod"];
+
 impl Datapath for AyaDatapath {
     fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
         Ok(self.survey(ifindex)?.0)
@@ -243,12 +342,12 @@ impl Datapath for AyaDatapath {
                 consequence: "a pod could remove the programs of a moved link, so strict isolation is refused",
             });
         }
-        let mut tables = self.tables();
+        let mut written = self.written();
         let (foreign, ours) = self.survey(ifindex)?;
         refuse_foreign(ifindex, &foreign)?;
         self.sort_leftovers(spec.id, ifindex, &ours)?;
-        self.try_attach(&mut tables, ifindex, spec).inspect_err(|_| {
-            if let Err(error) = self.remove(&mut tables, spec.id) {
+        self.try_attach(&mut written, ifindex, spec).inspect_err(|_| {
+            if let Err(error) = self.remove(&mut written, spec.id) {
                 tracing::error!(endpoint = spec.id, %error, "a failed attach could not be undone; it drops everything");
             }
         })
@@ -263,7 +362,7 @@ impl Datapath for AyaDatapath {
     }
 
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
-        self.tables().set_ready(id, ready)
+        self.written().tables.set_ready(id, ready)
     }
 
     fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
@@ -272,18 +371,18 @@ impl Datapath for AyaDatapath {
     }
 
     fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
-        self.remove(&mut self.tables(), id)
+        self.remove(&mut self.written(), id)
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
         let mut ids = self.pins.endpoints()?;
-        ids.extend(self.tables().endpoints()?);
+        ids.extend(self.written().tables.endpoints()?);
         ids.sort_unstable();
         ids.dedup();
         Ok(ids)
     }
 
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
-        self.tables().stats(id)
+        self.written().tables.stats(id)
     }
 }

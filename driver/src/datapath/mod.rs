@@ -12,7 +12,7 @@ mod sys;
 mod tables;
 
 pub use features::Features;
-pub use kernel::AyaDatapath;
+pub use kernel::{AyaDatapath, Upgrade};
 pub use pins::DEFAULT_ROOT;
 
 use std::path::PathBuf;

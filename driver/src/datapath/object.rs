@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader};
 use netferry_common::{ENDPOINT_GLOBAL, maps};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -30,8 +30,6 @@ impl ProgramLoader {
         let mut loader = EbpfLoader::new();
         // Nothing in the object is relocated against the kernel.
         loader.btf(None);
-        // A load that fails is tried again by aya with a log; one that works need not write any.
-        loader.verifier_log_level(VerifierLogLevel::DISABLE);
         for &name in maps::ALL {
             loader.map_pin_path(name, pins.maps().join(name));
         }
