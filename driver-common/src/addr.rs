@@ -33,6 +33,27 @@ impl Addr {
         Self { bytes: octets }
     }
 
+    /// An address as four words that hold its bytes in memory order: how programs read a header.
+    #[must_use]
+    #[inline]
+    pub fn from_words(words: [u32; 4]) -> Self {
+        bytemuck::cast(words)
+    }
+
+    /// An IPv4 address as the word that holds its bytes in memory order.
+    #[must_use]
+    #[inline]
+    pub fn from_v4_word(word: u32) -> Self {
+        Self::from_words([0, 0, 0xffff_u32.to_be(), word])
+    }
+
+    /// Whether it is a multicast address of either family.
+    #[must_use]
+    #[inline]
+    pub const fn is_multicast(&self) -> bool {
+        self.bytes[0] == 0xff || (self.bytes[12] & 0xf0 == 0xe0 && self.as_v4().is_some())
+    }
+
     /// The link-local address Linux derives from a hardware address (EUI-64, RFC 4291 appendix A).
     #[must_use]
     pub const fn link_local(mac: [u8; 6]) -> Self {
@@ -96,6 +117,22 @@ mod tests {
     fn link_local_follows_rfc_4291() {
         let ll = Addr::link_local([0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]);
         assert_eq!(ll.bytes, [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x36, 0x56, 0x78, 0xff, 0xfe, 0x9a, 0xbc, 0xde]);
+    }
+
+    #[test]
+    fn words_are_bytes_in_memory_order() {
+        assert_eq!(Addr::from_v4_word(u32::from_ne_bytes([192, 0, 2, 1])), Addr::v4([192, 0, 2, 1]));
+    }
+
+    #[test]
+    fn multicast_of_either_family() {
+        assert!(Addr::v4([224, 0, 0, 1]).is_multicast());
+        assert!(!Addr::v4([223, 0, 0, 1]).is_multicast());
+        assert!(Addr::v6([0xff; 16]).is_multicast());
+        let mut global = [0; 16];
+        global[0] = 0x20;
+        global[12] = 0xe0;
+        assert!(!Addr::v6(global).is_multicast());
     }
 
     #[test]

@@ -66,6 +66,12 @@ macro_rules! reasons {
             }
         }
 
+        impl Drops {
+            /// Nothing dropped.
+            pub const ZERO: Self =
+                Self { $($name: 0,)+ spare: [0; REASON_SLOTS - Reason::ALL.len()] };
+        }
+
         /// Dropped frames by reason, one named field each so that `bpftool map dump` reads as a table.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -97,6 +103,7 @@ reasons! {
     16 DestinationAddress destination_address "to the pod, for an address that is not the endpoint's";
     17 OwnMac own_mac "to the pod, with the endpoint's own MAC as source";
     18 OwnAddress own_address "to the pod, from or claiming one of the endpoint's own addresses";
+    19 ExtensionHeader extension_header "IPv6 extension headers that reroute, or more of them than are looked at";
 }
 
 const _: () = {
@@ -144,7 +151,7 @@ impl Drops {
 
 impl Default for Drops {
     fn default() -> Self {
-        Zeroable::zeroed()
+        Self::ZERO
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
     AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
-    refuse_foreign,
+    not_protected, refuse_foreign,
 };
 
 /// One verb of [`Datapath`], to say where to fail.
@@ -140,10 +140,6 @@ impl FakeEndpoint {
             })
             .collect()
     }
-}
-
-fn not_protected(id: EndpointId, problem: impl Into<String>) -> DatapathError {
-    DatapathError::NotProtected { id, problem: problem.into() }
 }
 
 impl Datapath for FakeDatapath {

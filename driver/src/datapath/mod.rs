@@ -3,6 +3,17 @@
 #[cfg(any(test, feature = "failpoints"))]
 #[doc(hidden)]
 pub mod fake;
+pub mod features;
+mod foreign;
+mod kernel;
+mod object;
+mod pins;
+mod sys;
+mod tables;
+
+pub use features::Features;
+pub use kernel::{AyaDatapath, Upgrade};
+pub use pins::DEFAULT_ROOT;
 
 use std::path::PathBuf;
 
@@ -156,6 +167,11 @@ pub trait Datapath: Send + Sync {
     /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
     /// now) and, where the kernel can tell, first.
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;
+    /// As [`Datapath::verify`], from a thread in the namespace the link is in now: there the kernel tells the
+    /// order, and it must be ours first.
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.verify(id, ifindex)
+    }
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
     /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device
@@ -167,6 +183,17 @@ pub trait Datapath: Send + Sync {
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError>;
     /// Counters of an endpoint.
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError>;
+}
+
+fn bpf_error(
+    action: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> DatapathError {
+    DatapathError::Bpf { action: action.into(), source: source.into() }
+}
+
+fn not_protected(id: EndpointId, problem: impl Into<String>) -> DatapathError {
+    DatapathError::NotProtected { id, problem: problem.into() }
 }
 
 /// Answer [`DatapathError::Foreign`] if there are programs of others.
