@@ -1,28 +1,24 @@
 //! Debian packages: what is missing is installed if that is allowed, else the command is told.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, sync::OnceLock};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{is_root, output, run, which};
+use crate::command::{is_root, run, which};
 
 /// Whether this machine installs software with apt.
 pub(crate) fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists() && which("apt-get").is_some()
 }
 
-/// Whether apt knows a version of the package to install.
-pub(crate) fn offers(package: &str) -> bool {
-    output(Command::new("apt-cache").args(["policy", package]))
-        .and_then(|policy| {
-            policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:").map(str::to_owned))
-        })
-        .is_some_and(|version| version.trim() != "(none)")
-}
-
-/// Refreshes the package lists.
+/// Refreshes the package lists, once in a run: what an old list names may be gone, or too old.
 fn update() -> Result<()> {
-    run(apt_get().arg("update"))
+    static DONE: OnceLock<()> = OnceLock::new();
+    if DONE.get().is_none() {
+        run(apt_get().arg("update"))?;
+        let _ = DONE.set(());
+    }
+    Ok(())
 }
 
 /// The command a person would type to install packages.
@@ -42,14 +38,8 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
         bail!("{why} needs packages that only root can install; run: sudo sh -c '{}'", advice(packages));
     }
     println!("installing {} ({why})", packages.join(", "));
-    if packages.iter().any(|package| !offers(package)) {
-        update()?;
-    }
-    let install =
-        |packages: &[&str]| run(apt_get().args(["install", "-y", "--no-install-recommends"]).args(packages));
-    // A package list of yesterday names files that a mirror may have dropped since.
-    install(packages)
-        .or_else(|_| update().and_then(|()| install(packages)))
+    update()?;
+    run(apt_get().args(["install", "-y", "--no-install-recommends"]).args(packages))
         .with_context(|| format!("cannot install packages; try: {}", advice(packages)))
 }
 

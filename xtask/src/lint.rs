@@ -142,6 +142,8 @@ fn judge(file: &Path, text: &str) -> Vec<String> {
 /// Every text file under version control, or about to be.
 fn sources() -> Result<Vec<PathBuf>> {
     let list = output(Command::new("git").current_dir(root()).args([
+        "-c",
+        "safe.directory=*",
         "ls-files",
         "--cached",
         "--others",
