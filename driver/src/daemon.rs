@@ -106,7 +106,7 @@ impl Parts {
         let claims = config.state.claims_dir();
         let (store, problems) = Store::open(&claims).context("cannot read the checkpoints")?;
         for problem in problems {
-            error!("{problem}");
+            error!(path = %problem.path.display(), "checkpoint set aside: {}", problem.problem);
         }
         let store = Arc::new(store);
         let datapath = Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{Failure, Observed, Stage, device_statuses, reported};
 use crate::{
-    claim::{Checkpoint, ClaimRef, PodRef},
+    claim::{Checkpoint, ClaimRef, PodRef, service, store::Store},
     cluster::{Cluster, ClusterError, Event, EventType, Subject},
 };
 use queue::{Queue, Work};
@@ -25,6 +25,16 @@ pub trait Checkpoints: Send + Sync + 'static {
     fn get(&self, uid: &str) -> Option<Checkpoint>;
     /// Every checkpoint.
     fn all(&self) -> Vec<Checkpoint>;
+}
+
+impl Checkpoints for Store {
+    fn get(&self, uid: &str) -> Option<Checkpoint> {
+        Self::get(self, uid)
+    }
+
+    fn all(&self) -> Vec<Checkpoint> {
+        Self::all(self)
+    }
 }
 
 /// How long to wait after a failed write: `base` doubled with each attempt up to `cap`, with a jitter of a
@@ -68,6 +78,16 @@ struct Shared {
     queue: Queue,
     wake: Notify,
     stop: watch::Sender<bool>,
+}
+
+impl service::Reporter for Reporter {
+    fn claim_changed(&self, claim: &ClaimRef) {
+        Self::claim_changed(self, claim);
+    }
+
+    fn prepare_failed(&self, claim: &ClaimRef, why: &str) {
+        Self::prepare_failed(self, claim, why);
+    }
 }
 
 impl Reporter {
