@@ -233,7 +233,9 @@ fn http_address(text: &str) -> Result<HttpAddress, String> {
     if text == "none" {
         return Ok(HttpAddress(None));
     }
-    text.parse().map(|address| HttpAddress(Some(address))).map_err(|_| "ADDRESS:PORT or none is allowed".to_owned())
+    text.parse()
+        .map(|address| HttpAddress(Some(address)))
+        .map_err(|_| "ADDRESS:PORT or none is allowed".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -29,7 +29,11 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serve until `shutdown`.
-pub async fn serve(listener: TcpListener, exposed: Exposed, shutdown: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    exposed: Exposed,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
     axum::serve(listener, router(exposed)).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 

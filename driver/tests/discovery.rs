@@ -200,6 +200,21 @@ fn takes_whatever_the_kernel_takes_as_a_name() {
 }
 
 #[test]
+fn a_name_that_is_not_utf8_hides_no_other_link() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    in_netns(|| async {
+        for name in [&b"nf-a"[..], b"nf-\xff", b"nf-z"] {
+            let mut command = Command::new("ip");
+            command.args(["link", "add", "name"]).arg(OsStr::from_bytes(name)).args(["type", "bridge"]);
+            assert!(command.status().expect("ip runs").success());
+        }
+        let inventory = inventory().await;
+        assert_eq!(inventory.devices.keys().collect::<Vec<_>>(), ["lo", "nf-a", "nf-z"]);
+    });
+}
+
+#[test]
 fn three_hundred_links_make_three_slices() {
     in_netns(|| async {
         let mut lines = String::new();

@@ -39,7 +39,10 @@ async fn main() -> Result<()> {
         _ = tokio::signal::ctrl_c() => bail!("interrupted; everything is cleaned up"),
     }
     drop(cable);
-    say(&format!("Done in {:.1} s; links, namespaces, pins and folders are gone.", start.elapsed().as_secs_f32()));
+    say(&format!(
+        "Done in {:.1} s; links, namespaces, pins and folders are gone.",
+        start.elapsed().as_secs_f32()
+    ));
     Ok(())
 }
 
@@ -77,8 +80,7 @@ async fn demo(cable: &Cable) -> Result<()> {
     }
 
     step("runtime: RunPodSandbox, and the links are in the pods");
-    let sandboxes: Vec<_> =
-        PODS.iter().zip(&pods).map(|(pod, netns)| sandbox(pod, &netns.path)).collect();
+    let sandboxes: Vec<_> = PODS.iter().zip(&pods).map(|(pod, netns)| sandbox(pod, &netns.path)).collect();
     for sandbox in &sandboxes {
         let began = Instant::now();
         plugin.run_pod_sandbox(sandbox).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
@@ -227,7 +229,8 @@ fn programs(home: &Home) -> Result<String> {
         let shown = run(Path::new("bpftool"), &["-j", "link", "show", "pinned", path])?;
         let link: serde_json::Value = serde_json::from_str(&shown)?;
         let short = pin.strip_prefix(home.bpffs()).unwrap_or(&pin);
-        lines += &format!("{}: program {} on ifindex {}\n", short.display(), link["prog_id"], link["ifindex"]);
+        lines +=
+            &format!("{}: program {} on ifindex {}\n", short.display(), link["prog_id"], link["ifindex"]);
     }
     ensure!(!lines.is_empty(), "no program is pinned below {}", pins.display());
     Ok(lines)

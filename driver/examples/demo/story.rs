@@ -35,5 +35,8 @@ pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The lines of `ping -q` that tell the result.
 pub(crate) fn middle(text: &str) -> String {
-    text.lines().filter(|line| line.starts_with("PING") || line.contains("packets")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .filter(|line| line.starts_with("PING") || line.contains("packets"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
