@@ -271,12 +271,14 @@ fn interface_names(
         }
     }
     let mut names = Vec::new();
+    // One more than can be taken.
+    let enough = taken.len() + wanted.len() + 1;
     for (result, config) in wanted {
         let name = config.name.clone().unwrap_or_else(|| {
             let host_link = place.inventory.devices.get(&result.device).map(|device| device.ifname.clone());
             host_link
                 .into_iter()
-                .chain((1_u32..).map(|number| format!("net{number}")))
+                .chain((1..=enough).map(|number| format!("net{number}")))
                 .find(|name| interface_name(name).is_ok() && !taken.contains_key(name))
                 .unwrap_or_default()
         });

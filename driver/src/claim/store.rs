@@ -51,17 +51,17 @@ pub enum StoreError {
         /// The device.
         device: String,
         /// Who has it.
-        holder: ClaimRef,
+        holder: Box<ClaimRef>,
     },
     /// A link of the claim is not at home: forgetting the claim would lose it.
     #[error("claim {claim} still has {device} in pod {pod}")]
     StillOut {
         /// The claim.
-        claim: ClaimRef,
+        claim: Box<ClaimRef>,
         /// Its device.
         device: String,
         /// Where it is, or is being put, or comes from.
-        pod: PodRef,
+        pod: Box<PodRef>,
     },
     /// A checkpoint was changed into that of another claim: a programming error, and nothing was written.
     #[error("the checkpoint of claim UID {0:?} must keep its UID")]
@@ -245,9 +245,9 @@ impl Store {
             for interface in checkpoint.interfaces {
                 if let Some(attachment) = interface.attachment {
                     return Err(StoreError::StillOut {
-                        claim: checkpoint.claim,
+                        claim: checkpoint.claim.into(),
                         device: interface.plan.device,
-                        pod: attachment.sandbox.pod,
+                        pod: attachment.sandbox.pod.into(),
                     });
                 }
             }
@@ -282,7 +282,7 @@ impl Store {
                 Some((holder, _)) if holder.uid != checkpoint.claim.uid => {
                     return Err(StoreError::DeviceHeld {
                         device: interface.plan.device.clone(),
-                        holder: holder.clone(),
+                        holder: holder.clone().into(),
                     });
                 }
                 _ => {}
