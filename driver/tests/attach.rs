@@ -15,7 +15,7 @@ use world::{Interrupted, MAC, World};
 
 #[tokio::test]
 async fn a_pod_gets_its_links_and_they_come_home_as_before() {
-    let Some(world) = World::new("a_pod_gets_its_links_and_they_come_home_as_before") else { return };
+    let Some(world) = World::patient("a_pod_gets_its_links_and_they_come_home_as_before") else { return };
     world.claim();
     let attacher = world.places.attacher();
     let start = Instant::now();
@@ -98,7 +98,7 @@ async fn an_error_names_what_the_kernel_allows() {
 
 #[tokio::test]
 async fn what_a_pod_did_to_its_link_is_undone() {
-    let Some(world) = World::new("what_a_pod_did_to_its_link_is_undone") else { return };
+    let Some(world) = World::patient("what_a_pod_did_to_its_link_is_undone") else { return };
     world.claim();
     let attacher = world.places.attacher();
     attacher.attach(&world.places.sandbox()).await.expect("attach");

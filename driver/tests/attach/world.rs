@@ -53,8 +53,18 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// `None`, and the reason printed, where the machine cannot.
+    /// `None`, and the reason printed, where the machine cannot. Duplicate address detection is off: it takes
+    /// a second for each look at the host.
     pub(crate) fn new(test: &str) -> Option<Self> {
+        Self::make(test, false)
+    }
+
+    /// With duplicate address detection, as on a real host.
+    pub(crate) fn patient(test: &str) -> Option<Self> {
+        Self::make(test, true)
+    }
+
+    fn make(test: &str, dad: bool) -> Option<Self> {
         if !may_make_namespaces() {
             skip(test, "network namespaces cannot be made here");
             return None;
@@ -65,6 +75,10 @@ impl World {
             return None;
         }
         let (host, peer, pod) = (NetNs::new(), NetNs::new(), NetNs::new());
+        if !dad {
+            let off = || fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0").expect("sysctl");
+            host.run(off);
+        }
         Veth::pair(&host, "eth7", &peer, "far7");
         Veth::pair(&host, "eth8", &peer, "far8");
         for words in ["link set far7 up", "link set far8 up", "addr add 198.51.100.1/24 dev far7"] {
