@@ -6,6 +6,7 @@ mod queue;
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::resource::v1::AllocatedDeviceStatus;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -241,7 +242,8 @@ impl Shared {
             now: Timestamp::now(),
         });
         let written: Vec<_> = reported(&claim, &self.driver).collect();
-        if written.len() == statuses.len() && statuses.iter().all(|status| written.contains(&status)) {
+        let is_written = |status| written.iter().any(|known| same(known, status));
+        if written.len() == statuses.len() && statuses.iter().all(is_written) {
             return Ok(Outcome::Written);
         }
         match self.cluster.apply_device_status(reference, &statuses).await {
@@ -271,6 +273,16 @@ impl Shared {
 enum Outcome {
     Written,
     Gone,
+}
+
+/// Whether two statuses say the same. The server may keep the conditions, a map by type, in another order.
+fn same(a: &AllocatedDeviceStatus, b: &AllocatedDeviceStatus) -> bool {
+    let sorted = |status: &AllocatedDeviceStatus| {
+        let mut status = status.clone();
+        status.conditions.as_mut().map(|all| all.sort_by(|a, b| a.type_.cmp(&b.type_)));
+        status
+    };
+    sorted(a) == sorted(b)
 }
 
 /// An error with its causes in one line.

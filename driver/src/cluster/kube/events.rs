@@ -8,10 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::events::v1::Event as ApiEvent,
-    apimachinery::pkg::apis::meta::v1::MicroTime,
-};
+use k8s_openapi::{api::events::v1::Event as ApiEvent, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
@@ -137,5 +134,4 @@ mod tests {
         }
         assert_eq!(series.0.lock().expect("lock").len(), MAX_SERIES);
     }
-
 }

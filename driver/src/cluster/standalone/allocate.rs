@@ -155,10 +155,7 @@ fn results(
 }
 
 /// Class configurations request by request, then the claim's: the order in which a driver lets the later win.
-fn configuration(
-    question: &Question<'_>,
-    chosen: &[search::Pick<'_>],
-) -> Vec<DeviceAllocationConfiguration> {
+fn configuration(question: &Question<'_>, chosen: &[search::Pick<'_>]) -> Vec<DeviceAllocationConfiguration> {
     let mut configuration = Vec::new();
     for pick in chosen {
         let class = question.classes.get(&pick.alternative.class);

@@ -81,7 +81,8 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
     let Some(api_version) = text_of("/apiVersion") else {
         return Err(problem(None, "apiVersion: missing; an object has apiVersion and kind".to_owned()));
     };
-    let Some(version) = api_version.strip_prefix(versions::GROUP).and_then(|rest| rest.strip_prefix('/')) else {
+    let Some(version) = api_version.strip_prefix(versions::GROUP).and_then(|rest| rest.strip_prefix('/'))
+    else {
         return Ok(None);
     };
     let kind = text_of("/kind").unwrap_or_default().to_owned();
@@ -170,7 +171,9 @@ fn check_name(field: &str, name: Option<&str>) -> Result<(), String> {
     if name.len() <= 253 && name.split('.').all(label) {
         return Ok(());
     }
-    Err(format!("{field}: {name:?} is not a DNS subdomain (lower-case letters, digits, '-', '.'; at most 253)"))
+    Err(format!(
+        "{field}: {name:?} is not a DNS subdomain (lower-case letters, digits, '-', '.'; at most 253)"
+    ))
 }
 
 #[cfg(test)]
@@ -185,13 +188,19 @@ mod tests {
     fn the_error_names_file_document_and_field() {
         let claim = "apiVersion: resource.k8s.io/v1\nkind: ResourceClaim\nmetadata: {name: a}\n";
         let cases = [
-            ("spec: {devices: {requests: [{name: r, exactly: {count: many}}]}}",
-             "spec.devices.requests[0].exactly.count: invalid type"),
-            ("spec: {devices: {requests: [{name: r, exactly: {deviceClassName: x, colour: red}}]}}",
-             "spec.devices.requests[0].exactly.colour: unknown field"),
+            (
+                "spec: {devices: {requests: [{name: r, exactly: {count: many}}]}}",
+                "spec.devices.requests[0].exactly.count: invalid type",
+            ),
+            (
+                "spec: {devices: {requests: [{name: r, exactly: {deviceClassName: x, colour: red}}]}}",
+                "spec.devices.requests[0].exactly.colour: unknown field",
+            ),
             ("spec: {devices: {requests: [{name: r}]}}", "spec.devices.requests[0]: exactly one of"),
-            ("spec: {devices: {requests: [{name: ../r, exactly: {deviceClassName: x}}]}}",
-             "spec.devices.requests[0].name: \"../r\""),
+            (
+                "spec: {devices: {requests: [{name: ../r, exactly: {deviceClassName: x}}]}}",
+                "spec.devices.requests[0].name: \"../r\"",
+            ),
         ];
         for (spec, wanted) in cases {
             let message = message(&format!("{claim}{spec}"));

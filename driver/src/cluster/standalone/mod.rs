@@ -119,8 +119,8 @@ impl Shared {
     fn update_slice(&self, mut slice: ResourceSlice) -> Result<ResourceSlice, ClusterError> {
         let name = slice.metadata.name.clone().unwrap_or_default();
         let file = self.slice_file(&name)?;
-        let stored: Option<ResourceSlice> =
-            written::read(&file).map_err(|error| unavailable(&format!("read ResourceSlice {name}"), error))?;
+        let stored: Option<ResourceSlice> = written::read(&file)
+            .map_err(|error| unavailable(&format!("read ResourceSlice {name}"), error))?;
         let Some(stored) = stored else {
             return Err(ClusterError::NotFound { kind: "ResourceSlice", name });
         };

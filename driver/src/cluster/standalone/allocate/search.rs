@@ -69,8 +69,7 @@ pub(super) fn search<'a>(
     free: &[bool],
 ) -> Option<Vec<Pick<'a>>> {
     let free = free.to_vec();
-    let mut search =
-        Search { driver, requests, constraints, candidates, free, picks: Vec::new(), steps: 0 };
+    let mut search = Search { driver, requests, constraints, candidates, free, picks: Vec::new(), steps: 0 };
     search.next_request().then_some(search.picks)
 }
 
@@ -142,10 +141,13 @@ impl<'a> Search<'a> {
             constraint.requests.is_none_or(by)
         };
         self.constraints.iter().filter(|constraint| meant(constraint, alternative)).all(|constraint| {
-            let value = |index: usize| attribute(self.driver, self.candidates[index].device, constraint.attribute);
+            let value =
+                |index: usize| attribute(self.driver, self.candidates[index].device, constraint.attribute);
             let Some(ours) = value(index) else { return false };
             let picks = self.picks.iter().filter(|pick| meant(constraint, pick.alternative));
-            picks.flat_map(|pick| &pick.devices).all(|other| (value(*other) == Some(ours)) != constraint.distinct)
+            picks
+                .flat_map(|pick| &pick.devices)
+                .all(|other| (value(*other) == Some(ours)) != constraint.distinct)
         })
     }
 }
