@@ -50,7 +50,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { base: Duration::from_millis(500), cap: Duration::from_secs(60) }
+        Self { base: Duration::from_millis(500), cap: Duration::from_mins(1) }
     }
 }
 
@@ -61,7 +61,7 @@ impl Backoff {
         let quarter = u64::try_from(whole.as_nanos() / 4).unwrap_or(u64::MAX);
         // Each RandomState is seeded anew: that is random enough for a jitter.
         let jitter = RandomState::new().hash_one(attempt) % quarter.saturating_add(1);
-        whole - Duration::from_nanos(jitter)
+        whole.saturating_sub(Duration::from_nanos(jitter))
     }
 }
 
@@ -279,7 +279,7 @@ enum Outcome {
 fn same(a: &AllocatedDeviceStatus, b: &AllocatedDeviceStatus) -> bool {
     let sorted = |status: &AllocatedDeviceStatus| {
         let mut status = status.clone();
-        status.conditions.as_mut().map(|all| all.sort_by(|a, b| a.type_.cmp(&b.type_)));
+        status.conditions.iter_mut().for_each(|all| all.sort_by(|a, b| a.type_.cmp(&b.type_)));
         status
     };
     sorted(a) == sorted(b)

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 

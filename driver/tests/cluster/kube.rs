@@ -111,7 +111,7 @@ async fn device_status_is_applied_and_other_drivers_keep_theirs() {
         let cluster = connect(&server).await;
         let claim = reference(&server.put(claim("a")));
         let gpu = json!([{"driver": "other.dev", "pool": "p", "device": "gpu", "data": {"x": 1}}]);
-        server.apply_as("other.dev", "default/a", gpu);
+        server.apply_as("other.dev", "default/a", &gpu);
         cluster.apply_device_status(&claim, &[status("True")]).await.expect("apply");
 
         let asked = server.asked("PATCH", "/resourceclaims/a/status");

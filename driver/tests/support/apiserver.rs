@@ -146,7 +146,7 @@ impl ApiServer {
     }
 
     /// Server-side apply of device status as another driver would do it.
-    pub(crate) fn apply_as(&self, manager: &str, claim: &str, devices: Value) {
+    pub(crate) fn apply_as(&self, manager: &str, claim: &str, devices: &Value) {
         let (namespace, name) = claim.split_once('/').expect("namespace/name");
         let body = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
             "metadata": {"name": name, "namespace": namespace}, "status": {"devices": devices}});

@@ -15,10 +15,10 @@ use crate::cluster::versions::{self, ApiVersion};
 /// An object read from the folder.
 #[derive(Debug)]
 pub(super) enum Object {
-    /// A claim; boxed because it is much larger than a class.
+    /// A claim.
     Claim(Box<ResourceClaim>),
     /// A class.
-    Class(DeviceClass),
+    Class(Box<DeviceClass>),
 }
 
 /// Something in the folder that cannot be used. The rest of the folder can.
@@ -96,8 +96,8 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
     };
     let object = versions::from_wire(version, value);
     match kind.as_str() {
-        "ResourceClaim" => typed(object).and_then(checked_claim).map(|claim| Object::Claim(Box::new(claim))),
-        "DeviceClass" => typed(object).and_then(checked_class).map(Object::Class),
+        "ResourceClaim" => typed(&object).and_then(checked_claim).map(|claim| Object::Claim(Box::new(claim))),
+        "DeviceClass" => typed(&object).and_then(checked_class).map(|class| Object::Class(Box::new(class))),
         _ => Err(format!("kind: {kind:?} is not read here; allowed: ResourceClaim, DeviceClass")),
     }
     .map(Some)
@@ -105,26 +105,26 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
 }
 
 /// Into a type, refusing what the type does not know.
-fn typed<T: DeserializeOwned + Serialize>(object: Value) -> Result<T, String> {
-    let typed: T = serde_path_to_error::deserialize(&object).map_err(|error| {
+fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T, String> {
+    let typed: T = serde_path_to_error::deserialize(object).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if path == "." { inner.to_string() } else { format!("{path}: {inner}") }
     })?;
     let known = serde_json::to_value(&typed).map_err(|error| error.to_string())?;
-    match unknown_field(&object, &known, String::new()) {
+    match unknown_field(object, &known, "") {
         Some(path) => Err(format!("{path}: unknown field")),
         None => Ok(typed),
     }
 }
 
 /// The first field that did not survive the way through the type.
-fn unknown_field(given: &Value, known: &Value, path: String) -> Option<String> {
+fn unknown_field(given: &Value, known: &Value, path: &str) -> Option<String> {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => given.iter().find_map(|(key, value)| {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             match known.get(key) {
-                Some(known) => unknown_field(value, known, path),
+                Some(known) => unknown_field(value, known, &path),
                 None if value.is_null() => None,
                 None => Some(path),
             }
@@ -133,7 +133,7 @@ fn unknown_field(given: &Value, known: &Value, path: String) -> Option<String> {
             .iter()
             .zip(known)
             .enumerate()
-            .find_map(|(index, (given, known))| unknown_field(given, known, format!("{path}[{index}]"))),
+            .find_map(|(index, (given, known))| unknown_field(given, known, &format!("{path}[{index}]"))),
         _ => None,
     }
 }

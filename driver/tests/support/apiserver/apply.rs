@@ -145,7 +145,7 @@ impl State {
             }
         }
         now.extend(applied);
-        let managed: Vec<Value> = owners
+        let managed_fields: Vec<Value> = owners
             .iter()
             .filter(|(_, owned)| !owned.is_empty())
             .map(|(manager, owned)| {
@@ -162,7 +162,7 @@ impl State {
             claim["status"] = json!({});
         }
         claim["status"]["devices"] = devices.into();
-        claim["metadata"]["managedFields"] = managed.into();
+        claim["metadata"]["managedFields"] = managed_fields.into();
         Ok(self.replace("resourceclaims", name, claim))
     }
 }

@@ -89,7 +89,7 @@ pub(super) async fn handle(
         (code, answer, hang)
     };
     if hang {
-        tokio::time::sleep(Duration::from_secs(3600)).await;
+        tokio::time::sleep(Duration::from_hours(1)).await;
     }
     Response::builder()
         .status(code)

@@ -101,12 +101,11 @@ impl<'a> Search<'a> {
         if chosen == wanted {
             return self.next_request();
         }
-        for place in from..eligible.len() {
+        for (place, &index) in eligible.iter().enumerate().skip(from) {
             self.steps += 1;
             if self.steps > BUDGET {
                 return false;
             }
-            let index = eligible[place];
             if (alternative.admin || self.free[index]) && self.fits(alternative, index) {
                 self.take(alternative, index);
                 if self.next_device(alternative, place + 1) {
