@@ -156,7 +156,8 @@ impl Finding {
             status: status.to_owned(),
             reason: self.reason.to_owned(),
             message: cut(self.message, MESSAGE_BYTES),
-            last_transition_time: before.map_or(Time(now), |condition| condition.last_transition_time.clone()),
+            last_transition_time: before
+                .map_or(Time(now), |condition| condition.last_transition_time.clone()),
             observed_generation: observed.claim.metadata.generation,
         }
     }

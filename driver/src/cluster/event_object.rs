@@ -51,9 +51,7 @@ fn regarding(subject: &Subject, node: &str) -> ObjectReference {
             claim.name.as_str(),
             claim.uid.as_str(),
         ),
-        Subject::Pod(pod) => {
-            ("v1", "Pod", Some(pod.namespace.clone()), pod.name.as_str(), pod.uid.as_str())
-        }
+        Subject::Pod(pod) => ("v1", "Pod", Some(pod.namespace.clone()), pod.name.as_str(), pod.uid.as_str()),
         // The kubelet writes its node Events with the name as uid, and `kubectl describe node` looks for both.
         Subject::Node => ("v1", "Node", None, node, node),
     };
@@ -86,8 +84,11 @@ mod tests {
 
     #[test]
     fn the_limits_of_the_server_are_kept() {
-        let claim =
-            ClaimRef { namespace: "d".to_owned(), name: format!("{}.x", "c".repeat(251)), uid: "u".to_owned() };
+        let claim = ClaimRef {
+            namespace: "d".to_owned(),
+            name: format!("{}.x", "c".repeat(251)),
+            uid: "u".to_owned(),
+        };
         let event = Event {
             subject: Subject::Claim(claim),
             event_type: EventType::Warning,

@@ -6,6 +6,7 @@ mod queue;
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::resource::v1::AllocatedDeviceStatus;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -49,7 +50,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { base: Duration::from_millis(500), cap: Duration::from_secs(60) }
+        Self { base: Duration::from_millis(500), cap: Duration::from_mins(1) }
     }
 }
 
@@ -60,7 +61,7 @@ impl Backoff {
         let quarter = u64::try_from(whole.as_nanos() / 4).unwrap_or(u64::MAX);
         // Each RandomState is seeded anew: that is random enough for a jitter.
         let jitter = RandomState::new().hash_one(attempt) % quarter.saturating_add(1);
-        whole - Duration::from_nanos(jitter)
+        whole.saturating_sub(Duration::from_nanos(jitter))
     }
 }
 
@@ -241,7 +242,8 @@ impl Shared {
             now: Timestamp::now(),
         });
         let written: Vec<_> = reported(&claim, &self.driver).collect();
-        if written.len() == statuses.len() && statuses.iter().all(|status| written.contains(&status)) {
+        let is_written = |status| written.iter().any(|known| same(known, status));
+        if written.len() == statuses.len() && statuses.iter().all(is_written) {
             return Ok(Outcome::Written);
         }
         match self.cluster.apply_device_status(reference, &statuses).await {
@@ -271,6 +273,16 @@ impl Shared {
 enum Outcome {
     Written,
     Gone,
+}
+
+/// Whether two statuses say the same. The server may keep the conditions, a map by type, in another order.
+fn same(a: &AllocatedDeviceStatus, b: &AllocatedDeviceStatus) -> bool {
+    let sorted = |status: &AllocatedDeviceStatus| {
+        let mut status = status.clone();
+        status.conditions.iter_mut().for_each(|all| all.sort_by(|a, b| a.type_.cmp(&b.type_)));
+        status
+    };
+    sorted(a) == sorted(b)
 }
 
 /// An error with its causes in one line.

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 
@@ -118,7 +120,10 @@ fn each_step_has_its_reason_and_no_network_data() {
 #[test]
 fn without_isolation_ready_is_true_and_programs_are_not() {
     let statuses = observe(&claim(allocation()), Some(&checkpoint(Some(Step::Attached), None)), None, 10);
-    assert_eq!(summary(&statuses[0]), [("True", "Attached"), ("True", "Configured"), ("False", "IsolationOff")]);
+    assert_eq!(
+        summary(&statuses[0]),
+        [("True", "Attached"), ("True", "Configured"), ("False", "IsolationOff")]
+    );
     let mut unprotected = checkpoint(Some(Step::Attached), None);
     unprotected.interfaces[0].plan.isolation = Isolation::Strict;
     let statuses = observe(&claim(allocation()), Some(&unprotected), None, 10);
@@ -136,7 +141,10 @@ fn failures_carry_their_message() {
     let prepared = checkpoint(None, Some(9));
     assert_eq!(summary(&observe(&claim, Some(&prepared), Some(&prepare), 10)[0]), [("False", "Prepared"); 3]);
     let attach = failure(Stage::Attach);
-    assert_eq!(summary(&observe(&claim, Some(&prepared), Some(&attach), 10)[0]), [("False", "AttachFailed"); 3]);
+    assert_eq!(
+        summary(&observe(&claim, Some(&prepared), Some(&attach), 10)[0]),
+        [("False", "AttachFailed"); 3]
+    );
     let attached = checkpoint(Some(Step::Attached), Some(9));
     assert_eq!(condition(&observe(&claim, Some(&attached), Some(&attach), 10)[0], READY).status, "True");
 }

@@ -8,10 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::events::v1::Event as ApiEvent,
-    apimachinery::pkg::apis::meta::v1::MicroTime,
-};
+use k8s_openapi::{api::events::v1::Event as ApiEvent, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
@@ -22,7 +19,7 @@ use super::{KubeCluster, errors::Object};
 use crate::cluster::{ClusterError, Event, event_object};
 
 /// A repeat later than this makes a new Event (as client-go's recorder does).
-const WINDOW: Duration = Duration::from_secs(6 * 60);
+const WINDOW: Duration = Duration::from_mins(6);
 /// Series kept in memory; the longest silent one is forgotten for a new one.
 const MAX_SERIES: usize = 512;
 /// Shortest time between two writes of one series.
@@ -137,5 +134,4 @@ mod tests {
         }
         assert_eq!(series.0.lock().expect("lock").len(), MAX_SERIES);
     }
-
 }

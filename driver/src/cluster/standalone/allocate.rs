@@ -4,7 +4,7 @@
 mod requests;
 mod search;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use k8s_openapi::api::{
     core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm},
@@ -155,10 +155,7 @@ fn results(
 }
 
 /// Class configurations request by request, then the claim's: the order in which a driver lets the later win.
-fn configuration(
-    question: &Question<'_>,
-    chosen: &[search::Pick<'_>],
-) -> Vec<DeviceAllocationConfiguration> {
+fn configuration(question: &Question<'_>, chosen: &[search::Pick<'_>]) -> Vec<DeviceAllocationConfiguration> {
     let mut configuration = Vec::new();
     for pick in chosen {
         let class = question.classes.get(&pick.alternative.class);
@@ -211,15 +208,17 @@ fn unsatisfied(
     for alternative in requests.iter().flatten() {
         let fit = alternative.eligible.len();
         let usable = alternative.eligible.iter().filter(|index| free[**index]).count();
-        message.push_str(&format!(
+        // Writing to a String cannot fail.
+        let _ = write!(
+            message,
             "; request {:?} wants {}, {fit} fit, {usable} of them free",
             alternative.name, alternative.wants
-        ));
+        );
         for index in alternative.eligible.iter().filter(|index| !free[**index]) {
             let candidate = &candidates[*index];
             let key = (candidate.pool.to_owned(), candidate.device.name.clone());
             if let Some(owner) = question.taken.get(&key) {
-                message.push_str(&format!(" ({} belongs to claim {owner})", candidate.device.name));
+                let _ = write!(message, " ({} belongs to claim {owner})", candidate.device.name);
             }
         }
     }

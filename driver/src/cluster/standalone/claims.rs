@@ -16,10 +16,7 @@ use super::{
     folder::Folder,
     unavailable, written,
 };
-use crate::{
-    claim::ClaimRef,
-    cluster::ClusterError,
-};
+use crate::{claim::ClaimRef, cluster::ClusterError};
 
 /// Annotation of a claim: the pods it is reserved for, `<pod>=<uid>[,<pod>=<uid>…]`.
 pub const RESERVED_FOR: &str = "netferry.dev/reserved-for";
@@ -91,7 +88,8 @@ impl Shared {
             });
             if !allocated || device.driver != self.driver {
                 let (pool, device) = (&device.pool, &device.device);
-                let message = format!("status.devices[{index}]: {pool}/{device} is not allocated to the claim");
+                let message =
+                    format!("status.devices[{index}]: {pool}/{device} is not allocated to the claim");
                 return Err(refused(&reference.to_string(), message));
             }
         }
@@ -250,9 +248,7 @@ fn hint(error: AllocateError, folder: &Folder) -> Box<dyn std::error::Error + Se
     }
 }
 
-fn results(
-    status: &ResourceClaimStatus,
-) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
+fn results(status: &ResourceClaimStatus) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
     let devices = status.allocation.as_ref().and_then(|allocation| allocation.devices.as_ref());
     devices.and_then(|devices| devices.results.as_ref()).into_iter().flatten()
 }

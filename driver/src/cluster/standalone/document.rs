@@ -15,10 +15,10 @@ use crate::cluster::versions::{self, ApiVersion};
 /// An object read from the folder.
 #[derive(Debug)]
 pub(super) enum Object {
-    /// A claim; boxed because it is much larger than a class.
+    /// A claim.
     Claim(Box<ResourceClaim>),
     /// A class.
-    Class(DeviceClass),
+    Class(Box<DeviceClass>),
 }
 
 /// Something in the folder that cannot be used. The rest of the folder can.
@@ -81,7 +81,8 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
     let Some(api_version) = text_of("/apiVersion") else {
         return Err(problem(None, "apiVersion: missing; an object has apiVersion and kind".to_owned()));
     };
-    let Some(version) = api_version.strip_prefix(versions::GROUP).and_then(|rest| rest.strip_prefix('/')) else {
+    let Some(version) = api_version.strip_prefix(versions::GROUP).and_then(|rest| rest.strip_prefix('/'))
+    else {
         return Ok(None);
     };
     let kind = text_of("/kind").unwrap_or_default().to_owned();
@@ -95,8 +96,8 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
     };
     let object = versions::from_wire(version, value);
     match kind.as_str() {
-        "ResourceClaim" => typed(object).and_then(checked_claim).map(|claim| Object::Claim(Box::new(claim))),
-        "DeviceClass" => typed(object).and_then(checked_class).map(Object::Class),
+        "ResourceClaim" => typed(&object).and_then(checked_claim).map(|claim| Object::Claim(Box::new(claim))),
+        "DeviceClass" => typed(&object).and_then(checked_class).map(|class| Object::Class(Box::new(class))),
         _ => Err(format!("kind: {kind:?} is not read here; allowed: ResourceClaim, DeviceClass")),
     }
     .map(Some)
@@ -104,26 +105,26 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
 }
 
 /// Into a type, refusing what the type does not know.
-fn typed<T: DeserializeOwned + Serialize>(object: Value) -> Result<T, String> {
-    let typed: T = serde_path_to_error::deserialize(&object).map_err(|error| {
+fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T, String> {
+    let typed: T = serde_path_to_error::deserialize(object).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if path == "." { inner.to_string() } else { format!("{path}: {inner}") }
     })?;
     let known = serde_json::to_value(&typed).map_err(|error| error.to_string())?;
-    match unknown_field(&object, &known, String::new()) {
+    match unknown_field(object, &known, "") {
         Some(path) => Err(format!("{path}: unknown field")),
         None => Ok(typed),
     }
 }
 
 /// The first field that did not survive the way through the type.
-fn unknown_field(given: &Value, known: &Value, path: String) -> Option<String> {
+fn unknown_field(given: &Value, known: &Value, path: &str) -> Option<String> {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => given.iter().find_map(|(key, value)| {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             match known.get(key) {
-                Some(known) => unknown_field(value, known, path),
+                Some(known) => unknown_field(value, known, &path),
                 None if value.is_null() => None,
                 None => Some(path),
             }
@@ -132,7 +133,7 @@ fn unknown_field(given: &Value, known: &Value, path: String) -> Option<String> {
             .iter()
             .zip(known)
             .enumerate()
-            .find_map(|(index, (given, known))| unknown_field(given, known, format!("{path}[{index}]"))),
+            .find_map(|(index, (given, known))| unknown_field(given, known, &format!("{path}[{index}]"))),
         _ => None,
     }
 }
@@ -170,7 +171,9 @@ fn check_name(field: &str, name: Option<&str>) -> Result<(), String> {
     if name.len() <= 253 && name.split('.').all(label) {
         return Ok(());
     }
-    Err(format!("{field}: {name:?} is not a DNS subdomain (lower-case letters, digits, '-', '.'; at most 253)"))
+    Err(format!(
+        "{field}: {name:?} is not a DNS subdomain (lower-case letters, digits, '-', '.'; at most 253)"
+    ))
 }
 
 #[cfg(test)]
@@ -185,13 +188,19 @@ mod tests {
     fn the_error_names_file_document_and_field() {
         let claim = "apiVersion: resource.k8s.io/v1\nkind: ResourceClaim\nmetadata: {name: a}\n";
         let cases = [
-            ("spec: {devices: {requests: [{name: r, exactly: {count: many}}]}}",
-             "spec.devices.requests[0].exactly.count: invalid type"),
-            ("spec: {devices: {requests: [{name: r, exactly: {deviceClassName: x, colour: red}}]}}",
-             "spec.devices.requests[0].exactly.colour: unknown field"),
+            (
+                "spec: {devices: {requests: [{name: r, exactly: {count: many}}]}}",
+                "spec.devices.requests[0].exactly.count: invalid type",
+            ),
+            (
+                "spec: {devices: {requests: [{name: r, exactly: {deviceClassName: x, colour: red}}]}}",
+                "spec.devices.requests[0].exactly.colour: unknown field",
+            ),
             ("spec: {devices: {requests: [{name: r}]}}", "spec.devices.requests[0]: exactly one of"),
-            ("spec: {devices: {requests: [{name: ../r, exactly: {deviceClassName: x}}]}}",
-             "spec.devices.requests[0].name: \"../r\""),
+            (
+                "spec: {devices: {requests: [{name: ../r, exactly: {deviceClassName: x}}]}}",
+                "spec.devices.requests[0].name: \"../r\"",
+            ),
         ];
         for (spec, wanted) in cases {
             let message = message(&format!("{claim}{spec}"));

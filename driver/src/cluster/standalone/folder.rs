@@ -1,7 +1,7 @@
 //! What the user put into the folder: claims and classes in any `*.yaml` or `*.yml` below it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -91,27 +91,25 @@ impl Folder {
     fn add(&mut self, file: &Path, document: usize, object: Object) {
         let (twice, claim) = match object {
             Object::Claim(claim) => {
-                let key = (
-                    claim.metadata.namespace.clone().unwrap_or_default(),
-                    claim.metadata.name.clone().unwrap_or_default(),
-                );
-                let name = format!("{}/{}", key.0, key.1);
-                if self.claims.contains_key(&key) {
-                    (format!("ResourceClaim {name}"), Some(name))
-                } else {
-                    self.claims.insert(key, *claim);
-                    return;
+                let namespace = claim.metadata.namespace.clone().unwrap_or_default();
+                let name = claim.metadata.name.clone().unwrap_or_default();
+                let shown = format!("{namespace}/{name}");
+                match self.claims.entry((namespace, name)) {
+                    Entry::Vacant(free) => {
+                        free.insert(*claim);
+                        return;
+                    }
+                    Entry::Occupied(_) => (format!("ResourceClaim {shown}"), Some(shown)),
                 }
             }
-            Object::Class(class) => {
-                let name = class.metadata.name.clone().unwrap_or_default();
-                if self.classes.contains_key(&name) {
-                    (format!("DeviceClass {name}"), None)
-                } else {
-                    self.classes.insert(name, class);
+            Object::Class(class) => match self.classes.entry(class.metadata.name.clone().unwrap_or_default())
+            {
+                Entry::Vacant(free) => {
+                    free.insert(*class);
                     return;
                 }
-            }
+                Entry::Occupied(taken) => (format!("DeviceClass {}", taken.key()), None),
+            },
         };
         self.problems.push(Problem {
             file: file.to_owned(),

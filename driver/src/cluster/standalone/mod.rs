@@ -113,14 +113,14 @@ impl Shared {
         slice.metadata.uid = Some(claims::uid(&format!("slice/{name}/{}", Timestamp::now())));
         slice.metadata.generation = Some(1);
         slice.metadata.resource_version = Some("1".to_owned());
-        self.write_slice(&file, slice)
+        write_slice(&file, slice)
     }
 
     fn update_slice(&self, mut slice: ResourceSlice) -> Result<ResourceSlice, ClusterError> {
         let name = slice.metadata.name.clone().unwrap_or_default();
         let file = self.slice_file(&name)?;
-        let stored: Option<ResourceSlice> =
-            written::read(&file).map_err(|error| unavailable(&format!("read ResourceSlice {name}"), error))?;
+        let stored: Option<ResourceSlice> = written::read(&file)
+            .map_err(|error| unavailable(&format!("read ResourceSlice {name}"), error))?;
         let Some(stored) = stored else {
             return Err(ClusterError::NotFound { kind: "ResourceSlice", name });
         };
@@ -137,13 +137,7 @@ impl Shared {
         slice.metadata.uid = stored.metadata.uid;
         let changed = i64::from(slice.spec != stored.spec);
         slice.metadata.generation = Some(stored.metadata.generation.unwrap_or(1) + changed);
-        self.write_slice(&file, slice)
-    }
-
-    fn write_slice(&self, file: &Path, slice: ResourceSlice) -> Result<ResourceSlice, ClusterError> {
-        written::write(file, &slice)
-            .map_err(|error| unavailable(&format!("write {}", file.display()), error))?;
-        Ok(slice)
+        write_slice(&file, slice)
     }
 
     fn delete_slice(&self, name: &str) -> Result<(), ClusterError> {
@@ -215,6 +209,11 @@ impl Cluster for Standalone {
         })
         .await
     }
+}
+
+fn write_slice(file: &Path, slice: ResourceSlice) -> Result<ResourceSlice, ClusterError> {
+    written::write(file, &slice).map_err(|error| unavailable(&format!("write {}", file.display()), error))?;
+    Ok(slice)
 }
 
 fn unavailable(action: &str, error: io::Error) -> ClusterError {

@@ -100,9 +100,5 @@ pub(super) fn append_event(root: &Path, event: &impl Serialize) -> io::Result<()
     }
     let text = serde_yaml_ng::to_string(event).map_err(io::Error::other)?;
     // One write: a crash leaves a whole document or none.
-    fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(file)?
-        .write_all(format!("---\n{text}").as_bytes())
+    fs::OpenOptions::new().create(true).append(true).open(file)?.write_all(format!("---\n{text}").as_bytes())
 }

@@ -138,7 +138,8 @@ impl Queue {
     /// The next thing due at `now`, or with `all` the next thing whenever it is due.
     pub(super) fn next(&self, now: Instant, all: bool) -> Work {
         let mut state = self.state();
-        let claim = state.claims.iter().min_by_key(|(_, due)| due.at).map(|(claim, due)| (claim.clone(), due.at));
+        let claim =
+            state.claims.iter().min_by_key(|(_, due)| due.at).map(|(claim, due)| (claim.clone(), due.at));
         let event = (!state.events.is_empty()).then(|| state.events_at.unwrap_or(now));
         if let Some((claim, at)) = &claim
             && (all || *at <= now)

@@ -84,9 +84,8 @@ pub(super) fn expand<'a>(
             let field = format!("spec.devices.requests[{index}]");
             let exact = request.exactly.iter().map(|exact| of_exact(&field, &request.name, exact));
             let subs = request.first_available.iter().flatten().enumerate();
-            let subs = subs.map(|(index, sub)| {
-                of_sub(format!("{field}.firstAvailable[{index}]"), &request.name, sub)
-            });
+            let subs = subs
+                .map(|(index, sub)| of_sub(format!("{field}.firstAvailable[{index}]"), &request.name, sub));
             exact.chain(subs).map(|ask| alternative(question, candidates, ask)).collect()
         })
         .collect()
@@ -151,8 +150,7 @@ fn alternative<'a>(
         let mut selected = true;
         for (field, selector) in &selectors {
             let matches = selector.matches(question.driver, device);
-            selected = matches
-                .map_err(|source| AllocateError::Selector { field: field.clone(), source })?;
+            selected = matches.map_err(|source| AllocateError::Selector { field: field.clone(), source })?;
             if !selected {
                 break;
             }
@@ -219,7 +217,9 @@ fn tolerated(taints: Option<&[DeviceTaint]>, tolerations: Option<&[DeviceTolerat
             toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
         effect && if any_key { exists } else { key && (exists || value) }
     };
-    taints.unwrap_or_default().iter().filter(|taint| taint.effect.starts_with("No") && taint.effect != "None").all(
-        |taint| tolerations.unwrap_or_default().iter().any(|toleration| tolerates(taint, toleration)),
-    )
+    taints
+        .unwrap_or_default()
+        .iter()
+        .filter(|taint| taint.effect.starts_with("No") && taint.effect != "None")
+        .all(|taint| tolerations.unwrap_or_default().iter().any(|toleration| tolerates(taint, toleration)))
 }

@@ -69,8 +69,7 @@ pub(super) fn search<'a>(
     free: &[bool],
 ) -> Option<Vec<Pick<'a>>> {
     let free = free.to_vec();
-    let mut search =
-        Search { driver, requests, constraints, candidates, free, picks: Vec::new(), steps: 0 };
+    let mut search = Search { driver, requests, constraints, candidates, free, picks: Vec::new(), steps: 0 };
     search.next_request().then_some(search.picks)
 }
 
@@ -102,12 +101,11 @@ impl<'a> Search<'a> {
         if chosen == wanted {
             return self.next_request();
         }
-        for place in from..eligible.len() {
+        for (place, &index) in eligible.iter().enumerate().skip(from) {
             self.steps += 1;
             if self.steps > BUDGET {
                 return false;
             }
-            let index = eligible[place];
             if (alternative.admin || self.free[index]) && self.fits(alternative, index) {
                 self.take(alternative, index);
                 if self.next_device(alternative, place + 1) {
@@ -142,10 +140,13 @@ impl<'a> Search<'a> {
             constraint.requests.is_none_or(by)
         };
         self.constraints.iter().filter(|constraint| meant(constraint, alternative)).all(|constraint| {
-            let value = |index: usize| attribute(self.driver, self.candidates[index].device, constraint.attribute);
+            let value =
+                |index: usize| attribute(self.driver, self.candidates[index].device, constraint.attribute);
             let Some(ours) = value(index) else { return false };
             let picks = self.picks.iter().filter(|pick| meant(constraint, pick.alternative));
-            picks.flat_map(|pick| &pick.devices).all(|other| (value(*other) == Some(ours)) != constraint.distinct)
+            picks
+                .flat_map(|pick| &pick.devices)
+                .all(|other| (value(*other) == Some(ours)) != constraint.distinct)
         })
     }
 }

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -35,16 +37,25 @@ fn classes() -> BTreeMap<String, DeviceClass> {
     };
     let opaque = |mtu: u32| json!({"opaque": {"driver": "netferry.dev", "parameters": {"mtu": mtu}}});
     BTreeMap::from([
-        class("net", json!({"selectors": [{"cel": {"expression": "device.driver == 'netferry.dev'"}}],
-            "config": [opaque(1)]})),
-        class("jumbo", json!({"selectors": [{"cel": {"expression": "device.attributes['netferry.dev'].mtu >= 9000"}}]})),
+        class(
+            "net",
+            json!({"selectors": [{"cel": {"expression": "device.driver == 'netferry.dev'"}}],
+            "config": [opaque(1)]}),
+        ),
+        class(
+            "jumbo",
+            json!({"selectors": [{"cel": {"expression": "device.attributes['netferry.dev'].mtu >= 9000"}}]}),
+        ),
     ])
 }
 
-fn run(claim: &ResourceClaim, slices: &[ResourceSlice], taken: &Taken) -> Result<AllocationResult, AllocateError> {
+fn run(
+    claim: &ResourceClaim,
+    slices: &[ResourceSlice],
+    taken: &Taken,
+) -> Result<AllocationResult, AllocateError> {
     let classes = classes();
-    let question =
-        Question { claim, classes: &classes, slices, driver: "netferry.dev", node: "n1", taken };
+    let question = Question { claim, classes: &classes, slices, driver: "netferry.dev", node: "n1", taken };
     let allocation = allocate(&question)?;
     assert_eq!(allocate(&question).expect("again"), allocation, "the same question has the same answer");
     Ok(allocation)
@@ -74,7 +85,10 @@ fn class_and_request_select_and_what_is_taken_is_left() {
     assert_eq!(given(&run(&jumbo, &slices, &taken(&[])).expect("free")), pairs(&[("r", "b")]));
     assert_eq!(given(&run(&jumbo, &slices, &taken(&["b"])).expect("free")), pairs(&[("r", "c")]));
     let error = run(&jumbo, &slices, &taken(&["b", "c"])).expect_err("all taken").to_string();
-    assert!(error.contains("2 fit, 0 of them free") && error.contains("b belongs to claim d/other"), "{error}");
+    assert!(
+        error.contains("2 fit, 0 of them free") && error.contains("b belongs to claim d/other"),
+        "{error}"
+    );
     let numa = one(json!({"deviceClassName": "jumbo", "selectors":
         [{"cel": {"expression": "device.attributes['netferry.dev'].numa == 1"}}]}));
     assert_eq!(given(&run(&numa, &slices, &taken(&[])).expect("free")), pairs(&[("r", "c")]));
@@ -114,7 +128,10 @@ fn constraints_hold() {
     let same = run(&two(json!({"matchAttribute": "netferry.dev/numa"})), &slices, &taken(&[])).expect("same");
     assert_eq!(given(&same), pairs(&[("r", "b"), ("r", "c")]));
     let distinct = two(json!({"distinctAttribute": "netferry.dev/numa"}));
-    assert_eq!(given(&run(&distinct, &slices, &taken(&[])).expect("distinct")), pairs(&[("r", "a"), ("r", "b")]));
+    assert_eq!(
+        given(&run(&distinct, &slices, &taken(&[])).expect("distinct")),
+        pairs(&[("r", "a"), ("r", "b")])
+    );
     let unknown = two(json!({"matchAttribute": "netferry.dev/nothing"}));
     assert!(matches!(run(&unknown, &slices, &taken(&[])), Err(AllocateError::Unsatisfied { .. })));
 }
@@ -129,7 +146,8 @@ fn the_first_available_alternative_wins_and_brings_its_configuration() {
                    {"requests": ["r"], "opaque": opaque(4)}, {"opaque": opaque(5)}]
     }));
     let summary = |allocation: &AllocationResult| -> Vec<(String, Option<Vec<String>>, Value)> {
-        let config = allocation.devices.as_ref().and_then(|devices| devices.config.clone()).unwrap_or_default();
+        let config =
+            allocation.devices.as_ref().and_then(|devices| devices.config.clone()).unwrap_or_default();
         let one = |config: DeviceAllocationConfiguration| {
             (config.source, config.requests, config.opaque.expect("opaque").parameters.0["mtu"].clone())
         };
@@ -141,12 +159,15 @@ fn the_first_available_alternative_wins_and_brings_its_configuration() {
     let only_small = slices(json!([link("a", 1500, 0)]));
     let allocation = run(&claim, &only_small, &taken(&[])).expect("any");
     assert_eq!(given(&allocation), pairs(&[("r/any", "a")]));
-    assert_eq!(summary(&allocation), [
-        entry("FromClass", Some("r/any"), 1),
-        entry("FromClaim", Some("r/any"), 3),
-        entry("FromClaim", Some("r"), 4),
-        entry("FromClaim", None, 5)
-    ]);
+    assert_eq!(
+        summary(&allocation),
+        [
+            entry("FromClass", Some("r/any"), 1),
+            entry("FromClaim", Some("r/any"), 3),
+            entry("FromClaim", Some("r"), 4),
+            entry("FromClaim", None, 5)
+        ]
+    );
     let both = slices(json!([link("a", 1500, 0), link("b", 9000, 0)]));
     let allocation = run(&claim, &both, &taken(&[])).expect("big");
     assert_eq!(given(&allocation), pairs(&[("r/big", "b")]));
@@ -195,13 +216,20 @@ fn only_a_whole_pool_of_the_newest_generation_counts() {
 fn errors_name_the_field_and_what_is_allowed() {
     let slices = slices(json!([link("a", 1500, 0)]));
     for (exactly, wanted) in [
-        (json!({"deviceClassName": "nope"}), "requests[0].exactly.deviceClassName: there is no DeviceClass \"nope\""),
+        (
+            json!({"deviceClassName": "nope"}),
+            "requests[0].exactly.deviceClassName: there is no DeviceClass \"nope\"",
+        ),
         (json!({"deviceClassName": "net", "count": 0}), "exactly.count: 0 is not allowed; allowed: 1 to 32"),
         (json!({"deviceClassName": "net", "allocationMode": "Some"}), "exactly.allocationMode: \"Some\""),
-        (json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device."}}]}),
-         "exactly.selectors[0].cel.expression: \"device.\" is not a CEL expression"),
-        (json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device.attributes['x'].y"}}]}),
-         "fails on device \"a\""),
+        (
+            json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device."}}]}),
+            "exactly.selectors[0].cel.expression: \"device.\" is not a CEL expression",
+        ),
+        (
+            json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device.attributes['x'].y"}}]}),
+            "fails on device \"a\"",
+        ),
         (json!({"deviceClassName": "net", "capacity": {}}), "exactly.capacity: "),
     ] {
         let error = run(&one(exactly), &slices, &taken(&[])).expect_err(wanted).to_string();

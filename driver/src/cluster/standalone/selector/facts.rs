@@ -78,7 +78,10 @@ impl Facts {
 
     fn name(index: &dyn Val) -> Result<String, ExecutionError> {
         index.downcast_ref::<CelString>().map(|name| name.inner().to_owned()).ok_or_else(|| {
-            ExecutionError::UnexpectedType { got: index.get_type().name().to_owned(), want: "string".to_owned() }
+            ExecutionError::UnexpectedType {
+                got: index.get_type().name().to_owned(),
+                want: "string".to_owned(),
+            }
         })
     }
 }

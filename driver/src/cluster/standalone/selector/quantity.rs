@@ -29,7 +29,8 @@ impl FromStr for Quantity {
             _ => (false, number),
         };
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-        if (whole.is_empty() && fraction.is_empty()) || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
+        if (whole.is_empty() && fraction.is_empty())
+            || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
         {
             return Err(bad());
         }
@@ -40,7 +41,8 @@ impl FromStr for Quantity {
         let ten = 10_i128.checked_pow(power.unsigned_abs()).ok_or_else(bad)?;
         let scaled = mantissa.checked_mul(1 << binary).ok_or_else(bad)?;
         // What is finer than 10⁻⁹ is rounded up, as Kubernetes does.
-        let nano = if power >= 0 { scaled.checked_mul(ten).ok_or_else(bad)? } else { (scaled + ten - 1) / ten };
+        let nano =
+            if power >= 0 { scaled.checked_mul(ten).ok_or_else(bad)? } else { (scaled + ten - 1) / ten };
         Ok(Self(if negative { -nano } else { nano }))
     }
 }

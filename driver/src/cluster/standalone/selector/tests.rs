@@ -83,7 +83,8 @@ fn quantities_compare_by_amount() {
 
 #[test]
 fn versions_compare_as_semver_says() {
-    let sorted = ["1.0.0-1", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-beta", "1.0.0", "1.2.0", "1.10.0", "2.0.0"];
+    let sorted =
+        ["1.0.0-1", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-beta", "1.0.0", "1.2.0", "1.10.0", "2.0.0"];
     let parsed: Vec<version::Version> = sorted.map(|text| text.parse().expect(text)).into();
     assert!(parsed.is_sorted(), "{parsed:?}");
     for bad in ["", "1", "1.2", "1.2.3.4", "01.2.3", "1.2.x", "1.2.3-", "v1.2.3"] {
