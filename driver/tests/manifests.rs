@@ -17,6 +17,7 @@ use k8s_openapi::api::{
 };
 use netferry::{
     DRIVER_NAME,
+    claim::config::InterfaceConfig,
     config::{Arguments, Command, RunConfig},
 };
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
@@ -270,4 +271,52 @@ fn only_privileged_containers_mount_into_the_host() {
         }
     }
     assert_eq!(pod.host_network, Some(true), "the host's links are seen from its own namespace");
+}
+
+/// Every opaque configuration in an object, wherever it is.
+fn configurations<'a>(object: &'a Value, found: &mut Vec<&'a Value>) {
+    match object {
+        Value::Object(fields) => {
+            if let Some(opaque) = fields.get("opaque") {
+                assert_eq!(opaque["driver"], DRIVER_NAME);
+                found.push(&opaque["parameters"]);
+            }
+            fields.values().for_each(|field| configurations(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| configurations(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_driver_accepts_the_configurations_of_examples_and_documentation() {
+    let mut objects: Vec<_> = all().into_iter().map(|(_, object)| object).collect();
+    let examples = objects.len();
+    let docs = folder().join("..");
+    for page in ["README.md", "docs/configuration.md"] {
+        let text = fs::read_to_string(docs.join(page)).unwrap();
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+        objects.extend(blocks.map(|(block, _)| serde_yaml_ng::from_str::<Value>(block).unwrap()));
+    }
+    assert!(objects.len() > examples, "no block of YAML in the documentation");
+    let mut found = Vec::new();
+    objects.iter().for_each(|object| configurations(object, &mut found));
+    assert!(found.len() >= 5, "only {} configurations", found.len());
+    for parameters in found {
+        let config =
+            InterfaceConfig::parse(parameters).unwrap_or_else(|errors| panic!("{parameters}: {errors:?}"));
+        assert_eq!(config.check(), [], "{parameters}");
+    }
+}
+
+#[test]
+fn every_drop_reason_is_in_the_documentation() {
+    let page = fs::read_to_string(folder().join("../docs/operations.md")).unwrap();
+    let expected: Vec<_> = netferry_common::verdict::Reason::ALL
+        .iter()
+        .map(|reason| format!("| `{}` | {} |", reason.name(), reason.meaning()))
+        .collect();
+    let section = page.split("## Drop reasons").nth(1).unwrap().split("\n## ").next().unwrap();
+    let written: Vec<_> = section.lines().filter(|line| line.starts_with("| `")).collect();
+    assert_eq!(written, expected);
 }

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::command::{self, cargo, foreign, output, root, which};
+use crate::{
+    build_ebpf,
+    command::{self, cargo, foreign, output, root, which},
+};
 
 /// The longest a source file may be: what is longer has more than one purpose.
 const LINES: usize = 450;
@@ -39,6 +42,8 @@ pub(crate) struct Options {
 
 /// Runs all checks; every one is run even if another failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    // The driver does not compile without the object that it embeds.
+    build_ebpf::run(&build_ebpf::Options::default())?;
     let checks: [(&str, Result<()>); 5] = [
         ("files", files()),
         ("formatting", command::run(cargo().args(["fmt", "--all", "--check"]))),

@@ -1,6 +1,11 @@
 //! `cargo xtask test`: the machine set up, the programs built, every test run and counted.
 
-use std::{env, fs, process::Command, thread, time::Duration};
+use std::{
+    env, fs,
+    process::{self, Command},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -70,8 +75,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let allowed = options.expected_skips.or_else(|| (whole && env::var_os("CI").is_some()).then_some(0));
     let verdict = judge(tally, good, allowed, left.len());
+    if let Err(error) = &verdict {
+        eprintln!("xtask: {error:#}");
+    }
+    // The sum is the last line whatever the outcome, so `main` has nothing left to say.
     println!("{tally}");
-    verdict
+    if verdict.is_err() {
+        process::exit(1);
+    }
+    Ok(())
 }
 
 fn judge(tally: Tally, good: bool, allowed: Option<u64>, left: usize) -> Result<()> {
