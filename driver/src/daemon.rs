@@ -109,7 +109,8 @@ impl Parts {
             error!(path = %problem.path.display(), "checkpoint set aside: {}", problem.problem);
         }
         let store = Arc::new(store);
-        let datapath = Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);
+        let datapath =
+            Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);
         let readiness = Arc::new(Readiness::new());
         let published = Arc::new(PublishStats::default());
         let sources = Sources {
@@ -128,8 +129,12 @@ impl Parts {
         let Self { cluster, store, datapath, readiness, metrics, published } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
-        let (reporter, writer) =
-            Reporter::start(Arc::clone(&cluster), Arc::clone(&store) as _, &config.driver_name, Backoff::default());
+        let (reporter, writer) = Reporter::start(
+            Arc::clone(&cluster),
+            Arc::clone(&store) as _,
+            &config.driver_name,
+            Backoff::default(),
+        );
         let attacher = Arc::new(Attacher::new(
             Arc::new(KernelLinks::new()),
             Arc::clone(&datapath) as _,
@@ -277,7 +282,8 @@ async fn tell_runtime(readiness: Arc<Readiness>, mut status: watch::Receiver<Ses
         if now.is_ready() {
             readiness.set_ready(Part::Runtime);
         } else {
-            readiness.set_waiting(Part::Runtime, now.last_error.unwrap_or_else(|| "not connected".to_owned()));
+            readiness
+                .set_waiting(Part::Runtime, now.last_error.unwrap_or_else(|| "not connected".to_owned()));
         }
     }
 }

@@ -121,7 +121,8 @@ type Reading<'a> = (&'a Holding, &'static str, Traffic);
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Whether a part of the driver works";
-        let mut parts = encoder.encode_descriptor("ready", help, None, ConstGauge::new(0i64).metric_type())?;
+        let mut parts =
+            encoder.encode_descriptor("ready", help, None, ConstGauge::new(0i64).metric_type())?;
         for (part, ready) in self.readiness.parts() {
             ConstGauge::new(i64::from(ready)).encode(parts.encode_family(&[("part", part)])?)?;
         }
@@ -163,14 +164,19 @@ impl Collector for Sources {
             ("interface_bytes", "Bytes let through, Ethernet header included", |traffic| traffic.bytes),
         ];
         for (name, help, value) in kinds {
-            let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
+            let mut family =
+                encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
             for (holding, direction, traffic) in &readings {
                 count(&mut family, holding, ("direction", direction), value(traffic))?;
             }
         }
         let help = "Frames dropped, by reason";
-        let mut drops =
-            encoder.encode_descriptor("interface_drops", help, None, ConstCounter::new(0u64).metric_type())?;
+        let mut drops = encoder.encode_descriptor(
+            "interface_drops",
+            help,
+            None,
+            ConstCounter::new(0u64).metric_type(),
+        )?;
         for holding in &holdings {
             for (reason, dropped) in holding.stats.iter().flat_map(|stats| &stats.drops) {
                 count(&mut drops, holding, ("reason", reason), *dropped)?;

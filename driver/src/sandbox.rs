@@ -57,10 +57,7 @@ impl Sandboxes {
     fn tell_problems(&self, problems: &[Problem]) {
         for problem in problems {
             warn!(reason = %problem.reason, "{}", problem.note);
-            let subjects = [
-                problem.claim.clone().map(Subject::Claim),
-                problem.pod.clone().map(Subject::Pod),
-            ];
+            let subjects = [problem.claim.clone().map(Subject::Claim), problem.pod.clone().map(Subject::Pod)];
             let mut subjects: Vec<_> = subjects.into_iter().flatten().collect();
             if subjects.is_empty() {
                 subjects.push(Subject::Node);
@@ -154,7 +151,10 @@ impl Release for Sandboxes {
     async fn release(&self, claim_uid: &str) -> Result<(), String> {
         let outcome = self.attacher.give_back_claim(claim_uid).await;
         self.after_return(&outcome);
-        let away = outcome.problems.iter().filter(|p| matches!(p.reason, Reason::NotReturned | Reason::ProgramsLeft));
+        let away = outcome
+            .problems
+            .iter()
+            .filter(|p| matches!(p.reason, Reason::NotReturned | Reason::ProgramsLeft));
         let notes: Vec<_> = away.map(|problem| problem.note.as_str()).collect();
         if notes.is_empty() { Ok(()) } else { Err(notes.join("; ")) }
     }

@@ -150,7 +150,9 @@ async fn what_could_not_be_put_back_does_not_leave() {
         assert!(matches!(error, LinkError::CannotLeave { .. }), "{error}");
         assert!(error.to_string().contains(what), "{error}");
     };
-    world.host.ip("route add 192.0.2.0/24 nexthop via 198.51.100.1 dev eth7 nexthop via 198.51.100.2 dev eth7");
+    world
+        .host
+        .ip("route add 192.0.2.0/24 nexthop via 198.51.100.1 dev eth7 nexthop via 198.51.100.2 dev eth7");
     refused("several next hops").await;
     world.host.ip("route del 192.0.2.0/24");
     world.host.ip("route add 192.0.2.0/24 via 198.51.100.1 mtu 1280");

@@ -10,7 +10,7 @@ mod support;
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -60,12 +60,12 @@ async fn demo(cable: &Cable) -> Result<()> {
 
     step("The daemon starts and registers with kubelet and container runtime");
     let runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls)?;
-    let kubelet = Kubelet::new(home.kubelet_root());
+    let kubelet = Kubelet::new(&home.kubelet_root());
     let mut daemon = home.start(&binary);
-    let driver = kubelet.wait_for_driver(netferry::DRIVER_NAME).await?;
+    let driver = kubelet.wait_for_driver(netferry::DRIVER_NAME).await;
     let mut plugin = runtime.accept().await?;
     daemon = ready(daemon).await?;
-    say(&format!("kubelet: registered {}, versions {}", netferry::DRIVER_NAME, driver.versions().join(", ")));
+    say(&format!("kubelet: registered {}, calls {}", driver.name, driver.service));
     say(&format!("runtime: registered NRI plugin {}", plugin.registered.plugin_name));
 
     step("It publishes what the rule selects, and says why the rest is not");

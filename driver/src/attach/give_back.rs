@@ -47,7 +47,9 @@ impl Attacher {
                 let Some(attachment) = &interface.attachment else { continue };
                 if wanted(&checkpoint.claim, attachment) {
                     touched = true;
-                    outcome.problems.extend(self.bring_home(&checkpoint.claim, &interface.plan, attachment).await);
+                    outcome
+                        .problems
+                        .extend(self.bring_home(&checkpoint.claim, &interface.plan, attachment).await);
                 }
             }
             let home = self.store.get(&checkpoint.claim.uid).is_none_or(|checkpoint| {

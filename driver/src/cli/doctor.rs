@@ -76,12 +76,7 @@ fn checks(args: &DoctorArgs) -> Vec<Check> {
             exists(Path::new("/sys/kernel/btf/vmlinux")),
             "use a kernel with CONFIG_DEBUG_INFO_BTF; map dumps show raw bytes without it",
         ),
-        Check::of(
-            "bpf file system",
-            State::Failed,
-            bpffs(&args.state.bpffs),
-            "mount -t bpf bpf /sys/fs/bpf",
-        ),
+        Check::of("bpf file system", State::Failed, bpffs(&args.state.bpffs), "mount -t bpf bpf /sys/fs/bpf"),
         Check::of(
             "state folder",
             State::Failed,

@@ -15,8 +15,7 @@ pub fn run(args: &PodsArgs) -> Result<()> {
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
     let datapath = AyaDatapath::open(&args.state.pin_root()).context("cannot open the pinned maps")?;
     let holdings = holdings(&checkpoints, &datapath);
-    let header =
-        ["POD", "INTERFACE", "DEVICE", "CLAIM", "ADDRESSES", "STATE", "TO POD", "FROM POD", "DROPS"];
+    let header = ["POD", "INTERFACE", "DEVICE", "CLAIM", "ADDRESSES", "STATE", "TO POD", "FROM POD", "DROPS"];
     show::print(args.output, &holdings, header, holdings.iter().map(row))
 }
 

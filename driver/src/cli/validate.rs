@@ -97,7 +97,9 @@ fn configurations<'a>(document: &'a Value, driver: &str) -> Vec<(String, &'a Val
 fn descend<'a>(value: &'a Value, driver: &str, path: &str, found: &mut Vec<(String, &'a Value)>) {
     match value {
         Value::Object(fields) => {
-            if let Some(opaque) = fields.get("opaque").filter(|o| o.get("driver").is_some_and(|d| d == driver)) {
+            if let Some(opaque) =
+                fields.get("opaque").filter(|o| o.get("driver").is_some_and(|d| d == driver))
+            {
                 let at = format!("{path}.opaque.parameters").trim_start_matches('.').to_owned();
                 found.push((at, opaque.get("parameters").unwrap_or(&Value::Null)));
                 return;

@@ -174,7 +174,12 @@ impl FakeLinks {
     /// What a namespace has.
     #[must_use]
     pub fn links_in(&self, namespace: &Namespace) -> Vec<FakeLink> {
-        self.state().namespaces.get(&namespace.to_string()).into_iter().flat_map(|it| it.values().cloned()).collect()
+        self.state()
+            .namespaces
+            .get(&namespace.to_string())
+            .into_iter()
+            .flat_map(|it| it.values().cloned())
+            .collect()
     }
 
     /// Every changing call so far, in words.
@@ -183,7 +188,12 @@ impl FakeLinks {
         self.state().calls.clone()
     }
 
-    fn change(&self, namespace: &Namespace, ifindex: u32, action: String) -> Result<MutexGuard<'_, State>, LinkError> {
+    fn change(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        action: String,
+    ) -> Result<MutexGuard<'_, State>, LinkError> {
         let mut state = self.state();
         let nth = state.changes;
         state.changes += 1;

@@ -99,12 +99,8 @@ impl World {
             host.ip(words);
         }
         let dir = tempfile::tempdir().expect("folder");
-        let places = Places {
-            host: host.path.clone(),
-            pod: pod.path.clone(),
-            store: dir.path().to_owned(),
-            pins,
-        };
+        let places =
+            Places { host: host.path.clone(), pod: pod.path.clone(), store: dir.path().to_owned(), pins };
         let before = host.snapshot();
         Some(Self { host, peer, pod, places, before, _dir: dir })
     }

@@ -208,7 +208,9 @@ pub(super) fn route(message: &RouteMessage, ifindex: u32) -> Found {
                 }
             }
             RouteAttribute::NhId(_) => extra = Some("a nexthop object"),
-            RouteAttribute::Metrics(metrics) if !metrics.is_empty() => extra = Some("metrics (mtu, advmss, …)"),
+            RouteAttribute::Metrics(metrics) if !metrics.is_empty() => {
+                extra = Some("metrics (mtu, advmss, …)")
+            }
             RouteAttribute::Encap(_) => extra = Some("an encapsulation"),
             RouteAttribute::Via(_) => extra = Some("a gateway of another family"),
             RouteAttribute::Realm(_) => extra = Some("a realm"),
@@ -239,7 +241,9 @@ pub(super) fn route(message: &RouteMessage, ifindex: u32) -> Found {
         extra = Some("a lifetime");
     }
     match extra {
-        Some(what) => Found::Refused(format!("route to {} in table {} has {what}", route.destination, route.table)),
+        Some(what) => {
+            Found::Refused(format!("route to {} in table {} has {what}", route.destination, route.table))
+        }
         None => Found::Through(route),
     }
 }
