@@ -228,9 +228,10 @@ fn programs(home: &Home) -> Result<String> {
         let path = pin.to_str().context("UTF-8 path")?;
         let shown = run(Path::new("bpftool"), &["-j", "link", "show", "pinned", path])?;
         let link: serde_json::Value = serde_json::from_str(&shown)?;
-        let short = pin.strip_prefix(home.bpffs()).unwrap_or(&pin);
-        lines +=
-            &format!("{}: program {} on ifindex {}\n", short.display(), link["prog_id"], link["ifindex"]);
+        let id = link["prog_id"].to_string();
+        let shown = run(Path::new("bpftool"), &["-j", "prog", "show", "id", &id])?;
+        let program: serde_json::Value = serde_json::from_str(&shown)?;
+        lines += &format!("{}: program {} ({id})\n", pin.display(), program["name"]);
     }
     ensure!(!lines.is_empty(), "no program is pinned below {}", pins.display());
     Ok(lines)
