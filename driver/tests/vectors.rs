@@ -5,6 +5,8 @@
 
 #[path = "vectors/bench.rs"]
 mod bench;
+#[path = "vectors/cost.rs"]
+mod cost;
 #[path = "vectors/frames.rs"]
 mod frames;
 #[path = "vectors/table.rs"]
