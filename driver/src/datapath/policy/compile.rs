@@ -180,7 +180,7 @@ fn decide(all: &[Body<'_>]) -> Blocks {
 fn merged(found: BTreeMap<Prefix, u32>) -> BTreeMap<Prefix, u32> {
     let mut by_length: Vec<HashMap<Prefix, u32>> = vec![HashMap::new(); 129];
     for (prefix, class) in found {
-        by_length[usize::from(prefix.len())].insert(prefix, class);
+        by_length[usize::from(prefix.length())].insert(prefix, class);
     }
     for length in (1..=128).rev() {
         let (shorter, here) = by_length.split_at_mut(length);

@@ -252,18 +252,18 @@ impl Peer {
         let count = given.into_iter().filter(|given| *given).count();
         if count != 1 {
             let allowed = "exactly one of cidr, network and podSelector";
-            return Err(invalid(field, format!("{count} of its fields"), allowed));
+            return Err(invalid(field, &format!("{count} of its fields"), allowed));
         }
         if let Some(cidr) = self.cidr {
             let field = format!("{field}.cidr");
             if cidr.ip() != cidr.network() {
-                return Err(invalid(field, cidr, "a prefix whose host bits are 0"));
+                return Err(invalid(field, &cidr, "a prefix whose host bits are 0"));
             }
             if let IpNetwork::V6(v6) = cidr
                 && v6.prefix() >= 96
                 && v6.ip().to_ipv4_mapped().is_some()
             {
-                return Err(invalid(field, cidr, "an IPv4 prefix is written as IPv4"));
+                return Err(invalid(field, &cidr, "an IPv4 prefix is written as IPv4"));
             }
         }
         if self.network.as_ref().is_some_and(String::is_empty) {
@@ -282,23 +282,23 @@ impl Port {
         if let Some(port) = self.port {
             if !self.protocol.has_ports() {
                 let allowed = "a port goes with TCP, UDP or SCTP only";
-                return Err(invalid(format!("{field}.port"), port, allowed));
+                return Err(invalid(format!("{field}.port"), &port, allowed));
             }
             if port == 0 {
-                return Err(invalid(format!("{field}.port"), port, "1 to 65535"));
+                return Err(invalid(format!("{field}.port"), &port, "1 to 65535"));
             }
         }
         match (self.port, self.end_port) {
-            (None, Some(end)) => Err(invalid(format!("{field}.endPort"), end, "it goes with port only")),
+            (None, Some(end)) => Err(invalid(format!("{field}.endPort"), &end, "it goes with port only")),
             (Some(port), Some(end)) if end < port => {
-                Err(invalid(format!("{field}.endPort"), end, "port to 65535"))
+                Err(invalid(format!("{field}.endPort"), &end, "port to 65535"))
             }
             _ => Ok(()),
         }
     }
 }
 
-fn invalid(field: impl Into<String>, value: impl ToString, allowed: &'static str) -> PolicyError {
+fn invalid(field: impl Into<String>, value: &(impl ToString + ?Sized), allowed: &'static str) -> PolicyError {
     PolicyError::Invalid { field: field.into(), value: value.to_string(), allowed }
 }
 

@@ -10,31 +10,31 @@ use ipnetwork::IpNetwork;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix {
     bits: u128,
-    len: u8,
+    length: u8,
 }
 
 impl Prefix {
     /// Every IPv4 address.
-    pub const V4: Self = Self { bits: 0xffff_0000_0000, len: 96 };
+    pub const V4: Self = Self { bits: 0xffff_0000_0000, length: 96 };
     /// Every address, IPv4 included.
-    pub const ALL: Self = Self { bits: 0, len: 0 };
+    pub const ALL: Self = Self { bits: 0, length: 0 };
 
     /// One address.
     #[must_use]
     pub fn host(ip: IpAddr) -> Self {
-        Self { bits: number(ip), len: 128 }
+        Self { bits: number(ip), length: 128 }
     }
 
     /// Leading bits that are fixed, of 128.
     #[must_use]
-    pub const fn len(self) -> u8 {
-        self.len
+    pub const fn length(self) -> u8 {
+        self.length
     }
 
     /// Whether it is every address.
     #[must_use]
     pub const fn is_all(self) -> bool {
-        self.len == 0
+        self.length == 0
     }
 
     /// Its first address, in network byte order.
@@ -52,7 +52,7 @@ impl Prefix {
     /// Whether every address of the other is one of its own. Families are not told apart here.
     #[must_use]
     pub const fn covers(self, other: Self) -> bool {
-        self.len <= other.len && (self.bits ^ other.bits) & mask(self.len) == 0
+        self.length <= other.length && (self.bits ^ other.bits) & mask(self.length) == 0
     }
 
     /// Whether an address is in it. `::/0` has no IPv4 address.
@@ -64,11 +64,11 @@ impl Prefix {
     /// The other half of the prefix one bit shorter, and that prefix. `None` for every address.
     #[must_use]
     pub const fn sibling(self) -> Option<(Self, Self)> {
-        if self.len == 0 {
+        if self.length == 0 {
             return None;
         }
-        let sibling = Self { bits: self.bits ^ (1 << (128 - self.len)), len: self.len };
-        let parent = Self { bits: self.bits & mask(self.len - 1), len: self.len - 1 };
+        let sibling = Self { bits: self.bits ^ (1 << (128 - self.length)), length: self.length };
+        let parent = Self { bits: self.bits & mask(self.length - 1), length: self.length - 1 };
         Some((sibling, parent))
     }
 }
@@ -86,8 +86,8 @@ fn number(ip: IpAddr) -> u128 {
 
 impl From<IpNetwork> for Prefix {
     fn from(network: IpNetwork) -> Self {
-        let len = network.prefix() + if network.is_ipv4() { 96 } else { 0 };
-        Self { bits: number(network.network()), len }
+        let length = network.prefix() + if network.is_ipv4() { 96 } else { 0 };
+        Self { bits: number(network.network()), length }
     }
 }
 
@@ -95,8 +95,8 @@ impl std::fmt::Display for Prefix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ip = Ipv6Addr::from_bits(self.bits);
         match ip.to_ipv4_mapped() {
-            Some(v4) if self.is_v4() => write!(f, "{v4}/{}", self.len - 96),
-            _ => write!(f, "{ip}/{}", self.len),
+            Some(v4) if self.is_v4() => write!(f, "{v4}/{}", self.length - 96),
+            _ => write!(f, "{ip}/{}", self.length),
         }
     }
 }

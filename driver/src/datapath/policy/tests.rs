@@ -16,7 +16,7 @@ fn look_up(compiled: &Compiled, otherwise: Otherwise, peer: IpAddr, protocol: u8
         .peers
         .iter()
         .filter(|(prefix, _)| prefix.covers(host))
-        .max_by_key(|(prefix, _)| prefix.len());
+        .max_by_key(|(prefix, _)| prefix.length());
     let entry = class.and_then(|(_, class)| {
         let matching = compiled.rules.iter().filter(|entry| {
             entry.class == *class
