@@ -16,7 +16,8 @@ const SHARED: [&str; 8] = [
 
 /// Generate messages, clients and server traits.
 pub(crate) fn generate() -> anyhow::Result<()> {
-    let files = ["registration", "dra_v1", "dra_v1beta1", "dra_health"].map(|name| format!("proto/{name}.proto"));
+    let files =
+        ["registration", "dra_v1", "dra_v1beta1", "dra_health"].map(|name| format!("proto/{name}.proto"));
     for file in &files {
         println!("cargo::rerun-if-changed={file}");
     }
