@@ -1,1 +1,29 @@
+//! The map ABI that Netferry's eBPF programs and its daemon share.
+//!
+//! Every type here is laid out the same in the kernel and in user space: `#[repr(C)]`, padding spelled out,
+//! sizes asserted, no `bool` and no `enum`. Addresses and ports are in network byte order (the bytes of the
+//! packet); all other integers are in the byte order of the machine.
+//!
+//! A change of a size or of the meaning of a field needs a new [`ABI`].
 #![no_std]
+
+pub mod addr;
+pub mod counters;
+pub mod endpoint;
+pub mod maps;
+pub mod verdict;
+
+#[cfg(feature = "user")]
+mod user;
+
+pub use addr::Addr;
+pub use counters::{CounterKey, Drops, Traffic};
+pub use endpoint::{Address, AddressKey, Endpoint};
+pub use verdict::{Direction, Reason};
+
+/// Version of the layouts in this crate; the folder under the bpffs root is `v<ABI>`.
+pub const ABI: u32 = 1;
+
+/// Symbol of the endpoint id in the programs' read-only data: a `u32`, set by the loader before the load.
+/// A program whose id was never set (0) drops everything.
+pub const ENDPOINT_GLOBAL: &str = "ENDPOINT";

@@ -128,6 +128,25 @@ fn crossing(name: &'static str, path: &Path) -> Result<(), StoreError> {
 }
 
 impl Store {
+    /// The checkpoints in `dir` as they are, for a reader beside the daemon that owns them: nothing is made,
+    /// set aside or removed, and files that cannot be read are passed over. No folder means no checkpoints.
+    pub fn read(dir: &Path) -> Result<Vec<Checkpoint>, StoreError> {
+        let entries = match fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io_error("list", dir))?,
+        };
+        let mut checkpoints = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(io_error("list", dir))?.path();
+            if let (Some("json"), Some(uid)) =
+                (path.extension().and_then(|e| e.to_str()), path.file_stem().and_then(|stem| stem.to_str()))
+            {
+                checkpoints.extend(read(&path, uid).ok());
+            }
+        }
+        Ok(checkpoints)
+    }
+
     /// Open the store in `dir`, made if it is not there, and read every checkpoint.
     ///
     /// A file that cannot be read, is of another version or belongs under another name is renamed to

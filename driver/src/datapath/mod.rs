@@ -1,5 +1,20 @@
 //! The programs on every interface handed to a pod, behind one narrow seam.
 
+#[cfg(any(test, feature = "failpoints"))]
+#[doc(hidden)]
+pub mod fake;
+pub mod features;
+mod foreign;
+mod kernel;
+mod object;
+mod pins;
+mod sys;
+mod tables;
+
+pub use features::Features;
+pub use kernel::{AyaDatapath, Upgrade};
+pub use pins::DEFAULT_ROOT;
+
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
@@ -152,6 +167,11 @@ pub trait Datapath: Send + Sync {
     /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
     /// now) and, where the kernel can tell, first.
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;
+    /// As [`Datapath::verify`], from a thread in the namespace the link is in now: there the kernel tells the
+    /// order, and it must be ours first.
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.verify(id, ifindex)
+    }
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
     /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device
@@ -163,4 +183,32 @@ pub trait Datapath: Send + Sync {
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError>;
     /// Counters of an endpoint.
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError>;
+}
+
+fn bpf_error(
+    action: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> DatapathError {
+    DatapathError::Bpf { action: action.into(), source: source.into() }
+}
+
+fn not_protected(id: EndpointId, problem: impl Into<String>) -> DatapathError {
+    DatapathError::NotProtected { id, problem: problem.into() }
+}
+
+/// Answer [`DatapathError::Foreign`] if there are programs of others.
+fn refuse_foreign(ifindex: u32, programs: &[ForeignProgram]) -> Result<(), DatapathError> {
+    if programs.is_empty() {
+        return Ok(());
+    }
+    let each: Vec<String> = programs
+        .iter()
+        .map(|program| match (program.id, program.name.as_str()) {
+            (0, "") => program.hook.clone(),
+            (0, name) => format!("{} {name}", program.hook),
+            (id, "") => format!("{} id {id}", program.hook),
+            (id, name) => format!("{} {name} (id {id})", program.hook),
+        })
+        .collect();
+    Err(DatapathError::Foreign { link: format!("with index {ifindex}"), programs: each.join(", ") })
 }

@@ -1,7 +1,12 @@
 //! The kernel's links behind one narrow seam.
 
+pub mod kernel;
+
+#[cfg(any(test, feature = "failpoints"))]
+pub mod fake;
+
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -167,6 +172,9 @@ pub struct Address {
     /// `IFA_PROTO`.
     #[serde(default)]
     pub protocol: u8,
+    /// Metric of the route to the prefix (`IFA_RT_PRIORITY`); 0 is the kernel's default.
+    #[serde(default)]
+    pub metric: u32,
 }
 
 impl Address {
@@ -182,6 +190,7 @@ impl Address {
             flags: 0,
             lifetime: None,
             protocol: 0,
+            metric: 0,
         }
     }
 }
@@ -238,7 +247,31 @@ pub struct Home {
     /// Per-link sysctls that differ from the kernel's defaults: name below `net/{ipv4,ipv6}/conf/<link>/`
     /// (for example `ipv6/disable_ipv6`) to value.
     #[serde(default)]
-    pub sysctls: std::collections::BTreeMap<String, String>,
+    pub sysctls: BTreeMap<String, String>,
+    /// What travels with the link, and could be changed by its pod.
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+/// Settings that a link keeps when it moves, but that a pod with `NET_ADMIN` may change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// Alias (`IFLA_IFALIAS`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Length of the transmit queue in packets (`IFLA_TXQLEN`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_queue_len: Option<u32>,
+    /// Group (`IFLA_GROUP`).
+    #[serde(default)]
+    pub group: u32,
+    /// `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`, `IFF_MULTICAST` as they were (`netdevice(7)`).
+    #[serde(default)]
+    pub flags: u32,
+    /// IPv6 token (`ip token`); lost when the link moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<std::net::Ipv6Addr>,
 }
 
 /// How to find a link that may have moved or been renamed.
@@ -278,6 +311,16 @@ pub enum LinkError {
         /// Where it is taken.
         namespace: Namespace,
     },
+    /// Something of the link could not be put back when it comes home, so it must not leave.
+    #[error("link {link} in network namespace {namespace} cannot leave: {problem}")]
+    CannotLeave {
+        /// The link.
+        link: String,
+        /// Where.
+        namespace: Namespace,
+        /// What could not be put back.
+        problem: String,
+    },
     /// Anything else the kernel refused.
     #[error("{action} on {link} in network namespace {namespace}")]
     Kernel {
@@ -309,14 +352,15 @@ pub trait Links: Send + Sync {
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError>;
     /// Rename; the link must be down on older kernels.
     async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError>;
-    /// Move to another namespace under `name` in one step, so that no other name is ever seen there.
-    /// Returns the index the link has there.
+    /// Move to another namespace under `name` in one step, so that no other name is ever seen there. The
+    /// link gets `index` there if that is given and free. Returns the index the link has there.
     async fn move_to(
         &self,
         from: &Namespace,
         ifindex: u32,
         to: &Namespace,
         name: &str,
+        index: Option<u32>,
     ) -> Result<u32, LinkError>;
     /// Hardware address.
     async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError>;
@@ -331,6 +375,20 @@ pub trait Links: Send + Sync {
     ) -> Result<(), LinkError>;
     /// Add a route through the link.
     async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError>;
+    /// Write per-link sysctls, named as in [`Home::sysctls`]. One that this kernel lacks is passed over.
+    async fn set_sysctls(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &BTreeMap<String, String>,
+    ) -> Result<(), LinkError>;
+    /// Take an alternative name away.
+    async fn remove_alt_name(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        name: &str,
+    ) -> Result<(), LinkError>;
     /// Put back everything of `home` that the link at `ifindex` in the host's namespace lacks, and take away
     /// what it has too much: name, alternative names, MAC, MTU, sysctls, state, addresses, neighbours,
     /// routes, in the order the kernel needs. Collects every error and goes on.

@@ -14,22 +14,9 @@ fn inventory(names: &[&str]) -> Inventory {
             name: (*name).to_owned(),
             ifname: (*name).to_owned(),
             ifindex: 4,
-            kind: None,
-            driver: None,
-            mac: None,
             mtu: 1500,
             oper_state: "up".into(),
-            addresses: vec![],
-            speed_mbps: None,
-            pci_address: None,
-            pcie_root: None,
-            numa_node: None,
-            sriov: None,
-            rdma_device: None,
-            is_virtual: false,
-            alias: None,
-            default_route: false,
-            gateways: vec![],
+            ..Device::default()
         };
         ((*name).to_owned(), device)
     };

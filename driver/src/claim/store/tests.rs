@@ -57,6 +57,7 @@ fn attachment(pod_uid: &str) -> Attachment {
             routes: vec![],
             neighbours: vec![],
             sysctls: BTreeMap::new(),
+            settings: crate::link::Settings::default(),
         },
         pod_ifindex: None,
     }

@@ -1,0 +1,28 @@
+//! Names and sizes of the maps. The kernel keeps 15 characters of a name; more would be cut in `bpftool`.
+
+/// [`crate::Endpoint`] by endpoint id (`u32`). Written by user space.
+pub const ENDPOINTS: &str = "nf_endpoints";
+/// [`crate::Address`] by [`crate::AddressKey`]. Written by user space.
+pub const ADDRESSES: &str = "nf_addresses";
+/// [`crate::Traffic`] by [`crate::CounterKey`], per CPU. Entries are made by the programs at the first frame.
+pub const TRAFFIC: &str = "nf_traffic";
+/// [`crate::Drops`] by [`crate::CounterKey`], per CPU. Entries are made by the programs at the first drop.
+pub const DROPS: &str = "nf_drops";
+
+/// Every map of this version.
+pub const ALL: &[&str] = &[ENDPOINTS, ADDRESSES, TRAFFIC, DROPS];
+
+/// Endpoints a node can have at a time.
+pub const MAX_ENDPOINTS: usize = 4096;
+/// Own addresses of all endpoints together: 16 each on average.
+pub const MAX_ADDRESSES: usize = 16 * MAX_ENDPOINTS;
+/// Counter entries: two directions an endpoint.
+pub const MAX_COUNTERS: usize = 2 * MAX_ENDPOINTS;
+
+const _: () = {
+    let mut at = 0;
+    while at < ALL.len() {
+        assert!(ALL[at].len() <= 15, "a map name is cut after 15 characters");
+        at += 1;
+    }
+};

@@ -1,0 +1,20 @@
+//! What user space needs to hand the types to aya.
+
+use crate::{Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Traffic};
+
+macro_rules! pod {
+    ($($name:ty),+ $(,)?) => {
+        $(
+            const _: () = {
+                const fn is_pod<T: bytemuck::Pod>() {}
+                is_pod::<$name>();
+            };
+            // SAFETY: bytemuck's derive proved above that every bit pattern is valid and that there is no
+            // padding, which is what aya asks for.
+            #[allow(unsafe_code)]
+            unsafe impl aya::Pod for $name {}
+        )+
+    };
+}
+
+pod!(Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Traffic);

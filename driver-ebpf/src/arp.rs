@@ -1,0 +1,48 @@
+//! ARP (RFC 826, RFC 5227): nobody speaks for another.
+
+use netferry_common::{Addr, Reason};
+
+use crate::judge::Case;
+use crate::packet::{Arp, ETH_LEN, Packet, ethertype};
+use crate::tables::Tables;
+
+const REQUEST: u16 = 1_u16.to_be();
+const REPLY: u16 = 2_u16.to_be();
+
+/// Checks an ARP frame.
+///
+/// From the pod, the sender must be the endpoint: its MAC and one of its addresses, or none in a probe for one
+/// of its own addresses. To the pod, the sender must be somebody else.
+#[inline(always)]
+pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> {
+    let arp: Arp = case.packet.head(ETH_LEN).ok_or(Reason::MalformedArp)?;
+    if arp.hardware != 1_u16.to_be()
+        || arp.protocol != ethertype::IPV4
+        || arp.lengths != [6, 4]
+        || (arp.operation != REQUEST && arp.operation != REPLY)
+    {
+        return Err(Reason::MalformedArp);
+    }
+    let sender_is_own = case.owns(address(arp.sender_ip));
+    if !case.from_pod() {
+        return match (arp.sender_mac == case.mac, sender_is_own) {
+            (true, _) => Err(Reason::OwnMac),
+            (false, true) => Err(Reason::OwnAddress),
+            (false, false) => Ok(()),
+        };
+    }
+    if arp.sender_mac != case.mac {
+        return Err(Reason::ArpSender);
+    }
+    let probe = arp.sender_ip == [0; 2] && arp.operation == REQUEST;
+    if sender_is_own || (probe && case.owns(address(arp.target_ip))) {
+        Ok(())
+    } else {
+        Err(Reason::ArpSender)
+    }
+}
+
+#[inline(always)]
+fn address(halves: [u16; 2]) -> Addr {
+    Addr::from_v4_word(bytemuck::cast(halves))
+}

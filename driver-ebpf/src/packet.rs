@@ -1,0 +1,139 @@
+//! A frame, and the headers read from it.
+
+use bytemuck::{AnyBitPattern, Pod, Zeroable};
+
+/// Bytes of an Ethernet header, where the next header starts.
+pub const ETH_LEN: usize = 14;
+
+/// Read access to one frame, Ethernet header first.
+pub trait Packet {
+    /// Bytes of the frame, whether in its linear part or not.
+    fn len(&self) -> usize;
+    /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame (`skb->vlan_present`).
+    fn vlan_tagged(&self) -> bool;
+    /// Whether it is a GSO frame, whose length field may be 0 because 16 bits do not hold it (BIG TCP).
+    fn is_gso(&self) -> bool;
+    /// A header at a constant offset within the first [`HEAD_LEN`] bytes; `None` if the frame is shorter.
+    fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
+    /// A header at any offset; `None` if the frame is shorter.
+    fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
+    /// Whether there is nothing in it, not even a header.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What [`Packet::head`] may reach: Ethernet, IPv6 and TCP without options.
+pub const HEAD_LEN: usize = ETH_LEN + 40 + 20;
+
+/// A hardware address as read from a frame; halves of it are aligned to 2 in every header.
+pub type Mac = [u16; 3];
+
+/// A hardware address as [`Mac`].
+#[inline(always)]
+#[must_use]
+pub fn mac(bytes: [u8; 6]) -> Mac {
+    let [a, b, c, d, e, f] = bytes;
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+}
+
+/// Whether a hardware address is a group address: multicast or broadcast.
+#[inline(always)]
+#[must_use]
+pub fn is_group(mac: Mac) -> bool {
+    mac[0] & 0x0100_u16.to_be() != 0
+}
+
+/// Ethernet II header.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Ethernet {
+    /// Destination.
+    pub dst: Mac,
+    /// Source.
+    pub src: Mac,
+    /// Big endian.
+    pub ethertype: u16,
+}
+
+/// Big-endian ethertypes.
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800_u16.to_be();
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd_u16.to_be();
+    /// ARP.
+    pub const ARP: u16 = 0x0806_u16.to_be();
+    /// 802.1Q customer tag.
+    pub const VLAN: u16 = 0x8100_u16.to_be();
+    /// 802.1ad service tag.
+    pub const QINQ: u16 = 0x88a8_u16.to_be();
+}
+
+/// IPv4 header without options (RFC 791). Integers are big endian.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Ipv4 {
+    /// Version (4 bits) and header length in words.
+    pub version_ihl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Header and payload, in bytes.
+    pub total_len: u16,
+    /// Identification of the datagram among its fragments.
+    pub id: u16,
+    /// Flags (3 bits) and fragment offset in units of 8 bytes.
+    pub fragment: u16,
+    /// Hops left.
+    pub ttl: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Header checksum.
+    pub checksum: u16,
+    /// Source, in memory order.
+    pub src: u32,
+    /// Destination, in memory order.
+    pub dst: u32,
+}
+
+/// IPv6 header (RFC 8200). Integers are big endian.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Ipv6 {
+    /// Version (4 bits) and the high half of the traffic class.
+    pub version_class: u8,
+    /// Low half of the traffic class, and flow label.
+    pub flow: [u8; 3],
+    /// Bytes after this header.
+    pub payload_len: u16,
+    /// What follows this header.
+    pub next: u8,
+    /// Hops left.
+    pub hop_limit: u8,
+    /// Source, in memory order.
+    pub src: [u32; 4],
+    /// Destination, in memory order.
+    pub dst: [u32; 4],
+}
+
+/// ARP for IPv4 over Ethernet (RFC 826). Integers are big endian.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Arp {
+    /// 1 for Ethernet.
+    pub hardware: u16,
+    /// 0x0800 for IPv4.
+    pub protocol: u16,
+    /// 6 and 4.
+    pub lengths: [u8; 2],
+    /// 1 request, 2 reply.
+    pub operation: u16,
+    /// Hardware address of the sender.
+    pub sender_mac: Mac,
+    /// IPv4 address of the sender, in memory order.
+    pub sender_ip: [u16; 2],
+    /// Hardware address of the target.
+    pub target_mac: Mac,
+    /// IPv4 address of the target, in memory order.
+    pub target_ip: [u16; 2],
+}

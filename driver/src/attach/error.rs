@@ -1,0 +1,117 @@
+//! What keeps a sandbox from getting its links.
+
+use std::{error::Error, fmt::Write as _};
+
+use super::Problem;
+use crate::{
+    claim::{ClaimRef, PodRef, store::StoreError},
+    datapath::DatapathError,
+    link::LinkError,
+};
+
+/// Why an attach failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The pod has claims but no network namespace of its own.
+    #[error(
+        "pod {0} uses the host's network (hostNetwork: true) and claims network devices: a claimed device is \
+         moved into the pod's own network namespace; remove the claim or hostNetwork"
+    )]
+    HostNetwork(PodRef),
+    /// Another pod has the device.
+    #[error("device {device} is in pod {holder}")]
+    InUse {
+        /// The device.
+        device: String,
+        /// Who has it.
+        holder: PodRef,
+    },
+    /// Two interfaces of the pod's claims cannot both be.
+    #[error("{field} {value:?} is used by two interfaces of the pod's claims: {one} and {other}")]
+    Conflict {
+        /// What is the same: `name` or `device`.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// First device.
+        one: String,
+        /// Second device.
+        other: String,
+    },
+    /// The link is still somewhere else.
+    #[error("device {device} has not come home from sandbox {sandbox}")]
+    NotHome {
+        /// The device.
+        device: String,
+        /// Where it was last.
+        sandbox: String,
+    },
+    /// Strict isolation needs a hardware address to hold the pod to.
+    #[error("link {0} has no Ethernet address, which isolation \"strict\" needs; set isolation to \"off\"")]
+    NoMac(String),
+    /// The kernel's links.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The programs.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The checkpoint.
+    #[error("cannot write the checkpoint")]
+    Store(#[from] StoreError),
+    /// A test asked for it.
+    #[error("injected at {0}")]
+    Injected(&'static str),
+}
+
+/// A failed attach. Every link of the pod is home again, but for what the problems say.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct AttachFailed {
+    /// Which claim, where it was one.
+    pub claim: Option<ClaimRef>,
+    /// Which device, where it was one.
+    pub device: Option<String>,
+    /// Why. Told with all its causes by the text of this error.
+    pub cause: AttachError,
+    /// What went wrong while things were put back.
+    pub problems: Vec<Problem>,
+}
+
+impl AttachFailed {
+    pub(super) fn of_pod(cause: impl Into<AttachError>) -> Self {
+        Self { claim: None, device: None, cause: cause.into(), problems: Vec::new() }
+    }
+
+    pub(super) fn of(claim: &ClaimRef, device: &str, cause: impl Into<AttachError>) -> Self {
+        Self {
+            claim: Some(claim.clone()),
+            device: Some(device.to_owned()),
+            cause: cause.into(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if let (Some(claim), Some(device)) = (&self.claim, &self.device) {
+            let _ = write!(text, "claim {claim}, device {device}: ");
+        }
+        text.push_str(&report(&self.cause));
+        for problem in &self.problems {
+            let _ = write!(text, "; while undoing it: {}", problem.note);
+        }
+        text
+    }
+}
+
+/// An error with all its causes, in one line.
+#[must_use]
+pub fn report(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}

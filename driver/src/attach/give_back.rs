@@ -1,0 +1,238 @@
+//! The way home: for a stopped pod, a failed attach and a crash alike.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{Attacher, Outcome, Problem, Reason, crossing, error::report, find::Place, namespace_of};
+use crate::{
+    claim::{Attachment, ClaimRef, InterfacePlan, Step},
+    link::{Home, Link, LinkError, Namespace},
+};
+
+/// Longest interface name (`IFNAMSIZ` less the terminating zero).
+const MAX_NAME: usize = 15;
+
+/// How long to wait for a link that is nowhere: well inside the runtime's limit for a hook.
+const CLEAN_UP_TRIES: u32 = 15;
+const CLEAN_UP_PAUSE: Duration = Duration::from_millis(20);
+
+/// One interface on its way home.
+struct Return<'a> {
+    attacher: &'a Attacher,
+    claim: ClaimRef,
+    plan: InterfacePlan,
+    attachment: Attachment,
+    problems: Vec<Problem>,
+}
+
+impl Attacher {
+    /// Bring home everything that the sandbox has. The runtime may leave out the namespace: it is known.
+    /// Errors become problems; what could not be finished is tried again by the next call.
+    pub async fn give_back(&self, sandbox_id: &str) -> Outcome {
+        let _turn = self.turn.lock().await;
+        self.give_back_where(|_, attachment| attachment.sandbox.id == sandbox_id).await
+    }
+
+    /// Bring home everything of a claim, wherever it is.
+    pub async fn give_back_claim(&self, uid: &str) -> Outcome {
+        let _turn = self.turn.lock().await;
+        self.give_back_where(|claim, _| claim.uid == uid).await
+    }
+
+    pub(super) async fn give_back_where(&self, wanted: impl Fn(&ClaimRef, &Attachment) -> bool) -> Outcome {
+        let mut outcome = Outcome::default();
+        for checkpoint in self.store.all() {
+            let mut touched = false;
+            // The last one in is the first one out.
+            for interface in checkpoint.interfaces.iter().rev() {
+                let Some(attachment) = &interface.attachment else { continue };
+                if wanted(&checkpoint.claim, attachment) {
+                    touched = true;
+                    outcome.problems.extend(self.bring_home(&checkpoint.claim, &interface.plan, attachment).await);
+                }
+            }
+            let home = self.store.get(&checkpoint.claim.uid).is_none_or(|checkpoint| {
+                checkpoint.interfaces.iter().all(|interface| interface.attachment.is_none())
+            });
+            if touched && home {
+                outcome.returned.push(checkpoint.claim);
+            }
+        }
+        outcome
+    }
+
+    /// Bring one interface home, from wherever it is and however far an earlier try had come.
+    pub(super) async fn bring_home(
+        &self,
+        claim: &ClaimRef,
+        plan: &InterfacePlan,
+        attachment: &Attachment,
+    ) -> Vec<Problem> {
+        let mut the_return = Return {
+            attacher: self,
+            claim: claim.clone(),
+            plan: plan.clone(),
+            attachment: attachment.clone(),
+            problems: Vec::new(),
+        };
+        if let Err((reason, note)) = the_return.run().await {
+            the_return.note(reason, note);
+        }
+        for problem in &the_return.problems {
+            tracing::warn!(claim = %claim, device = plan.device, reason = %problem.reason, "{}", problem.note);
+        }
+        the_return.problems
+    }
+}
+
+/// What stopped a return: it is tried again later.
+type Stopped = (Reason, String);
+
+impl Return<'_> {
+    fn note(&mut self, reason: Reason, note: String) {
+        let pod = Some(self.attachment.sandbox.pod.clone());
+        self.problems.push(Problem { claim: Some(self.claim.clone()), pod, reason, note });
+    }
+
+    async fn run(&mut self) -> Result<(), Stopped> {
+        self.write_step().await;
+        stop_at("return-after-checkpoint")?;
+        self.close_gate().await;
+        let place = self.find().await?;
+        let arrived = match place {
+            Place::Sandbox(link) => Some(self.leave_sandbox(&link).await?),
+            Place::Host(link) => {
+                let home = self.home_under_a_free_name(Some(&link)).await;
+                Some((link.ifindex, home))
+            }
+            Place::Gone(note) => {
+                self.note(Reason::LinkGone, note);
+                None
+            }
+            Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
+        };
+        stop_at("return-after-move")?;
+        if let Some((ifindex, home)) = arrived {
+            if let Err(errors) = self.attacher.links.restore(ifindex, &home).await {
+                for error in errors {
+                    self.note(Reason::NotRestored, report(&error));
+                }
+            }
+        }
+        stop_at("return-after-restore")?;
+        // Last, so that nothing of ours is ever in a pod unprotected.
+        if let Some(id) = self.attachment.endpoint {
+            let detached = self.attacher.datapath(move |datapath| datapath.detach(id)).await;
+            detached.map_err(|error| (Reason::ProgramsLeft, report(&error)))?;
+        }
+        stop_at("return-before-done")?;
+        let device = self.plan.device.clone();
+        let cleared = self.attacher.update(&self.claim, move |checkpoint| {
+            for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
+                interface.attachment = None;
+            }
+        });
+        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, report(&error)))
+    }
+
+    /// A namespace that has just lost its last process takes the kernel some grace periods to clear up.
+    async fn find(&self) -> Result<Place, Stopped> {
+        let mut tries = CLEAN_UP_TRIES;
+        loop {
+            let found = self.attacher.find(&self.plan, &self.attachment).await;
+            match found.map_err(|error| (Reason::NotReturned, report(&error)))? {
+                Place::Elsewhere(_) if tries > 0 => tries -= 1,
+                place => return Ok(place),
+            }
+            tokio::time::sleep(CLEAN_UP_PAUSE).await;
+        }
+    }
+
+    async fn write_step(&mut self) {
+        if self.attachment.step == Step::Returning {
+            return;
+        }
+        let device = self.plan.device.clone();
+        let written = self.attacher.update(&self.claim, move |checkpoint| {
+            for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
+                if let Some(attachment) = &mut interface.attachment {
+                    attachment.step = Step::Returning;
+                }
+            }
+        });
+        // A full disk must not keep a link away from home: the next start finds the older step and the link
+        // at home, and ends in the same place.
+        if let Err(error) = written.await {
+            self.note(Reason::NotRestored, report(&error));
+        }
+    }
+
+    async fn close_gate(&mut self) {
+        let Some(id) = self.attachment.endpoint else { return };
+        let closed = self.attacher.datapath(move |datapath| datapath.set_ready(id, false)).await;
+        if let Err(error) = closed {
+            self.note(Reason::ProgramsLeft, report(&error));
+        }
+    }
+
+    async fn leave_sandbox(&mut self, link: &Link) -> Result<(u32, Home), Stopped> {
+        let links = &self.attacher.links;
+        let sandbox = namespace_of(&self.attachment.sandbox);
+        let not_returned = |error: &LinkError| (Reason::NotReturned, report(error));
+        // A link that cannot be set down moves all the same: the kernel closes it.
+        let _ = links.set_up(&sandbox, link.ifindex, false).await;
+        let wanted = self.attachment.home.clone();
+        let index = Some(wanted.link.ifindex);
+        let moved = links.move_to(&sandbox, link.ifindex, &Namespace::Host, &wanted.link.name, index).await;
+        match moved {
+            Ok(ifindex) => return Ok((ifindex, wanted)),
+            Err(LinkError::NameTaken { .. }) => {}
+            Err(error) => return Err(not_returned(&error)),
+        }
+        // The name, or one of the alternative names it brings along, has been given away at home.
+        let home = self.home_under_a_free_name(None).await;
+        let links = &self.attacher.links;
+        for name in link.alt_names.difference(&home.link.alt_names) {
+            let _ = links.remove_alt_name(&sandbox, link.ifindex, name).await;
+        }
+        let moved = links.move_to(&sandbox, link.ifindex, &Namespace::Host, &home.link.name, index).await;
+        Ok((moved.map_err(|error| not_returned(&error))?, home))
+    }
+
+    /// The home to restore, without the names that belong to other links now. `here` is the link, if it is
+    /// in the host's namespace already.
+    async fn home_under_a_free_name(&mut self, here: Option<&Link>) -> Home {
+        let mut home = self.attachment.home.clone();
+        let Ok(links) = self.attacher.links.list(&Namespace::Host).await else { return home };
+        let others = links.into_iter().filter(|link| here.is_none_or(|here| here.ifindex != link.ifindex));
+        let taken: BTreeSet<String> =
+            others.flat_map(|link| [link.name].into_iter().chain(link.alt_names)).collect();
+        home.link.alt_names.retain(|name| !taken.contains(name));
+        let name = self.attachment.home.link.name.clone();
+        if taken.contains(&name) {
+            let free = |base: &str| (0..).map(|n| free_name(base, n)).find(|name| !taken.contains(name));
+            if let Some(free) = free(&name) {
+                self.note(
+                    Reason::NameTaken,
+                    format!("the name {name:?} belongs to another link now; the link is home as {free:?}"),
+                );
+                home.link.name = free;
+            }
+        }
+        home
+    }
+}
+
+/// `nf-` and the old name, with a number after the first try, in 15 characters.
+fn free_name(base: &str, number: u32) -> String {
+    let end = if number == 0 { String::new() } else { format!("-{number}") };
+    let room = MAX_NAME - 3 - end.len();
+    let mut cut = base.len().min(room);
+    while !base.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("nf-{}{end}", &base[..cut])
+}
+
+fn stop_at(name: &'static str) -> Result<(), Stopped> {
+    crossing(name).map_err(|error| (Reason::NotReturned, error.to_string()))
+}

@@ -1,0 +1,324 @@
+//! The way in: fail closed, and all interfaces of a pod or none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::IpNetwork;
+
+use super::{
+    AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of,
+};
+use crate::{
+    claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, Sandbox, Step},
+    datapath::{AttachedProgram, DatapathError, EndpointSpec, Isolation, Placement},
+    link::{Address, Link, LinkError, LinkRef, Namespace},
+    nri::PodSandbox,
+};
+
+/// `IFA_F_NODAD` (linux/if_addr.h).
+const IFA_F_NODAD: u32 = 0x02;
+
+/// One interface to attach.
+#[derive(Clone)]
+struct Job {
+    claim: ClaimRef,
+    plan: InterfacePlan,
+    attachment: Attachment,
+}
+
+impl Attacher {
+    /// Attach every interface of the pod's claims to its sandbox. Says what it did even for interfaces that
+    /// were there already. On an error every interface of the pod is back home.
+    pub async fn attach(&self, sandbox: &PodSandbox) -> Result<Outcome, AttachFailed> {
+        let _turn = self.turn.lock().await;
+        self.attach_in_turn(sandbox).await
+    }
+
+    pub(super) async fn attach_in_turn(&self, sandbox: &PodSandbox) -> Result<Outcome, AttachFailed> {
+        let mut outcome = Outcome::default();
+        let claims: Vec<Checkpoint> = self.store.by_pod(&sandbox.pod.uid);
+        let wanted = claims.iter().any(|claim| claim.pods.iter().any(|pod| pod.uid == sandbox.pod.uid));
+        if !wanted {
+            return Ok(outcome);
+        }
+        let Some(netns) = sandbox.netns.clone() else {
+            return Err(AttachFailed::of_pod(AttachError::HostNetwork(sandbox.pod.clone())));
+        };
+        let sandbox = Sandbox { id: sandbox.id.clone(), pod: sandbox.pod.clone(), netns };
+        // What another sandbox of this pod has, or an earlier try left half done, comes home first.
+        let stale = |attachment: &Attachment| {
+            attachment.sandbox.pod.uid == sandbox.pod.uid
+                && (attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached)
+        };
+        outcome.problems = self.give_back_where(|_, attachment| stale(attachment)).await.problems;
+        match self.attach_claims(&sandbox).await {
+            Ok(attached) => outcome.attached = attached,
+            Err(mut failed) => {
+                let ours = |attachment: &Attachment| attachment.sandbox.id == sandbox.id;
+                let undone = self.give_back_where(|_, attachment| ours(attachment)).await;
+                failed.problems = outcome.problems.into_iter().chain(undone.problems).collect();
+                return Err(failed);
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn attach_claims(&self, sandbox: &Sandbox) -> Result<Vec<AttachedInterface>, AttachFailed> {
+        let claims: Vec<Checkpoint> = self.store.by_pod(&sandbox.pod.uid);
+        let claims: Vec<&Checkpoint> =
+            claims.iter().filter(|claim| claim.pods.iter().any(|pod| pod.uid == sandbox.pod.uid)).collect();
+        no_conflicts(&claims)?;
+        let mut attached = Vec::new();
+        let mut jobs = Vec::new();
+        for claim in &claims {
+            for interface in &claim.interfaces {
+                let plan = &interface.plan;
+                let failed = |cause| AttachFailed::of(&claim.claim, &plan.device, cause);
+                match self.already_attached(&claim.claim, interface, sandbox).await.map_err(failed)? {
+                    Some(interface) => attached.push(interface),
+                    None => jobs.push(self.prepare(&claim.claim, plan, sandbox).await.map_err(failed)?),
+                }
+            }
+        }
+        self.room_in(sandbox, &jobs).await?;
+        self.write_step(&jobs).await?;
+        for job in &mut jobs {
+            let failed = |cause| AttachFailed::of(&job.claim, &job.plan.device, cause);
+            let done = self.bring_in(&job.plan, &job.attachment).await;
+            let (ifindex, programs) = done.map_err(failed)?;
+            job.attachment.pod_ifindex = Some(ifindex);
+            job.attachment.step = Step::Attached;
+            attached.push(shown(&job.claim, &job.plan, &job.attachment, programs));
+        }
+        crossing("attach-before-done").map_err(AttachFailed::of_pod)?;
+        self.write_step(&jobs).await?;
+        Ok(attached)
+    }
+
+    /// The interface, if it is in this sandbox already and still protected.
+    async fn already_attached(
+        &self,
+        claim: &ClaimRef,
+        interface: &InterfaceRecord,
+        sandbox: &Sandbox,
+    ) -> Result<Option<AttachedInterface>, AttachError> {
+        let Some(attachment) = &interface.attachment else { return Ok(None) };
+        let device = interface.plan.device.clone();
+        if attachment.sandbox.pod.uid != sandbox.pod.uid {
+            return Err(AttachError::InUse { device, holder: attachment.sandbox.pod.clone() });
+        }
+        if attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached {
+            return Err(AttachError::NotHome { device, sandbox: attachment.sandbox.id.clone() });
+        }
+        let programs = self.check(attachment).await?;
+        Ok(Some(shown(claim, &interface.plan, attachment, programs)))
+    }
+
+    /// Whether an attached interface is where it should be, with its programs.
+    pub(super) async fn check(&self, attachment: &Attachment) -> Result<Vec<AttachedProgram>, AttachError> {
+        let ifindex = attachment.pod_ifindex.unwrap_or(0);
+        self.links.get(&namespace_of(&attachment.sandbox), &LinkRef::Index(ifindex)).await?;
+        match attachment.endpoint {
+            Some(id) => Ok(self.datapath(move |datapath| datapath.verify(id, ifindex)).await?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Read what the link is at home and refuse what can be refused before anything is changed.
+    async fn prepare(
+        &self,
+        claim: &ClaimRef,
+        plan: &InterfacePlan,
+        sandbox: &Sandbox,
+    ) -> Result<Job, AttachError> {
+        let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
+        let home = self.links.home(&Namespace::Host, link.ifindex).await?;
+        let endpoint = match plan.isolation {
+            Isolation::Off => None,
+            Isolation::Strict => {
+                if plan.hardware_addr.or(link.mac).is_none() {
+                    return Err(AttachError::NoMac(link.name));
+                }
+                self.no_foreign_programs(&link).await?;
+                Some(self.new_endpoint().await?)
+            }
+        };
+        let attachment =
+            Attachment { step: Step::Attaching, sandbox: sandbox.clone(), endpoint, home, pod_ifindex: None };
+        Ok(Job { claim: claim.clone(), plan: plan.clone(), attachment })
+    }
+
+    /// The sandbox must be there and have the names free, before a link at home is touched.
+    async fn room_in(&self, sandbox: &Sandbox, jobs: &[Job]) -> Result<(), AttachFailed> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let namespace = namespace_of(sandbox);
+        let links = self.links.list(&namespace).await.map_err(AttachFailed::of_pod)?;
+        let taken = |name: &String| links.iter().any(|link| link.name == *name || link.alt_names.contains(name));
+        match jobs.iter().find(|job| taken(&job.plan.name)) {
+            None => Ok(()),
+            Some(Job { claim, plan, .. }) => {
+                let name = plan.name.clone();
+                Err(AttachFailed::of(claim, &plan.device, LinkError::NameTaken { name, namespace }))
+            }
+        }
+    }
+
+    /// Programs of others would travel with the link and could see or let through what ours do not.
+    async fn no_foreign_programs(&self, link: &Link) -> Result<(), DatapathError> {
+        let ifindex = link.ifindex;
+        let foreign = self.datapath(move |datapath| datapath.foreign_programs(ifindex)).await?;
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        let each = foreign.iter().map(|program| format!("{} {} {:?}", program.hook, program.id, program.name));
+        let programs = each.collect::<Vec<_>>().join(", ");
+        Err(DatapathError::Foreign { link: link.name.clone(), programs })
+    }
+
+    /// Checkpoint how far the jobs are: one write a claim.
+    async fn write_step(&self, jobs: &[Job]) -> Result<(), AttachFailed> {
+        let mut by_claim: BTreeMap<&ClaimRef, BTreeMap<String, Attachment>> = BTreeMap::new();
+        for job in jobs {
+            let device = job.plan.device.clone();
+            by_claim.entry(&job.claim).or_default().insert(device, job.attachment.clone());
+        }
+        for (claim, mut attachments) in by_claim {
+            let device = attachments.keys().next().cloned().unwrap_or_default();
+            let written = self.update(claim, move |checkpoint| {
+                for interface in &mut checkpoint.interfaces {
+                    if let Some(attachment) = attachments.remove(&interface.plan.device) {
+                        interface.attachment = Some(attachment);
+                    }
+                }
+            });
+            written.await.map_err(|error| AttachFailed::of(claim, &device, error))?;
+        }
+        Ok(())
+    }
+
+    /// Protect, move, set up. The order is what keeps an unprotected link out of the pod.
+    async fn bring_in(
+        &self,
+        plan: &InterfacePlan,
+        attachment: &Attachment,
+    ) -> Result<(u32, Vec<AttachedProgram>), AttachError> {
+        crossing("attach-after-checkpoint")?;
+        let (links, home) = (&self.links, &attachment.home.link);
+        let pod = namespace_of(&attachment.sandbox);
+        links.set_up(&Namespace::Host, home.ifindex, false).await?;
+        if let Some(id) = attachment.endpoint {
+            let mac = plan.hardware_addr.or(home.mac).ok_or_else(|| AttachError::NoMac(home.name.clone()))?;
+            let spec = EndpointSpec {
+                id,
+                placement: Placement::MovedLink,
+                network: 0,
+                mac,
+                addresses: plan.addresses.clone(),
+                mtu: plan.mtu.unwrap_or(home.mtu),
+            };
+            let ifindex = home.ifindex;
+            self.datapath(move |datapath| datapath.attach(ifindex, &spec)).await?;
+        }
+        crossing("attach-after-programs")?;
+        let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;
+        crossing("attach-after-move")?;
+        let mut programs = Vec::new();
+        if let Some(id) = attachment.endpoint {
+            programs = self.datapath(move |datapath| datapath.verify(id, ifindex)).await?;
+        }
+        if let Some(mac) = plan.hardware_addr {
+            links.set_mac(&pod, ifindex, mac).await?;
+        }
+        if let Some(mtu) = plan.mtu {
+            links.set_mtu(&pod, ifindex, mtu).await?;
+        }
+        links.set_sysctls(&pod, ifindex, &sysctls(plan)).await?;
+        for address in &plan.addresses {
+            links.add_address(&pod, ifindex, &pod_address(*address)).await?;
+        }
+        if let Some(id) = attachment.endpoint {
+            self.datapath(move |datapath| datapath.set_ready(id, true)).await?;
+        }
+        crossing("attach-after-ready")?;
+        links.set_up(&pod, ifindex, true).await?;
+        crossing("attach-after-up")?;
+        for route in &plan.routes {
+            links.add_route(&pod, ifindex, route).await?;
+        }
+        Ok((ifindex, programs))
+    }
+}
+
+/// The allocator gave these addresses to this pod alone: waiting a second for the outcome of duplicate address
+/// detection would only keep its first connections waiting.
+fn pod_address(address: IpNetwork) -> Address {
+    let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
+    Address { flags, ..Address::plain(address) }
+}
+
+/// Per-link sysctls of an interface in a pod.
+fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    let mut set = |name: &str, value: &str| sysctls.insert(name.to_owned(), value.to_owned());
+    if plan.addresses.iter().any(IpNetwork::is_ipv6) {
+        // A runtime may switch IPv6 off by default; a claim that names an address asks for it.
+        set("ipv6/disable_ipv6", "0");
+    }
+    if plan.isolation == Isolation::Strict {
+        // Only the planned addresses and the link-local address made of the MAC may send. Others would be
+        // made from a router's advertisements, be chosen as sources, and be dropped.
+        for name in ["accept_ra", "autoconf", "use_tempaddr", "addr_gen_mode"] {
+            set(&format!("ipv6/{name}"), "0");
+        }
+        set("ipv6/accept_dad", "0");
+    }
+    // Neighbours may still know the address with another pod's MAC.
+    set("ipv4/arp_notify", "1");
+    set("ipv6/ndisc_notify", "1");
+    sysctls
+}
+
+fn shown(
+    claim: &ClaimRef,
+    plan: &InterfacePlan,
+    attachment: &Attachment,
+    programs: Vec<AttachedProgram>,
+) -> AttachedInterface {
+    AttachedInterface {
+        claim: claim.clone(),
+        pod: attachment.sandbox.pod.clone(),
+        request: plan.request.clone(),
+        pool: plan.pool.clone(),
+        device: plan.device.clone(),
+        name: plan.name.clone(),
+        ifindex: attachment.pod_ifindex.unwrap_or(0),
+        mac: plan.hardware_addr.or(attachment.home.link.mac),
+        addresses: plan.addresses.clone(),
+        endpoint: attachment.endpoint,
+        programs,
+    }
+}
+
+/// No two interfaces of the pod's claims want the same name or the same link.
+fn no_conflicts(claims: &[&Checkpoint]) -> Result<(), AttachFailed> {
+    let mut seen: BTreeSet<(&'static str, &str)> = BTreeSet::new();
+    let mut owners: BTreeMap<(&'static str, &str), &str> = BTreeMap::new();
+    for claim in claims {
+        for InterfaceRecord { plan, .. } in &claim.interfaces {
+            for key in [("name", plan.name.as_str()), ("device", plan.host_link.as_str())] {
+                if !seen.insert(key) {
+                    let conflict = AttachError::Conflict {
+                        field: key.0,
+                        value: key.1.to_owned(),
+                        one: owners.get(&key).map_or_else(String::new, |device| (*device).to_owned()),
+                        other: plan.device.clone(),
+                    };
+                    return Err(AttachFailed::of(&claim.claim, &plan.device, conflict));
+                }
+                owners.insert(key, &plan.device);
+            }
+        }
+    }
+    Ok(())
+}

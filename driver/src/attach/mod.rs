@@ -1,0 +1,137 @@
+//! Bringing claimed links into a pod's sandbox and home again: the only place where [`Links`] and
+//! [`Datapath`] meet.
+//!
+//! Both ways are written so that they may be cut off anywhere and be started again. The way in writes down
+//! first what the link is at home; whatever happens after that, the way home ([`give_back`]) looks where the
+//! link is and does what is missing. A failed attach, a stopped pod and a crash are all cleared up by that
+//! one way.
+
+mod error;
+mod find;
+mod give_back;
+mod into_pod;
+mod outcome;
+mod recover;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use tokio::{sync::Mutex, task::spawn_blocking};
+
+use crate::{
+    claim::{
+        Checkpoint, ClaimRef,
+        store::{Store, StoreError},
+    },
+    datapath::{Datapath, DatapathError, EndpointId},
+    link::{Links, Namespace},
+};
+
+pub use self::{
+    error::{AttachError, AttachFailed, report},
+    outcome::{AttachedInterface, Outcome, Problem, Reason},
+};
+
+/// Named points of both ways, in their order, where a test can stop the process (`return(abort)`) or let the
+/// step fail (`return`).
+pub const FAILPOINTS: [&str; 10] = [
+    "attach-after-checkpoint",
+    "attach-after-programs",
+    "attach-after-move",
+    "attach-after-ready",
+    "attach-after-up",
+    "attach-before-done",
+    "return-after-checkpoint",
+    "return-after-move",
+    "return-after-restore",
+    "return-before-done",
+];
+
+/// Attaches the claims of sandboxes, and returns their links.
+pub struct Attacher {
+    links: Arc<dyn Links>,
+    datapath: Arc<dyn Datapath>,
+    store: Arc<Store>,
+    /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
+    turn: Mutex<()>,
+    /// Highest endpoint id given out; ids are not used again while the process lives.
+    last_endpoint: AtomicU32,
+}
+
+impl Attacher {
+    /// An attacher over these parts.
+    #[must_use]
+    pub fn new(links: Arc<dyn Links>, datapath: Arc<dyn Datapath>, store: Arc<Store>) -> Self {
+        Self { links, datapath, store, turn: Mutex::new(()), last_endpoint: AtomicU32::new(0) }
+    }
+
+    /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.
+    async fn datapath<T: Send + 'static>(&self, call: impl FnOnce(&dyn Datapath) -> T + Send + 'static) -> T {
+        let datapath = Arc::clone(&self.datapath);
+        blocking(move || call(&*datapath)).await
+    }
+
+    /// Change a checkpoint; it is on disk when this returns.
+    async fn update(
+        &self,
+        claim: &ClaimRef,
+        change: impl FnOnce(&mut Checkpoint) + Send + 'static,
+    ) -> Result<Checkpoint, StoreError> {
+        let (store, uid) = (Arc::clone(&self.store), claim.uid.clone());
+        blocking(move || store.update(&uid, change)).await
+    }
+
+    /// An id that no checkpoint, pin or map entry has.
+    async fn new_endpoint(&self) -> Result<EndpointId, DatapathError> {
+        let mut used: BTreeSet<EndpointId> =
+            self.datapath(|datapath| datapath.endpoints()).await?.into_iter().collect();
+        used.extend(self.held_endpoints());
+        let highest = used.last().copied().unwrap_or(0).max(self.last_endpoint.load(Ordering::Relaxed));
+        let mut id = highest.wrapping_add(1);
+        while id == 0 || used.contains(&id) {
+            id = id.wrapping_add(1);
+        }
+        self.last_endpoint.store(id, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    fn held_endpoints(&self) -> BTreeSet<EndpointId> {
+        let checkpoints = self.store.all();
+        let attachments = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
+        attachments.filter_map(|interface| interface.attachment.as_ref()?.endpoint).collect()
+    }
+}
+
+/// The namespace of a sandbox.
+fn namespace_of(sandbox: &crate::claim::Sandbox) -> Namespace {
+    Namespace::at(&sandbox.netns)
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(call).await {
+        Ok(value) => value,
+        // Not cancelled: nothing aborts it. A panic goes on where it would have gone.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Pass a named point; see [`FAILPOINTS`].
+#[cfg_attr(not(feature = "failpoints"), expect(clippy::unnecessary_wraps, reason = "fails only by injection"))]
+fn crossing(name: &'static str) -> Result<(), AttachError> {
+    fail::fail_point!(name, |argument| {
+        if argument.as_deref() == Some("abort") {
+            std::process::abort();
+        }
+        Err(AttachError::Injected(name))
+    });
+    let _ = name;
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! After a restart: keep what lives, return what is dead, finish what was half done.
+
+use super::{Attacher, Outcome, Problem, Reason, error::report};
+use crate::{
+    claim::{Attachment, Step},
+    nri::PodSandbox,
+};
+
+impl Attacher {
+    /// Bring checkpoints, kernel and runtime together. `alive` are all sandboxes the runtime has, as it tells
+    /// them after a connection. May be called at any time and as often as wanted.
+    pub async fn recover(&self, alive: &[PodSandbox]) -> Outcome {
+        let _turn = self.turn.lock().await;
+        let mut outcome = self.return_what_cannot_stay(alive).await;
+        outcome.problems.extend(self.detach_orphans().await);
+        for sandbox in alive {
+            match self.attach_in_turn(sandbox).await {
+                Ok(mut attached) => {
+                    outcome.attached.append(&mut attached.attached);
+                    outcome.problems.append(&mut attached.problems);
+                }
+                Err(failed) => {
+                    let note = format!("sandbox {}: {failed}", sandbox.id);
+                    tracing::warn!(pod = %sandbox.pod, "{note}");
+                    let pod = Some(sandbox.pod.clone());
+                    let claim = failed.claim.clone();
+                    outcome.problems.push(Problem { claim, pod, reason: Reason::NotAttached, note });
+                    outcome.problems.extend(failed.problems);
+                }
+            }
+        }
+        outcome
+    }
+
+    async fn return_what_cannot_stay(&self, alive: &[PodSandbox]) -> Outcome {
+        let lives = |attachment: &Attachment| {
+            alive.iter().any(|sandbox| {
+                sandbox.id == attachment.sandbox.id
+                    && sandbox.netns.as_ref().is_none_or(|netns| *netns == attachment.sandbox.netns)
+            })
+        };
+        let mut broken = Vec::new();
+        let mut problems = Vec::new();
+        for checkpoint in self.store.all() {
+            for interface in &checkpoint.interfaces {
+                let Some(attachment) = &interface.attachment else { continue };
+                if attachment.step != Step::Attached || !lives(attachment) {
+                    continue;
+                }
+                if let Err(error) = self.check(attachment).await {
+                    let device = interface.plan.device.clone();
+                    problems.push(Problem {
+                        claim: Some(checkpoint.claim.clone()),
+                        pod: Some(attachment.sandbox.pod.clone()),
+                        reason: Reason::Unprotected,
+                        note: format!("device {device} is taken out of its pod: {}", report(&error)),
+                    });
+                    broken.push(attachment.clone());
+                }
+            }
+        }
+        let mut outcome = self
+            .give_back_where(|_, attachment| {
+                attachment.step != Step::Attached || !lives(attachment) || broken.contains(attachment)
+            })
+            .await;
+        problems.append(&mut outcome.problems);
+        outcome.problems = problems;
+        outcome
+    }
+
+    /// Endpoints that no checkpoint knows, because a checkpoint was lost. Their device may still be in a pod:
+    /// then the programs stay, with the gate closed.
+    async fn detach_orphans(&self) -> Vec<Problem> {
+        let problem = |note| Problem { claim: None, pod: None, reason: Reason::ProgramsLeft, note };
+        let endpoints = match self.datapath(|datapath| datapath.endpoints()).await {
+            Ok(endpoints) => endpoints,
+            Err(error) => return vec![problem(report(&error))],
+        };
+        let held = self.held_endpoints();
+        let mut problems = Vec::new();
+        for id in endpoints.into_iter().filter(|id| !held.contains(id)) {
+            let cleared = self.datapath(move |datapath| match datapath.attached_ifindex(id)? {
+                None => datapath.detach(id).map(|()| None),
+                Some(ifindex) => datapath.set_ready(id, false).map(|()| Some(ifindex)),
+            });
+            match cleared.await {
+                Ok(None) => {}
+                Ok(Some(ifindex)) => problems.push(problem(format!(
+                    "endpoint {id} has no checkpoint, but its programs are on a link (index {ifindex} in a \
+                     namespace that is not known): its gate is closed and they are left"
+                ))),
+                Err(error) => problems.push(problem(format!("endpoint {id}: {}", report(&error)))),
+            }
+        }
+        problems
+    }
+}

@@ -1,0 +1,388 @@
+//! [`Datapath`] on the kernel: tcx links, pinned, and the shared maps.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::Ebpf;
+use aya::programs::SchedClassifier;
+
+use super::features::Features;
+use super::foreign::{self, TcxProgram};
+use super::object::{ProgramLoader, check_pinned};
+use super::pins::{PinnedLink, Pins};
+use super::sys::{self, Hook};
+use super::tables::Tables;
+use super::{
+    AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
+    Placement, bpf_error, not_protected, refuse_foreign,
+};
+
+/// The programs and maps of this host, found again by their pins after a restart.
+pub struct AyaDatapath {
+    pins: Pins,
+    programs: ProgramLoader,
+    features: Features,
+    /// One lock makes the verbs that write take turns.
+    written: Mutex<Written>,
+}
+
+struct Written {
+    tables: Tables,
+    /// Programs this process has attached: they are of this version, on these maps, and may stay.
+    attached: BTreeMap<u32, (EndpointId, &'static str)>,
+}
+
+/// What became of the endpoints in an upgrade of their programs.
+#[derive(Debug, Default)]
+pub struct Upgrade {
+    /// Run the programs of this process now. No frame saw neither the old nor the new ones.
+    pub updated: Vec<EndpointId>,
+    /// Their device is gone, and nothing was to be done.
+    pub gone: Vec<EndpointId>,
+    /// Still run what they ran.
+    pub failed: Vec<(EndpointId, DatapathError)>,
+}
+
+impl AyaDatapath {
+    /// Opens the pins under `root` ([`super::DEFAULT_ROOT`] on a host), or makes them. Mounts nothing: fails if
+    /// the root is not on a bpf file system, or if a pinned map has another layout.
+    pub fn open(root: &Path) -> Result<Self, DatapathError> {
+        let pins = Pins::create(root)?;
+        check_pinned(&pins.maps())?;
+        let programs = ProgramLoader::new(&pins)?;
+        // Endpoint 0 is nobody's: this is for the maps only.
+        let tables = Tables::take(&mut programs.prepare(0)?)?;
+        Ok(Self {
+            pins,
+            programs,
+            features: Features::probe(),
+            written: Mutex::new(Written { tables, attached: BTreeMap::new() }),
+        })
+    }
+
+    /// What this kernel can do.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Gives every attached endpoint the programs of this process, in place. For the start of a new version on
+    /// the pins of an old one.
+    pub fn upgrade(&self) -> Result<Upgrade, DatapathError> {
+        let mut written = self.written();
+        let mut upgrade = Upgrade::default();
+        for id in self.pins.endpoints()? {
+            match self.upgrade_endpoint(&mut written, id) {
+                Ok(true) => upgrade.updated.push(id),
+                Ok(false) => upgrade.gone.push(id),
+                Err(error) => upgrade.failed.push((id, error)),
+            }
+        }
+        Ok(upgrade)
+    }
+
+    /// False if the device is gone.
+    fn upgrade_endpoint(&self, written: &mut Written, id: EndpointId) -> Result<bool, DatapathError> {
+        let links = self.pins.links_of(id)?;
+        if links.iter().all(|link| link.info.ifindex == 0) {
+            return Ok(false);
+        }
+        let mut object = self.programs.prepare(id)?;
+        for link in links {
+            // The pin does not say which placement it was made for; the name of the program does.
+            let running = sys::program_name(link.info.program).map_err(|source| {
+                bpf_error(format!("read the name of a program of endpoint {id}"), source)
+            })?;
+            let name = PROGRAM_NAMES.into_iter().find(|name| *name == running).ok_or_else(|| {
+                not_protected(id, format!("it runs {running}, which this version does not have"))
+            })?;
+            update(&link, &mut object, name, id, written)?;
+        }
+        Ok(true)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        // A panic between two map writes leaves what a kill would leave, and the verbs repair that.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Programs on a link: those of others, and which of our endpoints the rest belong to.
+    fn survey(&self, ifindex: u32) -> Result<(Vec<ForeignProgram>, Vec<EndpointId>), DatapathError> {
+        let tcx = foreign::tcx_programs(ifindex)?;
+        let owners = self.pins.owners(&tcx.iter().map(|program| program.id).collect::<Vec<_>>())?;
+        let (mut foreign, mut ours) = (Vec::new(), Vec::new());
+        for TcxProgram { hook, id } in tcx {
+            match owners.iter().find(|(program, _)| *program == id) {
+                Some((_, endpoint)) => ours.push(*endpoint),
+                None => foreign.push(foreign::describe(hook.name(), id)),
+            }
+        }
+        foreign.extend(foreign::netlink_programs(ifindex)?);
+        Ok((foreign, ours))
+    }
+
+    /// Looks for what an earlier attach has left: links on this device are kept, to be updated in place; links
+    /// of a device that is gone are removed; links in use on another device are a refusal.
+    fn sort_leftovers(
+        &self,
+        id: EndpointId,
+        ifindex: u32,
+        on_link: &[EndpointId],
+    ) -> Result<(), DatapathError> {
+        if let Some(other) = on_link.iter().find(|other| **other != id) {
+            return Err(not_protected(
+                id,
+                format!("the link still carries the programs of endpoint {other}"),
+            ));
+        }
+        for link in self.pins.links_of(id)? {
+            match link.info.ifindex {
+                0 => link.remove()?,
+                at if at == ifindex && link.runs_here() => {}
+                at => {
+                    let problem = format!("its programs are on another device (index {at} in its namespace)");
+                    return Err(not_protected(id, problem));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_hook(
+        &self,
+        object: &mut Option<Ebpf>,
+        written: &mut Written,
+        ifindex: u32,
+        spec: &EndpointSpec,
+        hook: Hook,
+    ) -> Result<(), DatapathError> {
+        let name = program_name(spec.placement, hook);
+        let there = self.pins.link(spec.id, hook)?;
+        if there
+            .as_ref()
+            .is_some_and(|link| written.attached.get(&link.info.program) == Some(&(spec.id, name)))
+        {
+            return Ok(());
+        }
+        if object.is_none() {
+            *object = Some(self.programs.prepare(spec.id)?);
+        }
+        let Some(object) = object else { return Ok(()) };
+        if let Some(link) = there {
+            return update(&link, object, name, spec.id, written);
+        }
+        let program = load(object, name, spec.id)?;
+        let failed =
+            |doing| format!("{doing} the program {name} of endpoint {} to interface {ifindex}", spec.id);
+        let link = sys::attach_first(program, ifindex, hook)
+            .map_err(|source| bpf_error(failed("attach"), source))?;
+        self.pins.pin(spec.id, hook, &link)?;
+        written.remember(&link, spec.id, name)
+    }
+
+    fn try_attach(
+        &self,
+        written: &mut Written,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        written.tables.forget(spec.id)?;
+        written.tables.write(ifindex, spec)?;
+        fail_point("datapath::attach::written")?;
+        let mut object = None;
+        self.attach_hook(&mut object, written, ifindex, spec, Hook::Ingress)?;
+        fail_point("datapath::attach::ingress")?;
+        self.attach_hook(&mut object, written, ifindex, spec, Hook::Egress)?;
+        fail_point("datapath::attach::egress")?;
+        self.check(spec.id, ifindex, Order::Seen)
+    }
+
+    /// Detach, unpin and forget.
+    fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
+        written.tables.set_ready(id, false)?;
+        self.pins.remove(id)?;
+        written.attached.retain(|_, (endpoint, _)| *endpoint != id);
+        written.tables.forget(id)
+    }
+
+    fn check(
+        &self,
+        id: EndpointId,
+        ifindex: u32,
+        order: Order,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let links = self.pins.links_of(id)?;
+        if let Some(hook) = Hook::BOTH.iter().find(|hook| links.iter().all(|link| link.hook != **hook)) {
+            return Err(not_protected(id, format!("its {} link is not pinned", hook.name())));
+        }
+        for PinnedLink { hook, path, info, .. } in &links {
+            let name = hook.name();
+            if info.hook != Some(*hook) {
+                return Err(not_protected(id, format!("{} is not a {name} link", path.display())));
+            }
+            match info.ifindex {
+                0 => return Err(not_protected(id, format!("the device of its {name} link is gone"))),
+                at if at != ifindex => {
+                    return Err(not_protected(
+                        id,
+                        format!("its {name} link is on interface {at}, not {ifindex}"),
+                    ));
+                }
+                _ => {}
+            }
+            // The same index may be another device in this namespace: then our program is not in its list.
+            let running = sys::query(ifindex, *hook).unwrap_or_default();
+            match running.iter().position(|program| *program == info.program) {
+                Some(0) => {}
+                Some(place) => {
+                    return Err(not_protected(
+                        id,
+                        format!("{place} programs of others run before its {name} program"),
+                    ));
+                }
+                None if order == Order::Seen => {
+                    return Err(not_protected(
+                        id,
+                        format!("interface {ifindex} here does not run its {name} program"),
+                    ));
+                }
+                None => {}
+            }
+        }
+        Ok(links.into_iter().map(attached).collect())
+    }
+}
+
+/// Whether the order of programs must be seen. It can only be asked in the namespace the device is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Seen,
+    IfVisible,
+}
+
+impl Written {
+    fn remember(&mut self, link: &OwnedFd, id: EndpointId, name: &'static str) -> Result<(), DatapathError> {
+        let info = sys::link_info(link.as_fd())
+            .map_err(|source| bpf_error(format!("read the new link of endpoint {id}"), source))?;
+        self.attached.insert(info.program, (id, name));
+        Ok(())
+    }
+}
+
+/// Puts a program of this process in the place of what a link runs.
+fn update(
+    link: &PinnedLink,
+    object: &mut Ebpf,
+    name: &'static str,
+    id: EndpointId,
+    written: &mut Written,
+) -> Result<(), DatapathError> {
+    let program = load(object, name, id)?;
+    sys::update(link.fd.as_fd(), program)
+        .map_err(|source| bpf_error(format!("update the link {}", link.path.display()), source))?;
+    written.attached.remove(&link.info.program);
+    written.remember(&link.fd, id, name)
+}
+
+/// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
+fn load<'a>(object: &'a mut Ebpf, name: &str, id: EndpointId) -> Result<BorrowedFd<'a>, DatapathError> {
+    let failed = |doing| format!("{doing} the program {name} for endpoint {id}");
+    let program: &mut SchedClassifier = object
+        .program_mut(name)
+        .ok_or_else(|| bpf_error(failed("find"), "the eBPF object has no such program"))?
+        .try_into()
+        .map_err(|source| bpf_error(failed("use"), source))?;
+    program.load().map_err(|source| bpf_error(failed("load"), source))?;
+    Ok(program.fd().map_err(|source| bpf_error(failed("use"), source))?.as_fd())
+}
+
+/// A place at which a test can make an attach fail, or kill the process.
+fn fail_point(name: &'static str) -> Result<(), DatapathError> {
+    fail::fail_point!(name, |_| Err(bpf_error(format!("pass {name}"), "failure asked for by the test")));
+    Ok(())
+}
+
+fn attached(link: PinnedLink) -> AttachedProgram {
+    AttachedProgram {
+        hook: link.hook.name().to_owned(),
+        id: link.info.program,
+        name: sys::program_name(link.info.program).unwrap_or_default(),
+        pin: link.path,
+        ifindex: link.info.ifindex,
+    }
+}
+
+/// Names in driver-ebpf. On a moved link, what the device receives goes to the pod; on the host end of a
+/// veth pair it comes from the pod.
+const fn program_name(placement: Placement, hook: Hook) -> &'static str {
+    match (placement, hook) {
+        (Placement::MovedLink, Hook::Ingress) => "link_ingress",
+        (Placement::MovedLink, Hook::Egress) => "link_egress",
+        (Placement::HostVeth, Hook::Ingress) => "from_pod",
+        (Placement::HostVeth, Hook::Egress) => "to_pod",
+    }
+}
+
+const PROGRAM_NAMES: [&str; 4] = ["link_ingress", "link_egress", "from_pod", "to_pod"];
+
+impl Datapath for AyaDatapath {
+    fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
+        Ok(self.survey(ifindex)?.0)
+    }
+
+    fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
+        if spec.id == 0 {
+            return Err(not_protected(0, "0 is no endpoint id"));
+        }
+        if !self.features.tcx {
+            return Err(DatapathError::Unsupported {
+                feature: "tcx (upstream since Linux 6.6)",
+                consequence: "a pod could remove the programs of a moved link, so strict isolation is refused",
+            });
+        }
+        let mut written = self.written();
+        let (foreign, ours) = self.survey(ifindex)?;
+        refuse_foreign(ifindex, &foreign)?;
+        self.sort_leftovers(spec.id, ifindex, &ours)?;
+        self.try_attach(&mut written, ifindex, spec).inspect_err(|_| {
+            if let Err(error) = self.remove(&mut written, spec.id) {
+                tracing::error!(endpoint = spec.id, %error, "a failed attach could not be undone; it drops everything");
+            }
+        })
+    }
+
+    fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.check(id, ifindex, Order::IfVisible)
+    }
+
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.check(id, ifindex, Order::Seen)
+    }
+
+    fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
+        self.written().tables.set_ready(id, ready)
+    }
+
+    fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
+        let links = self.pins.links_of(id)?;
+        Ok(links.iter().map(|link| link.info.ifindex).find(|ifindex| *ifindex != 0))
+    }
+
+    fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
+        self.remove(&mut self.written(), id)
+    }
+
+    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        let mut ids = self.pins.endpoints()?;
+        ids.extend(self.written().tables.endpoints()?);
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
+        self.written().tables.stats(id)
+    }
+}

@@ -1,0 +1,135 @@
+//! The eBPF object built into the daemon, and one loader for all endpoints.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use aya::{Ebpf, EbpfLoader};
+use netferry_common::{ENDPOINT_GLOBAL, maps};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+
+use super::pins::Pins;
+use super::{DatapathError, EndpointId, bpf_error};
+
+/// Built by `cargo xtask build-ebpf`, found by this crate's build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netferry.o"));
+
+/// Loads copies of the programs, each with its endpoint's id as a constant.
+pub(super) struct ProgramLoader {
+    /// Kept for its parsed copy of the kernel's type information, which is megabytes.
+    loader: Mutex<EbpfLoader<'static>>,
+    /// Where in the object's file the endpoint id is.
+    endpoint_at: usize,
+}
+
+impl ProgramLoader {
+    /// Finds its way in the object, and ties every shared map to its pin.
+    pub(super) fn new(pins: &Pins) -> Result<Self, DatapathError> {
+        let endpoint_at = endpoint_offset(OBJECT).map_err(|source| {
+            bpf_error(format!("find the constant {ENDPOINT_GLOBAL} in the eBPF object"), source)
+        })?;
+        let mut loader = EbpfLoader::new();
+        // Nothing in the object is relocated against the kernel.
+        loader.btf(None);
+        for &name in maps::ALL {
+            loader.map_pin_path(name, pins.maps().join(name));
+        }
+        Ok(Self { loader: Mutex::new(loader), endpoint_at })
+    }
+
+    /// Opens or makes the maps, and prepares the programs of an endpoint. None is loaded into the kernel yet.
+    pub(super) fn prepare(&self, id: EndpointId) -> Result<Ebpf, DatapathError> {
+        // The parser wants 8-byte alignment, which a copy of bytes does not promise.
+        let mut words = vec![0_u64; OBJECT.len().div_ceil(8)];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+        bytes[..OBJECT.len()].copy_from_slice(OBJECT);
+        bytes[self.endpoint_at..][..size_of::<EndpointId>()].copy_from_slice(&id.to_le_bytes());
+        self.loader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .load(&bytes[..OBJECT.len()])
+            .map_err(|source| bpf_error("prepare the eBPF object", source))
+    }
+}
+
+fn endpoint_offset(object: &[u8]) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+    let file = object::File::parse(object)?;
+    let symbol = file
+        .symbols()
+        .find(|symbol| symbol.name() == Ok(ENDPOINT_GLOBAL))
+        .ok_or("there is no such symbol")?;
+    let section = file.section_by_index(symbol.section_index().ok_or("the symbol is in no section")?)?;
+    let (start, length) = section.file_range().ok_or("its section has no bytes in the file")?;
+    let place = symbol.address() - section.address();
+    if symbol.size() != size_of::<EndpointId>() as u64 || place + symbol.size() > length {
+        return Err("it is not a u32 within its section".into());
+    }
+    Ok(usize::try_from(start + place)?)
+}
+
+/// Maps of the object by name: type, key size, value size and number of entries, as the kernel will have them.
+pub(super) fn map_layouts() -> Result<Vec<(String, MapLayout)>, DatapathError> {
+    let object = aya_obj::Object::parse(OBJECT)
+        .map_err(|source| bpf_error("read the maps of the eBPF object", source))?;
+    Ok(object
+        .maps
+        .into_iter()
+        .filter(|(name, _)| maps::ALL.contains(&name.as_str()))
+        .map(|(name, map)| {
+            let layout = MapLayout {
+                kind: map.map_type(),
+                key: map.key_size(),
+                value: map.value_size(),
+                entries: map.max_entries(),
+            };
+            (name, layout)
+        })
+        .collect())
+}
+
+/// What must be the same for a pinned map to be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MapLayout {
+    /// Number of its type in the kernel.
+    pub(super) kind: u32,
+    /// Bytes of a key.
+    pub(super) key: u32,
+    /// Bytes of a value.
+    pub(super) value: u32,
+    /// Most entries.
+    pub(super) entries: u32,
+}
+
+impl std::fmt::Display for MapLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, key, value, entries } = self;
+        write!(f, "type {kind}, {key} byte keys, {value} byte values, {entries} entries")
+    }
+}
+
+/// Refuses pinned maps of another layout.
+pub(super) fn check_pinned(maps: &Path) -> Result<(), DatapathError> {
+    for (name, expected) in map_layouts()? {
+        let pin = maps.join(&name);
+        if !pin.exists() {
+            continue;
+        }
+        let info = aya::maps::MapInfo::from_pin(&pin)
+            .map_err(|source| bpf_error(format!("read the pinned map {}", pin.display()), source))?;
+        let found = MapLayout {
+            kind: info.map_type().map_or(0, |kind| kind as u32),
+            key: info.key_size(),
+            value: info.value_size(),
+            entries: info.max_entries(),
+        };
+        if found != expected {
+            return Err(bpf_error(
+                format!("take over the pinned map {}", pin.display()),
+                std::io::Error::other(format!(
+                    "it has another layout: it is {found}; this version needs {expected}; end its pods and remove \
+                     it, or run the version that made it"
+                )),
+            ));
+        }
+    }
+    Ok(())
+}

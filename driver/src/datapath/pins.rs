@@ -1,0 +1,179 @@
+//! Where things are pinned: `<root>/maps/<name>` and `<root>/links/<endpoint>/{ingress,egress}`.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::sys::{self, Hook, TcxInfo};
+use super::{DatapathError, EndpointId, bpf_error};
+
+/// The root of this version's pins on a host.
+pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/netferry/v1";
+
+const _: () = assert!(netferry_common::ABI == 1, "the folder in DEFAULT_ROOT carries the version");
+
+/// A folder on a bpf file system.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+/// A pinned link and what the kernel says about it.
+pub(super) struct PinnedLink {
+    pub(super) hook: Hook,
+    pub(super) path: PathBuf,
+    pub(super) fd: OwnedFd,
+    pub(super) info: TcxInfo,
+}
+
+impl PinnedLink {
+    /// Whether the device is in the caller's namespace: there, the list of its programs has this link's. The
+    /// same index elsewhere is another device.
+    pub(super) fn runs_here(&self) -> bool {
+        sys::query(self.info.ifindex, self.hook).is_ok_and(|programs| programs.contains(&self.info.program))
+    }
+
+    /// Detaches and unpins the link.
+    pub(super) fn remove(&self) -> Result<(), DatapathError> {
+        match sys::detach(self.fd.as_fd()) {
+            // Already detached, or the device is gone; a kernel that cannot detach at once does it on unpin.
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOLINK | libc::ENODEV | libc::EOPNOTSUPP | libc::EINVAL)
+                ) =>
+            {
+                return Err(bpf_error(format!("detach the link {}", self.path.display()), error));
+            }
+            _ => {}
+        }
+        absent(std::fs::remove_file(&self.path))
+            .map_err(|source| bpf_error(format!("unpin the link {}", self.path.display()), source))
+    }
+}
+
+impl Pins {
+    /// Checks that the root is on a bpf file system, and makes its folders.
+    pub(super) fn create(root: &Path) -> Result<Self, DatapathError> {
+        check_bpffs(root)?;
+        let pins = Self { root: root.to_owned() };
+        for folder in [pins.maps(), pins.links()] {
+            std::fs::create_dir_all(&folder)
+                .map_err(|source| bpf_error(format!("make the folder {}", folder.display()), source))?;
+        }
+        Ok(pins)
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    fn folder(&self, id: EndpointId) -> PathBuf {
+        self.links().join(id.to_string())
+    }
+
+    /// Pins a link of an endpoint.
+    pub(super) fn pin(&self, id: EndpointId, hook: Hook, link: &OwnedFd) -> Result<PathBuf, DatapathError> {
+        let folder = self.folder(id);
+        let path = folder.join(hook.pin());
+        let pin = || {
+            match std::fs::create_dir(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            sys::pin(link.as_fd(), &path)
+        };
+        pin().map_err(|source| bpf_error(format!("pin the link {}", path.display()), source))?;
+        Ok(path)
+    }
+
+    /// One pinned link of an endpoint, if there is one.
+    pub(super) fn link(&self, id: EndpointId, hook: Hook) -> Result<Option<PinnedLink>, DatapathError> {
+        let path = self.folder(id).join(hook.pin());
+        let read = || {
+            let fd = sys::get_pinned(&path)?;
+            let info = sys::link_info(fd.as_fd())?;
+            Ok::<_, io::Error>((fd, info))
+        };
+        match read() {
+            Ok((fd, info)) => Ok(Some(PinnedLink { hook, path, fd, info })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(bpf_error(format!("read the pinned link {}", path.display()), source)),
+        }
+    }
+
+    /// The pinned links of an endpoint, ingress first.
+    pub(super) fn links_of(&self, id: EndpointId) -> Result<Vec<PinnedLink>, DatapathError> {
+        let mut links = Vec::with_capacity(2);
+        for hook in Hook::BOTH {
+            links.extend(self.link(id, hook)?);
+        }
+        Ok(links)
+    }
+
+    /// Detaches and unpins the links of an endpoint. Whatever else is in its folder goes too.
+    pub(super) fn remove(&self, id: EndpointId) -> Result<(), DatapathError> {
+        for link in self.links_of(id)? {
+            link.remove()?;
+        }
+        let folder = self.folder(id);
+        absent(std::fs::remove_dir_all(&folder))
+            .map_err(|source| bpf_error(format!("remove the pins in {}", folder.display()), source))
+    }
+
+    /// Ids of all endpoints with a folder.
+    pub(super) fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        let folder = self.links();
+        let list = || {
+            let mut ids = Vec::new();
+            for entry in std::fs::read_dir(&folder)? {
+                ids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<EndpointId>().ok()));
+            }
+            Ok::<_, io::Error>(ids)
+        };
+        list().map_err(|source| bpf_error(format!("list the pins in {}", folder.display()), source))
+    }
+
+    /// Which endpoint's pinned link runs which program, for the given programs.
+    pub(super) fn owners(&self, programs: &[u32]) -> Result<Vec<(u32, EndpointId)>, DatapathError> {
+        let mut owners = Vec::new();
+        if programs.is_empty() {
+            return Ok(owners);
+        }
+        for id in self.endpoints()? {
+            let links = self.links_of(id)?;
+            owners.extend(
+                links
+                    .iter()
+                    .map(|link| (link.info.program, id))
+                    .filter(|(program, _)| programs.contains(program)),
+            );
+        }
+        Ok(owners)
+    }
+}
+
+/// A removal of what is not there has succeeded.
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn check_bpffs(root: &Path) -> Result<(), DatapathError> {
+    let existing = root.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    let on = nix::sys::statfs::statfs(existing)
+        .map_err(|source| bpf_error(format!("look at the file system of {}", existing.display()), source))?;
+    if on.filesystem_type() == nix::sys::statfs::FsType(libc::BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    Err(bpf_error(
+        format!("use {} for pins", root.display()),
+        io::Error::other("it is not on a bpf file system; run: mount -t bpf bpf /sys/fs/bpf"),
+    ))
+}

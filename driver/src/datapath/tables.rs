@@ -1,0 +1,230 @@
+//! The shared maps, as the daemon writes and reads them.
+
+use std::net::IpAddr;
+
+use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
+use ipnetwork::IpNetwork;
+use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, READY};
+use netferry_common::{
+    Addr, Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Traffic as Counted, maps,
+};
+
+use super::{
+    DatapathError, EndpointId, EndpointSpec, EndpointStats, Placement, Traffic, bpf_error, not_protected,
+};
+
+/// Typed handles of the pinned maps.
+pub(super) struct Tables {
+    endpoints: HashMap<MapData, EndpointId, Endpoint>,
+    addresses: HashMap<MapData, AddressKey, Address>,
+    traffic: PerCpuHashMap<MapData, CounterKey, Counted>,
+    drops: PerCpuHashMap<MapData, CounterKey, Drops>,
+}
+
+impl Tables {
+    /// Takes the maps out of a prepared object.
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, DatapathError> {
+        fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
+        where
+            M: TryFrom<Map, Error = MapError>,
+        {
+            let map = object.take_map(name).ok_or_else(|| {
+                bpf_error(format!("find the map {name}"), "the eBPF object has no such map")
+            })?;
+            M::try_from(map).map_err(|source| bpf_error(format!("use the map {name}"), source))
+        }
+        Ok(Self {
+            endpoints: take(object, maps::ENDPOINTS)?,
+            addresses: take(object, maps::ADDRESSES)?,
+            traffic: take(object, maps::TRAFFIC)?,
+            drops: take(object, maps::DROPS)?,
+        })
+    }
+
+    /// Writes an endpoint that is not ready, its addresses first.
+    pub(super) fn write(&mut self, ifindex: u32, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        for (key, value) in addresses(spec) {
+            self.addresses.insert(key, value, 0).map_err(|source| {
+                bpf_error(format!("write the addresses of endpoint {}", spec.id), source)
+            })?;
+        }
+        self.endpoints
+            .insert(spec.id, record(ifindex, spec), 0)
+            .map_err(|source| bpf_error(format!("write endpoint {}", spec.id), source))
+    }
+
+    /// Opens or closes the gate. Closing that of an endpoint that is not there is done already.
+    pub(super) fn set_ready(&mut self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
+        let mut endpoint = match self.endpoints.get(&id, 0) {
+            Ok(endpoint) => endpoint,
+            Err(MapError::KeyNotFound) if !ready => return Ok(()),
+            Err(MapError::KeyNotFound) => {
+                return Err(not_protected(
+                    id,
+                    "it is not in the map of endpoints, so it cannot be made ready",
+                ));
+            }
+            Err(source) => return Err(bpf_error(format!("read endpoint {id}"), source)),
+        };
+        endpoint.flags = if ready { endpoint.flags | READY } else { endpoint.flags & !READY };
+        self.endpoints
+            .insert(id, endpoint, 0)
+            .map_err(|source| bpf_error(format!("write endpoint {id}"), source))
+    }
+
+    /// Removes every entry of an endpoint: the record first, so that its programs drop from then on.
+    pub(super) fn forget(&mut self, id: EndpointId) -> Result<(), DatapathError> {
+        let failed = |source| bpf_error(format!("remove the map entries of endpoint {id}"), source);
+        present(self.endpoints.remove(&id)).map_err(failed)?;
+        let own: Vec<AddressKey> = self
+            .addresses
+            .keys()
+            .filter(|key| key.as_ref().map_or(true, |key| key.endpoint == id))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        for key in own {
+            present(self.addresses.remove(&key)).map_err(failed)?;
+        }
+        for direction in Direction::ALL {
+            let key = CounterKey { endpoint: id, direction: direction.number() };
+            present(self.traffic.remove(&key)).map_err(failed)?;
+            present(self.drops.remove(&key)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Ids of all endpoints with entries.
+    pub(super) fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        let ids = self.endpoints.keys().chain(self.addresses.keys().map(|key| key.map(|key| key.endpoint)));
+        ids.collect::<Result<_, _>>().map_err(|source| bpf_error("list the endpoints", source))
+    }
+
+    /// Adds up the counters of an endpoint. What never counted is 0.
+    pub(super) fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
+        let failed = |source| bpf_error(format!("read the counters of endpoint {id}"), source);
+        let mut stats = EndpointStats::default();
+        for direction in Direction::ALL {
+            let key = CounterKey { endpoint: id, direction: direction.number() };
+            if let Some(cpus) = found(self.traffic.get(&key, 0)).map_err(failed)? {
+                let sum = match direction {
+                    Direction::FromPod => &mut stats.from_pod,
+                    Direction::ToPod => &mut stats.to_pod,
+                };
+                for cpu in cpus.iter() {
+                    *sum = Traffic {
+                        packets: sum.packets + cpu.packets,
+                        bytes: sum.bytes + cpu.bytes,
+                        dropped: sum.dropped + cpu.dropped,
+                    };
+                }
+            }
+            if let Some(cpus) = found(self.drops.get(&key, 0)).map_err(failed)? {
+                for (reason, count) in cpus.iter().flat_map(Drops::nonzero) {
+                    *stats.drops.entry(reason.name().to_owned()).or_default() += count;
+                }
+            }
+        }
+        Ok(stats)
+    }
+}
+
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A removal of what is not there has succeeded.
+fn present(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// The record of an endpoint that is not ready.
+fn record(ifindex: u32, spec: &EndpointSpec) -> Endpoint {
+    Endpoint {
+        flags: 0,
+        network: spec.network,
+        mtu: spec.mtu,
+        policy: 0,
+        ifindex: match spec.placement {
+            Placement::MovedLink => 0,
+            Placement::HostVeth => ifindex,
+        },
+        mac: spec.mac.0,
+        pad: [0; 2],
+    }
+}
+
+/// The entries that say from where an endpoint may send, as [`Address`] lists them.
+fn addresses(spec: &EndpointSpec) -> Vec<(AddressKey, Address)> {
+    let entry = |addr, flags, prefix| {
+        (AddressKey { endpoint: spec.id, addr }, Address { flags, prefix: u32::from(prefix) })
+    };
+    let mut entries = vec![entry(Addr::link_local(spec.mac.0), ADDR_OWN, 64)];
+    for network in &spec.addresses {
+        if let IpNetwork::V4(v4) = network
+            && v4.prefix() < 31
+        {
+            entries.push(entry(IpAddr::V4(v4.broadcast()).into(), ADDR_BROADCAST, v4.prefix()));
+        }
+    }
+    // Last, so that an own address that is also some subnet's broadcast address stays its own.
+    entries
+        .extend(spec.addresses.iter().map(|network| entry(network.ip().into(), ADDR_OWN, network.prefix())));
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::MacAddr;
+
+    fn spec(addresses: &[&str]) -> EndpointSpec {
+        EndpointSpec {
+            id: 9,
+            placement: Placement::MovedLink,
+            network: 0,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            mtu: 1500,
+        }
+    }
+
+    fn listed(spec: &EndpointSpec) -> Vec<(String, u32, u32)> {
+        addresses(spec)
+            .into_iter()
+            .map(|(key, value)| {
+                assert_eq!(key.endpoint, 9);
+                (IpAddr::from(key.addr).to_string(), value.flags, value.prefix)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn addresses_with_link_local_and_broadcast() {
+        let listed = listed(&spec(&["192.0.2.10/24", "2001:db8::1/64", "198.51.100.1/31"]));
+        let expected = [
+            ("fe80::ff:fe00:1", ADDR_OWN, 64),
+            ("192.0.2.255", ADDR_BROADCAST, 24),
+            ("192.0.2.10", ADDR_OWN, 24),
+            ("2001:db8::1", ADDR_OWN, 64),
+            ("198.51.100.1", ADDR_OWN, 31),
+        ];
+        assert_eq!(listed, expected.map(|(addr, flags, prefix)| (addr.to_owned(), flags, prefix)));
+    }
+
+    #[test]
+    fn a_record_starts_closed() {
+        assert_eq!(record(7, &spec(&[])).flags, 0);
+        assert_eq!(record(7, &spec(&[])).ifindex, 0);
+        let veth = EndpointSpec { placement: Placement::HostVeth, ..spec(&[]) };
+        assert_eq!(record(7, &veth).ifindex, 7);
+    }
+}

@@ -1,0 +1,185 @@
+//! Attach and return on a real kernel: namespaces, links and programs.
+
+mod support;
+
+#[path = "attach/world.rs"]
+mod world;
+
+use std::{sync::Arc, time::Instant};
+
+use netferry::{
+    attach::{Attacher, Outcome, Reason},
+    link::MacAddr,
+};
+use world::{Interrupted, MAC, World};
+
+#[tokio::test]
+async fn a_pod_gets_its_links_and_they_come_home_as_before() {
+    let Some(world) = World::patient("a_pod_gets_its_links_and_they_come_home_as_before") else { return };
+    world.claim();
+    let attacher = world.places.attacher();
+    let start = Instant::now();
+    let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
+    println!("attached two links in {:?}", start.elapsed());
+    assert_eq!(outcome.problems, []);
+    assert_eq!(outcome.attached.len(), 2);
+    assert_eq!(world.host.links(), Vec::<String>::new());
+    let net1 = world.pod.link("net1").expect("net1");
+    assert_eq!(net1["address"], MAC.to_string());
+    assert_eq!(net1["mtu"], 1400);
+    assert!(net1["flags"].as_array().expect("flags").iter().any(|flag| flag == "UP"));
+    let addresses = world.pod.ip("addr show dev net1");
+    assert!(addresses.contains("inet 198.51.100.7/24") && addresses.contains("inet6 2001:db8:7::7/64"));
+    assert!(!addresses.contains("tentative"), "usable at once: {addresses}");
+    assert!(world.pod.ip("route show default").contains("via 198.51.100.1 dev net1"));
+    assert!(world.pod.ip("-6 route show default").contains("via 2001:db8:7::1 dev net1"));
+    let programs = &outcome.attached[0].programs;
+    assert_eq!(programs.iter().map(|it| it.hook.as_str()).collect::<Vec<_>>(), ["tcx/ingress", "tcx/egress"]);
+    assert!(outcome.attached[1].programs.is_empty(), "isolation off");
+    world.pod.exec("ping -c 1 -W 2 198.51.100.1");
+    world.pod.exec("ping -c 1 -W 2 2001:db8:7::1");
+
+    let again = attacher.attach(&world.places.sandbox()).await.expect("attach again");
+    assert_eq!(again.attached, outcome.attached);
+
+    let start = Instant::now();
+    let returned = attacher.give_back("s1").await;
+    println!("returned two links in {:?}", start.elapsed());
+    assert_eq!(returned.problems, []);
+    world.assert_home("after the return");
+    assert_eq!(attacher.give_back("s1").await, Outcome::default());
+}
+
+#[tokio::test]
+async fn a_failure_of_any_link_step_leaves_the_host_as_before() {
+    let Some(world) = World::new("a_failure_of_any_link_step_leaves_the_host_as_before") else { return };
+    world.claim();
+    let mut nth = 0;
+    loop {
+        let links = Arc::new(Interrupted::new(world.places.links(), nth));
+        let attacher = Attacher::new(links, Arc::new(world.places.datapath()), world.places.store());
+        let Err(failed) = attacher.attach(&world.places.sandbox()).await else { break };
+        assert!(failed.to_string().contains("asked for by the test"), "{failed}");
+        assert_eq!(failed.problems, [], "step {nth}");
+        world.assert_home(&format!("link step {nth} failed: {failed}"));
+        nth += 1;
+    }
+    println!("{nth} steps");
+    assert!(nth >= 16, "only {nth} steps were tried");
+}
+
+#[tokio::test]
+async fn a_failure_of_any_program_step_leaves_the_host_as_before() {
+    let Some(world) = World::new("a_failure_of_any_program_step_leaves_the_host_as_before") else { return };
+    world.claim();
+    let mut nth = 0;
+    loop {
+        let datapath = Arc::new(Interrupted::new(world.places.datapath(), nth));
+        let attacher = Attacher::new(Arc::new(world.places.links()), datapath, world.places.store());
+        let Err(failed) = attacher.attach(&world.places.sandbox()).await else { break };
+        assert!(failed.to_string().contains("asked for by the test"), "{failed}");
+        world.assert_home(&format!("program step {nth} failed: {failed}"));
+        nth += 1;
+    }
+    assert_eq!(nth, 5, "foreign programs, endpoints, attach, verify, ready");
+}
+
+#[tokio::test]
+async fn an_error_names_what_the_kernel_allows() {
+    let Some(world) = World::new("an_error_names_what_the_kernel_allows") else { return };
+    world.claim();
+    let store = world.places.store();
+    store.update("c7", |checkpoint| checkpoint.interfaces[0].plan.mtu = Some(70_000)).expect("checkpoint");
+    let failed = world.places.attacher().attach(&world.places.sandbox()).await.expect_err("too big");
+    let text = failed.to_string();
+    assert!(text.starts_with("claim default/c7, device eth7: set the MTU to 70000 (the link takes 68 to"), "{text}");
+    world.assert_home("after the MTU was refused");
+}
+
+#[tokio::test]
+async fn what_a_pod_did_to_its_link_is_undone() {
+    let Some(world) = World::patient("what_a_pod_did_to_its_link_is_undone") else { return };
+    world.claim();
+    let attacher = world.places.attacher();
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    for words in [
+        "link set net1 down",
+        "link set net1 name mine address 02:00:00:00:00:99 mtu 1300 txqueuelen 3 alias spoilt",
+        "link set mine up promisc on",
+        "addr add 9.9.9.9/8 dev mine",
+        "link property del dev mine altname enp9s0",
+        "link set net2 name eth7",
+    ] {
+        world.pod.ip(words);
+    }
+    let returned = attacher.give_back("s1").await;
+    assert_eq!(returned.problems, []);
+    world.assert_home("after the return");
+}
+
+#[tokio::test]
+async fn a_link_deleted_in_the_pod_is_told() {
+    let Some(world) = World::new("a_link_deleted_in_the_pod_is_told") else { return };
+    world.claim();
+    let attacher = world.places.attacher();
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    world.pod.ip("link del net1");
+    let returned = attacher.give_back("s1").await;
+    assert_eq!(reasons(&returned), [Reason::LinkGone], "{returned:?}");
+    assert_eq!(world.host.links(), ["eth8"]);
+    world.assert_nothing_left("after the return");
+}
+
+#[tokio::test]
+async fn a_vanished_namespace_takes_made_links_with_it() {
+    let Some(world) = World::new("a_vanished_namespace_takes_made_links_with_it") else { return };
+    world.claim();
+    let attacher = world.places.attacher();
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    world.pod.vanish();
+    let returned = attacher.give_back("s1").await;
+    assert_eq!(reasons(&returned), [Reason::LinkGone, Reason::LinkGone], "{returned:?}");
+    world.assert_nothing_left("after the return");
+}
+
+#[tokio::test]
+async fn a_link_that_its_pod_pushed_on_is_waited_for() {
+    let Some(world) = World::new("a_link_that_its_pod_pushed_on_is_waited_for") else { return };
+    world.claim();
+    let attacher = world.places.attacher();
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    world.pod.ip(&format!("link set net1 netns {}", world.peer.name));
+    let returned = attacher.give_back("s1").await;
+    assert_eq!(reasons(&returned), [Reason::NotReturned], "{returned:?}");
+    assert_eq!(world.host.links(), ["eth8"]);
+    // It is put back, and the next try finds it by what it is, not by where it was.
+    world.peer.ip(&format!("link set net1 netns {}", world.host.name));
+    let returned = attacher.give_back("s1").await;
+    assert_eq!(returned.problems, []);
+    // Its index may be another now: the rest is as before.
+    let index = world.host.ifindex("eth7");
+    assert_eq!(index, world.host.ifindex("enp9s0"));
+    world.assert_nothing_left("after the return");
+}
+
+#[tokio::test]
+async fn a_name_taken_at_home_is_worked_around() {
+    let Some(world) = World::new("a_name_taken_at_home_is_worked_around") else { return };
+    world.claim();
+    let attacher = world.places.attacher();
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    let mac = MacAddr([2, 0, 0, 0, 0, 0x77]);
+    world.host.ip(&format!("link add eth7 address {mac} type veth peer name other"));
+    world.host.ip("link property add dev other altname enp9s0");
+    let returned = attacher.give_back("s1").await;
+    assert_eq!(reasons(&returned), [Reason::NameTaken], "{returned:?}");
+    let home = world.host.link("nf-eth7").expect("home under a free name");
+    assert_eq!(home["mtu"], 1480);
+    assert!(world.host.ip("addr show dev nf-eth7").contains("198.51.100.70/24"));
+    assert_eq!(world.host.link("eth7").expect("the other link")["address"], mac.to_string());
+    world.assert_nothing_left("after the return");
+}
+
+fn reasons(outcome: &Outcome) -> Vec<Reason> {
+    outcome.problems.iter().map(|problem| problem.reason).collect()
+}

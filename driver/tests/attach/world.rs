@@ -1,0 +1,390 @@
+//! A host in a namespace of its own, with the real links, programs and checkpoints.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use async_trait::async_trait;
+use netferry::{
+    attach::Attacher,
+    claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
+    datapath::{
+        AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
+        ForeignProgram, Isolation,
+    },
+    link::{
+        Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route, Scope, kernel::KernelLinks,
+    },
+    nri::PodSandbox,
+};
+use nix::sched::{CloneFlags, setns};
+
+use crate::support::{
+    netns::{NetNs, Snapshot, Veth, may_make_namespaces, unique},
+    skip,
+};
+
+pub(crate) const MAC: MacAddr = MacAddr([2, 0xaa, 0, 0, 0, 7]);
+
+/// Where a daemon keeps things: enough for another process to be that daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub(crate) host: PathBuf,
+    pub(crate) pod: PathBuf,
+    pub(crate) store: PathBuf,
+    pub(crate) pins: PathBuf,
+}
+
+pub(crate) struct World {
+    pub(crate) host: NetNs,
+    pub(crate) peer: NetNs,
+    pub(crate) pod: NetNs,
+    pub(crate) places: Places,
+    /// What the host was before.
+    pub(crate) before: Snapshot,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    /// `None`, and the reason printed, where the machine cannot. Duplicate address detection is off: it takes
+    /// a second for each look at the host.
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        Self::make(test, false)
+    }
+
+    /// With duplicate address detection, as on a real host.
+    pub(crate) fn patient(test: &str) -> Option<Self> {
+        Self::make(test, true)
+    }
+
+    fn make(test: &str, dad: bool) -> Option<Self> {
+        if !may_make_namespaces() {
+            skip(test, "network namespaces cannot be made here");
+            return None;
+        }
+        let pins = Path::new("/sys/fs/bpf").join(unique("p"));
+        if fs::create_dir_all(&pins).is_err() {
+            skip(test, "no bpf file system at /sys/fs/bpf");
+            return None;
+        }
+        let (host, peer, pod) = (NetNs::new(), NetNs::new(), NetNs::new());
+        if !dad {
+            let off = || fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0").expect("sysctl");
+            host.run(off);
+        }
+        Veth::pair(&host, "eth7", &peer, "far7");
+        Veth::pair(&host, "eth8", &peer, "far8");
+        for words in ["link set far7 up", "link set far8 up", "addr add 198.51.100.1/24 dev far7"] {
+            peer.ip(words);
+        }
+        peer.ip("addr add 2001:db8:7::1/64 dev far7 nodad");
+        for words in [
+            "link property add dev eth7 altname enp9s0",
+            "link set eth7 mtu 1480 txqueuelen 777",
+            "addr add 198.51.100.70/24 brd + dev eth7",
+            "link set eth7 up",
+            "addr add 2001:db8:7::70/64 dev eth7",
+            "route add 192.0.2.0/24 via 198.51.100.1 metric 9",
+            "-6 route add 2001:db8:99::/48 via 2001:db8:7::1 table 1007",
+            "neigh add 198.51.100.50 lladdr 02:00:00:00:00:50 dev eth7 nud permanent",
+            "addr add 203.0.113.1/24 dev eth8",
+        ] {
+            host.ip(words);
+        }
+        let dir = tempfile::tempdir().expect("folder");
+        let places = Places {
+            host: host.path.clone(),
+            pod: pod.path.clone(),
+            store: dir.path().to_owned(),
+            pins,
+        };
+        let before = host.snapshot();
+        Some(Self { host, peer, pod, places, before, _dir: dir })
+    }
+
+    /// The claims of the pod: `eth7` with everything, and `eth8` without isolation.
+    pub(crate) fn claim(&self) {
+        let store = self.places.store();
+        for (uid, plan) in [("c7", plan_of_eth7()), ("c8", plan_of_eth8())] {
+            let claim = ClaimRef { namespace: "default".into(), name: uid.into(), uid: uid.into() };
+            let interfaces = vec![InterfaceRecord { plan, attachment: None }];
+            store.put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
+        }
+    }
+
+    pub(crate) fn assert_home(&self, when: &str) {
+        self.before.assert_same(&self.host.snapshot(), when);
+        self.assert_nothing_left(when);
+    }
+
+    /// No program, pin or checkpoint is left over.
+    pub(crate) fn assert_nothing_left(&self, when: &str) {
+        assert_eq!(self.places.datapath().endpoints().expect("endpoints"), Vec::<u32>::new(), "{when}");
+        for checkpoint in self.places.store().all() {
+            assert!(checkpoint.interfaces.iter().all(|it| it.attachment.is_none()), "{when}: {checkpoint:?}");
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.places.pins);
+    }
+}
+
+impl Places {
+    pub(crate) fn sandbox(&self) -> PodSandbox {
+        PodSandbox { id: "s1".into(), pod: pod_ref(), netns: Some(self.pod.clone()), cgroup_parent: None }
+    }
+
+    pub(crate) fn store(&self) -> Arc<Store> {
+        Arc::new(Store::open(&self.store).expect("store").0)
+    }
+
+    pub(crate) fn links(&self) -> KernelLinks {
+        KernelLinks::with_host(&self.host)
+    }
+
+    pub(crate) fn datapath(&self) -> InHost {
+        let datapath = AyaDatapath::open(&self.pins).expect("datapath");
+        InHost { datapath: Arc::new(datapath), host: self.host.clone() }
+    }
+
+    /// A daemon that has just started.
+    pub(crate) fn attacher(&self) -> Attacher {
+        Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store())
+    }
+}
+
+pub(crate) fn pod_ref() -> PodRef {
+    PodRef { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() }
+}
+
+fn route(destination: &str, gateway: Option<&str>) -> Route {
+    Route {
+        destination: destination.parse().expect("network"),
+        gateway: gateway.map(|gateway| gateway.parse().expect("address")),
+        source: None,
+        scope: if gateway.is_some() { Scope::Universe } else { Scope::Link },
+        table: 254,
+        protocol: 4,
+        metric: 0,
+        onlink: false,
+    }
+}
+
+pub(crate) fn plan_of_eth7() -> InterfacePlan {
+    InterfacePlan {
+        request: "nic".into(),
+        pool: "node".into(),
+        device: "eth7".into(),
+        host_link: "eth7".into(),
+        name: "net1".into(),
+        hardware_addr: Some(MAC),
+        mtu: Some(1400),
+        addresses: ["198.51.100.7/24", "2001:db8:7::7/64"].map(|it| it.parse().expect("address")).to_vec(),
+        routes: vec![
+            route("10.7.0.0/16", None),
+            route("0.0.0.0/0", Some("198.51.100.1")),
+            route("::/0", Some("2001:db8:7::1")),
+        ],
+        isolation: Isolation::Strict,
+    }
+}
+
+fn plan_of_eth8() -> InterfacePlan {
+    InterfacePlan {
+        device: "eth8".into(),
+        host_link: "eth8".into(),
+        name: "net2".into(),
+        hardware_addr: None,
+        mtu: None,
+        addresses: vec!["203.0.113.8/24".parse().expect("address")],
+        routes: vec![],
+        isolation: Isolation::Off,
+        ..plan_of_eth7()
+    }
+}
+
+/// The programs' side, with every call made in the namespace that plays the host.
+#[derive(Clone)]
+pub(crate) struct InHost {
+    datapath: Arc<AyaDatapath>,
+    host: PathBuf,
+}
+
+impl InHost {
+    fn call<T: Send>(&self, call: impl FnOnce(&AyaDatapath) -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(File::open(&self.host).expect("host"), CloneFlags::CLONE_NEWNET).expect("setns");
+                call(&self.datapath)
+            });
+            inside.join().expect("call")
+        })
+    }
+}
+
+impl Datapath for InHost {
+    fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
+        self.call(|datapath| datapath.foreign_programs(ifindex))
+    }
+    fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.attach(ifindex, spec))
+    }
+    fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.verify(id, ifindex))
+    }
+    fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.set_ready(id, ready))
+    }
+    fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
+        self.call(|datapath| datapath.attached_ifindex(id))
+    }
+    fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.detach(id))
+    }
+    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        self.call(|datapath| datapath.endpoints())
+    }
+    fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
+        self.call(|datapath| datapath.stats(id))
+    }
+}
+
+/// Lets one call of either seam fail, counted from 0 over all calls that change something or must succeed.
+pub(crate) struct Interrupted<T> {
+    inner: T,
+    nth: u32,
+    calls: AtomicU32,
+}
+
+impl<T> Interrupted<T> {
+    pub(crate) fn new(inner: T, nth: u32) -> Self {
+        Self { inner, nth, calls: AtomicU32::new(0) }
+    }
+
+    fn fails(&self) -> bool {
+        self.calls.fetch_add(1, Ordering::Relaxed) == self.nth
+    }
+
+    fn link(&self, namespace: &Namespace, action: &str) -> Result<(), LinkError> {
+        if !self.fails() {
+            return Ok(());
+        }
+        let source = std::io::Error::other("asked for by the test");
+        let (action, link) = (action.to_owned(), "?".to_owned());
+        Err(LinkError::Kernel { action, link, namespace: namespace.clone(), source })
+    }
+
+    fn bpf(&self, action: &str) -> Result<(), DatapathError> {
+        if !self.fails() {
+            return Ok(());
+        }
+        Err(DatapathError::Bpf { action: action.to_owned(), source: "asked for by the test".into() })
+    }
+}
+
+#[async_trait]
+impl<T: Links> Links for Interrupted<T> {
+    async fn list(&self, namespace: &Namespace) -> Result<Vec<Link>, LinkError> {
+        self.inner.list(namespace).await
+    }
+    async fn get(&self, namespace: &Namespace, link: &LinkRef) -> Result<Link, LinkError> {
+        self.inner.get(namespace, link).await
+    }
+    async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError> {
+        self.link(namespace, "home")?;
+        self.inner.home(namespace, ifindex).await
+    }
+    async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
+        self.link(namespace, "set_up")?;
+        self.inner.set_up(namespace, ifindex, up).await
+    }
+    async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
+        self.link(namespace, "rename")?;
+        self.inner.rename(namespace, ifindex, name).await
+    }
+    async fn move_to(
+        &self,
+        from: &Namespace,
+        ifindex: u32,
+        to: &Namespace,
+        name: &str,
+        index: Option<u32>,
+    ) -> Result<u32, LinkError> {
+        self.link(from, "move_to")?;
+        self.inner.move_to(from, ifindex, to, name, index).await
+    }
+    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
+        self.link(namespace, "set_mac")?;
+        self.inner.set_mac(namespace, ifindex, mac).await
+    }
+    async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
+        self.link(namespace, "set_mtu")?;
+        self.inner.set_mtu(namespace, ifindex, mtu).await
+    }
+    async fn add_address(&self, ns: &Namespace, ifindex: u32, address: &Address) -> Result<(), LinkError> {
+        self.link(ns, "add_address")?;
+        self.inner.add_address(ns, ifindex, address).await
+    }
+    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
+        self.link(namespace, "add_route")?;
+        self.inner.add_route(namespace, ifindex, route).await
+    }
+    async fn set_sysctls(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &BTreeMap<String, String>,
+    ) -> Result<(), LinkError> {
+        self.link(namespace, "set_sysctls")?;
+        self.inner.set_sysctls(namespace, ifindex, sysctls).await
+    }
+    async fn remove_alt_name(&self, ns: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
+        self.link(ns, "remove_alt_name")?;
+        self.inner.remove_alt_name(ns, ifindex, name).await
+    }
+    async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {
+        self.inner.restore(ifindex, home).await
+    }
+}
+
+impl<T: Datapath> Datapath for Interrupted<T> {
+    fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
+        self.bpf("foreign_programs")?;
+        self.inner.foreign_programs(ifindex)
+    }
+    fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.bpf("attach")?;
+        self.inner.attach(ifindex, spec)
+    }
+    fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.bpf("verify")?;
+        self.inner.verify(id, ifindex)
+    }
+    fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
+        self.bpf("set_ready")?;
+        self.inner.set_ready(id, ready)
+    }
+    fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
+        self.inner.attached_ifindex(id)
+    }
+    fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
+        self.inner.detach(id)
+    }
+    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        self.bpf("endpoints")?;
+        self.inner.endpoints()
+    }
+    fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
+        self.inner.stats(id)
+    }
+}
