@@ -1,8 +1,9 @@
 //! Plugin registration: the kubelet finds our socket, asks who we are and tells what became of it.
 //!
 //! The kubelet watches its `plugins_registry` folder (`pkg/kubelet/pluginmanager/pluginwatcher`), and walks it
-//! when it starts; so a restarted kubelet comes back by itself as long as the socket is there. After a
-//! registration that failed it does not: only a new socket makes it try again.
+//! when it starts; so a restarted kubelet comes back by itself as long as the socket is there. It does not after
+//! a registration that failed late: by then it counts the socket as known (`operation_generator.go` calls
+//! `AddPlugin` before `RegisterPlugin`), and only a new one makes it try again.
 
 use std::{
     path::PathBuf,

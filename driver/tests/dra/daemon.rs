@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::net::UnixStream,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -129,6 +130,7 @@ pub(crate) struct Daemon {
     pub(crate) inventory: watch::Sender<Arc<Inventory>>,
     pub(crate) state: watch::Receiver<RegistrationState>,
     pub(crate) stop: CancellationToken,
+    sockets: Sockets,
     pub(crate) served: JoinHandle<std::io::Result<()>>,
 }
 
@@ -164,9 +166,10 @@ impl Daemon {
             health: Health { pool: "node-1".into(), inventory: receiver, store: Arc::clone(&store) },
             state: sender,
         };
+        let sockets = dra.sockets.clone();
         let stop = CancellationToken::new();
         let served = tokio::spawn(dra.serve(stop.clone()));
-        Self { cluster, store, home, reports, inventory, state, stop, served }
+        Self { cluster, store, home, reports, inventory, state, stop, sockets, served }
     }
 
     pub(crate) fn add(&self, name: &str, uid: &str, device: &str, fields: &serde_json::Value) -> ClaimRef {
@@ -183,6 +186,11 @@ impl Daemon {
     pub(crate) async fn kill(self) {
         self.served.abort();
         let _ = self.served.await;
+        // Aborted tasks give up their listeners a moment later.
+        let Sockets { registration, plugin } = self.sockets;
+        while UnixStream::connect(&registration).is_ok() || UnixStream::connect(&plugin).is_ok() {
+            time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) fn reads(&self) -> usize {

@@ -111,10 +111,12 @@ async fn watch_registry(
                 continue;
             }
             match register(&path, identity, services).await {
-                Ok(driver) => drivers.send_modify(|drivers| {
+                Ok(Ok(driver)) => drivers.send_modify(|drivers| {
                     drivers.insert(driver.name.clone(), driver);
                 }),
-                Err(error) => eprintln!("kubelet: {}: {error:#}", path.display()),
+                Ok(Err(refused)) => eprintln!("kubelet: {}: {refused:#}", path.display()),
+                // Nobody is told, so it is tried again: the file is there a moment before its owner listens.
+                Err(_) => drop(seen.remove(&path)),
             }
         }
         time::sleep(SCAN).await;
@@ -139,11 +141,12 @@ async fn connect(path: &Path) -> anyhow::Result<Channel> {
     endpoint.connect().await.with_context(|| format!("connect to {}", path.display()))
 }
 
+/// The outer error is that of a socket nobody answers on, the inner one the reason the driver was told.
 async fn register(
     socket: &Path,
     identity: (u64, i64, i64),
     services: &[&'static str],
-) -> anyhow::Result<DriverHandle> {
+) -> anyhow::Result<anyhow::Result<DriverHandle>> {
     let mut client = RegistrationClient::new(connect(socket).await?);
     // The kubelet gives GetInfo one second.
     let info = time::timeout(Duration::from_secs(1), client.get_info(InfoRequest {})).await??.into_inner();
@@ -151,7 +154,7 @@ async fn register(
     let error = outcome.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
     let status = RegistrationStatus { plugin_registered: outcome.is_ok(), error };
     client.notify_registration_status(status).await?;
-    outcome
+    Ok(outcome)
 }
 
 async fn check(
