@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::claim::{Attachment, ClaimRef, InterfacePlan, PodRef, Sandbox};
-use crate::link::{Home, Link};
+use crate::link::Home;
 
 const DRIVER: &str = "netferry.dev";
 
@@ -22,6 +22,15 @@ fn allocation() -> Value {
         {"request": "r", "driver": DRIVER, "pool": "n1", "device": "eth1"},
         {"request": "x", "driver": "other.dev", "pool": "n1", "device": "gpu"}
     ]}}})
+}
+
+fn home() -> Home {
+    serde_json::from_value(json!({
+        "link": {"ifindex": 7, "name": "eth1", "mac": "02:00:00:00:00:01", "permanentMac": null, "mtu": 1500,
+                 "up": true, "kind": null, "altNames": []},
+        "addresses": [], "routes": [], "neighbours": []
+    }))
+    .expect("home")
 }
 
 fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
@@ -43,22 +52,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         step,
         sandbox: Sandbox { id: "s".to_owned(), pod: pod.clone(), netns: "/run/netns/x".into() },
         endpoint,
-        home: Home {
-            link: Link {
-                ifindex: 7,
-                name: "eth1".to_owned(),
-                mac: Some("02:00:00:00:00:01".parse().expect("mac")),
-                permanent_mac: None,
-                mtu: 1500,
-                up: true,
-                kind: None,
-                alt_names: BTreeSet::new(),
-            },
-            addresses: Vec::new(),
-            routes: Vec::new(),
-            neighbours: Vec::new(),
-            sysctls: std::collections::BTreeMap::new(),
-        },
+        home: home(),
         pod_ifindex: Some(3),
     });
     Checkpoint { claim, pods: vec![pod], interfaces: vec![InterfaceRecord { plan, attachment }] }

@@ -1,12 +1,12 @@
 //! Objects that the tests share.
 
-use std::{collections::BTreeSet, sync::Mutex};
+use std::sync::Mutex;
 
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceSlice};
 use netferry::{
     claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, Sandbox, Step},
     datapath::Isolation,
-    link::{Home, Link},
+    link::Home,
     status::Checkpoints,
 };
 use serde_json::{Value, json};
@@ -61,28 +61,21 @@ pub(crate) fn status(ready: &str) -> AllocatedDeviceStatus {
     .expect("status")
 }
 
+fn home() -> Home {
+    serde_json::from_value(json!({
+        "link": {"ifindex": 7, "name": "eth1", "mac": "02:00:00:00:00:01", "permanentMac": null, "mtu": 1500,
+                 "up": true, "kind": null, "altNames": []},
+        "addresses": [], "routes": [], "neighbours": []
+    }))
+    .expect("home")
+}
+
 pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
-    let link = Link {
-        ifindex: 7,
-        name: "eth1".to_owned(),
-        mac: Some("02:00:00:00:00:01".parse().expect("mac")),
-        permanent_mac: None,
-        mtu: 1500,
-        up: true,
-        kind: None,
-        alt_names: BTreeSet::new(),
-    };
     let attachment = step.map(|step| Attachment {
         step,
         sandbox: Sandbox { id: "s".to_owned(), pod: pod(), netns: "/run/netns/none".into() },
         endpoint: Some(9),
-        home: Home {
-            link,
-            addresses: Vec::new(),
-            routes: Vec::new(),
-            neighbours: Vec::new(),
-            sysctls: std::collections::BTreeMap::new(),
-        },
+        home: home(),
         pod_ifindex: Some(3),
     });
     let plan = InterfacePlan {
