@@ -76,8 +76,11 @@ impl World {
         }
         let (host, peer, pod) = (NetNs::new(), NetNs::new(), NetNs::new());
         if !dad {
-            let off = || fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0").expect("sysctl");
-            host.run(off);
+            host.run(|| {
+                for scope in ["all", "default"] {
+                    fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad"), "0").expect("sysctl");
+                }
+            });
         }
         Veth::pair(&host, "eth7", &peer, "far7");
         Veth::pair(&host, "eth8", &peer, "far8");

@@ -1,0 +1,118 @@
+//! The daemon dies at every named point of attach and return, and at every write of a checkpoint; the next one
+//! puts everything right.
+#![cfg(feature = "failpoints")]
+
+mod support;
+
+#[path = "attach/world.rs"]
+mod world;
+
+use std::{env, path::PathBuf, process::Command};
+
+use netferry::attach::FAILPOINTS;
+use world::{Places, World};
+
+/// Names what the child is to do; it is this binary again, with the failpoint in FAILPOINTS.
+const PART: &str = "NETFERRY_TEST_PART";
+
+/// Not a test by itself: the daemon that dies.
+#[tokio::test]
+#[ignore = "run as a child by the other tests"]
+async fn daemon_that_dies() {
+    let Ok(part) = env::var(PART) else { return };
+    let place = |name: &str| PathBuf::from(env::var_os(name).expect("place"));
+    let places = Places { host: place("HOST"), pod: place("POD"), store: place("STORE"), pins: place("PINS") };
+    let attacher = places.attacher();
+    let _scenario = fail::FailScenario::setup();
+    match part.as_str() {
+        "attach" => drop(attacher.attach(&places.sandbox()).await),
+        "return" => drop(attacher.give_back("s1").await),
+        _ => drop(attacher.recover(&[places.sandbox()]).await),
+    }
+}
+
+/// Run a part in a process that dies at the point. Whether it died.
+fn dies(world: &World, part: &str, point: &str) -> bool {
+    let places = &world.places;
+    let status = Command::new(env::current_exe().expect("this binary"))
+        .args(["--ignored", "--exact", "daemon_that_dies"])
+        .env(PART, part)
+        .env("FAILPOINTS", point)
+        .env("HOST", &places.host)
+        .env("POD", &places.pod)
+        .env("STORE", &places.store)
+        .env("PINS", &places.pins)
+        .output()
+        .expect("child")
+        .status;
+    !status.success()
+}
+
+/// A point at its first or second passing: the second is of the second interface.
+fn points(prefix: &'static str) -> impl Iterator<Item = String> {
+    let named = FAILPOINTS.into_iter().filter(move |name| name.starts_with(prefix));
+    let stores = ["store-before-write", "store-after-write"];
+    named.chain(stores).flat_map(|name| {
+        let passings = if name.starts_with("store") { 4 } else { 2 };
+        (0..passings).map(move |nth| match nth {
+            0 => format!("{name}=return(abort)"),
+            nth => format!("{name}={nth}*off->return(abort)"),
+        })
+    })
+}
+
+#[tokio::test]
+async fn a_death_on_the_way_in_is_cleared_up_or_finished() {
+    let Some(world) = World::new("a_death_on_the_way_in_is_cleared_up_or_finished") else { return };
+    world.claim();
+    let mut deaths = 0;
+    for point in points("attach") {
+        deaths += u32::from(dies(&world, "attach", &point));
+        // The sandbox died with the daemon.
+        let outcome = world.places.attacher().recover(&[]).await;
+        assert_eq!(outcome.problems, [], "{point}");
+        world.assert_home(&point);
+
+        dies(&world, "attach", &point);
+        // The sandbox lives.
+        let outcome = world.places.attacher().recover(&[world.places.sandbox()]).await;
+        assert_eq!((outcome.problems, outcome.attached.len()), (vec![], 2), "{point}");
+        assert_eq!(world.host.links(), Vec::<String>::new(), "{point}");
+        assert_eq!(world.pod.links().len(), 2, "{point}");
+        world.pod.exec("ping -c 1 -W 2 198.51.100.1");
+        assert_eq!(world.places.attacher().give_back("s1").await.problems, [], "{point}");
+        world.assert_home(&point);
+    }
+    assert!(deaths >= 14, "only {deaths} deaths");
+}
+
+#[tokio::test]
+async fn a_death_on_the_way_home_is_finished() {
+    let Some(world) = World::new("a_death_on_the_way_home_is_finished") else { return };
+    world.claim();
+    let mut deaths = 0;
+    for point in points("return") {
+        world.places.attacher().attach(&world.places.sandbox()).await.expect("attach");
+        deaths += u32::from(dies(&world, "return", &point));
+        let outcome = world.places.attacher().recover(&[]).await;
+        assert_eq!(outcome.problems, [], "{point}");
+        world.assert_home(&point);
+    }
+    assert!(deaths >= 14, "only {deaths} deaths");
+}
+
+#[tokio::test]
+async fn a_death_in_the_recovery_is_recovered_from() {
+    let Some(world) = World::new("a_death_in_the_recovery_is_recovered_from") else { return };
+    world.claim();
+    let mut deaths = 0;
+    for point in FAILPOINTS.map(|name| format!("{name}=return(abort)")) {
+        assert!(dies(&world, "attach", "attach-after-ready=return(abort)"));
+        deaths += u32::from(dies(&world, "recover", &point));
+        let outcome = world.places.attacher().recover(&[world.places.sandbox()]).await;
+        assert_eq!((outcome.problems, outcome.attached.len()), (vec![], 2), "{point}");
+        assert_eq!(world.places.attacher().give_back("s1").await.problems, [], "{point}");
+        world.assert_home(&point);
+    }
+    assert_eq!(deaths, 10);
+}
