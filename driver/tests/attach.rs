@@ -1,17 +1,19 @@
 //! Attach and return on a real kernel: namespaces, links and programs.
 
+#[path = "attach/interrupted.rs"]
+mod interrupted;
 mod support;
-
 #[path = "attach/world.rs"]
 mod world;
 
 use std::{sync::Arc, time::Instant};
 
+use interrupted::Interrupted;
 use netferry::{
     attach::{Attacher, Outcome, Reason},
     link::MacAddr,
 };
-use world::{Interrupted, MAC, World};
+use world::{MAC, World};
 
 #[tokio::test]
 async fn a_pod_gets_its_links_and_they_come_home_as_before() {
@@ -92,7 +94,10 @@ async fn an_error_names_what_the_kernel_allows() {
     store.update("c7", |checkpoint| checkpoint.interfaces[0].plan.mtu = Some(70_000)).expect("checkpoint");
     let failed = world.places.attacher().attach(&world.places.sandbox()).await.expect_err("too big");
     let text = failed.to_string();
-    assert!(text.starts_with("claim default/c7, device eth7: set the MTU to 70000 (the link takes 68 to"), "{text}");
+    assert!(
+        text.starts_with("claim default/c7, device eth7: set the MTU to 70000 (the link takes 68 to"),
+        "{text}"
+    );
     world.assert_home("after the MTU was refused");
 }
 

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
 
-use super::{
-    AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of,
-};
+use super::{AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of};
 use crate::{
     claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, Sandbox, Step},
     datapath::{AttachedProgram, DatapathError, EndpointSpec, Isolation, Placement},
@@ -154,7 +152,8 @@ impl Attacher {
         }
         let namespace = namespace_of(sandbox);
         let links = self.links.list(&namespace).await.map_err(AttachFailed::of_pod)?;
-        let taken = |name: &String| links.iter().any(|link| link.name == *name || link.alt_names.contains(name));
+        let taken =
+            |name: &String| links.iter().any(|link| link.name == *name || link.alt_names.contains(name));
         match jobs.iter().find(|job| taken(&job.plan.name)) {
             None => Ok(()),
             Some(Job { claim, plan, .. }) => {
@@ -171,7 +170,8 @@ impl Attacher {
         if foreign.is_empty() {
             return Ok(());
         }
-        let each = foreign.iter().map(|program| format!("{} {} {:?}", program.hook, program.id, program.name));
+        let each =
+            foreign.iter().map(|program| format!("{} {} {:?}", program.hook, program.id, program.name));
         let programs = each.collect::<Vec<_>>().join(", ");
         Err(DatapathError::Foreign { link: link.name.clone(), programs })
     }

@@ -124,7 +124,10 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Pass a named point; see [`FAILPOINTS`].
-#[cfg_attr(not(feature = "failpoints"), expect(clippy::unnecessary_wraps, reason = "fails only by injection"))]
+#[cfg_attr(
+    not(feature = "failpoints"),
+    expect(clippy::unnecessary_wraps, reason = "fails only by injection")
+)]
 fn crossing(name: &'static str) -> Result<(), AttachError> {
     fail::fail_point!(name, |argument| {
         if argument.as_deref() == Some("abort") {

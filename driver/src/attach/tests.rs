@@ -319,18 +319,28 @@ async fn a_restart_keeps_what_lives_and_returns_the_rest() {
     assert_eq!((outcome.attached, outcome.problems), (attached.clone(), vec![]));
 
     // Cut off on the way in: rolled back, then attached afresh.
-    world.store.update("c1", |it| it.interfaces[0].attachment.as_mut().unwrap().step = Step::Attaching).unwrap();
+    world
+        .store
+        .update("c1", |it| it.interfaces[0].attachment.as_mut().unwrap().step = Step::Attaching)
+        .unwrap();
     world.restart();
     let outcome = world.attacher.recover(&alive).await;
     assert_eq!(outcome.problems, []);
     assert_eq!(outcome.attached.len(), 3);
-    assert_eq!(world.store.get("c1").unwrap().interfaces[0].attachment.as_ref().unwrap().step, Step::Attached);
+    assert_eq!(
+        world.store.get("c1").unwrap().interfaces[0].attachment.as_ref().unwrap().step,
+        Step::Attached
+    );
 
     // Its programs are gone: out with it, and in again with new ones.
-    let endpoint = world.store.get("c1").unwrap().interfaces[1].attachment.as_ref().unwrap().endpoint.unwrap();
+    let endpoint =
+        world.store.get("c1").unwrap().interfaces[1].attachment.as_ref().unwrap().endpoint.unwrap();
     world.datapath.detach(endpoint).unwrap();
     let outcome = world.attacher.recover(&alive).await;
-    assert_eq!(outcome.problems.iter().map(|problem| problem.reason).collect::<Vec<_>>(), [Reason::Unprotected]);
+    assert_eq!(
+        outcome.problems.iter().map(|problem| problem.reason).collect::<Vec<_>>(),
+        [Reason::Unprotected]
+    );
     assert_eq!(outcome.attached.len(), 3);
     assert!(outcome.attached.iter().all(|interface| interface.endpoint != Some(endpoint)));
 

@@ -118,7 +118,8 @@ impl Links for KernelLinks {
     async fn list(&self, namespace: &Namespace) -> Result<Vec<Link>, LinkError> {
         let on = self.on(namespace, "*").await?;
         let dump = RouteNetlinkMessage::GetLink(encode::link(0, Vec::new()));
-        let objects = on.conversation.dump(dump).await.map_err(|source| on.error("list the links", source))?;
+        let objects =
+            on.conversation.dump(dump).await.map_err(|source| on.error("list the links", source))?;
         let links = objects.iter().filter_map(|object| match object {
             RouteNetlinkMessage::NewLink(message) => Some(decode::link(message).link),
             _ => None,
@@ -147,10 +148,9 @@ impl Links for KernelLinks {
     }
 
     async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
-        let renamed =
-            self.change_link(namespace, ifindex, LinkAttribute::IfName(name.to_owned()), || {
-                format!("rename to {name:?}")
-            });
+        let renamed = self.change_link(namespace, ifindex, LinkAttribute::IfName(name.to_owned()), || {
+            format!("rename to {name:?}")
+        });
         name_taken(renamed.await, name, namespace)
     }
 
@@ -173,7 +173,8 @@ impl Links for KernelLinks {
         let message = |index: Option<u32>| {
             let mut attributes =
                 vec![LinkAttribute::NetNsFd(target.as_raw_fd()), LinkAttribute::IfName(name.to_owned())];
-            attributes.extend(index.and_then(|index| i32::try_from(index).ok()).map(LinkAttribute::NewIfIndex));
+            attributes
+                .extend(index.and_then(|index| i32::try_from(index).ok()).map(LinkAttribute::NewIfIndex));
             RouteNetlinkMessage::SetLink(encode::link(ifindex, attributes))
         };
         let mut moved = on.conversation.change(message(index), 0).await;
@@ -257,8 +258,9 @@ impl Links for KernelLinks {
         let message = RouteNetlinkMessage::DelLinkProp(encode::alt_name(ifindex, name));
         match on.conversation.change(message, 0).await {
             Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done
-                .map_err(|source| on.error(format!("take away the alternative name {name:?}"), source)),
+            done => {
+                done.map_err(|source| on.error(format!("take away the alternative name {name:?}"), source))
+            }
         }
     }
 
@@ -281,7 +283,8 @@ impl Subject {
         name: String,
         sysctls: BTreeMap<String, String>,
     ) -> Result<(), LinkError> {
-        let written = namespace::within(&self.namespace, host, move || sysctl::write(&name, &sysctls)).await?;
+        let written =
+            namespace::within(&self.namespace, host, move || sysctl::write(&name, &sysctls)).await?;
         written.map_err(|(what, source)| self.error(format!("set the sysctl {what}"), source))
     }
 }

@@ -64,8 +64,8 @@ impl MacAddr {
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let bytes = self.0.map(|byte| format!("{byte:02x}"));
+        f.write_str(&bytes.join(":"))
     }
 }
 
@@ -383,12 +383,8 @@ pub trait Links: Send + Sync {
         sysctls: &BTreeMap<String, String>,
     ) -> Result<(), LinkError>;
     /// Take an alternative name away.
-    async fn remove_alt_name(
-        &self,
-        namespace: &Namespace,
-        ifindex: u32,
-        name: &str,
-    ) -> Result<(), LinkError>;
+    async fn remove_alt_name(&self, namespace: &Namespace, ifindex: u32, name: &str)
+    -> Result<(), LinkError>;
     /// Put back everything of `home` that the link at `ifindex` in the host's namespace lacks, and take away
     /// what it has too much: name, alternative names, MAC, MTU, sysctls, state, addresses, neighbours,
     /// routes, in the order the kernel needs. Collects every error and goes on.

@@ -4,9 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use netlink_packet_route::{
     AddressFamily,
-    address::{
-        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
-    },
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
     link::{AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkMessage, Prop},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType},
