@@ -207,7 +207,7 @@ pub(super) fn route(message: &RouteMessage, ifindex: u32) -> Found {
             }
             RouteAttribute::NhId(_) => extra = Some("a nexthop object"),
             RouteAttribute::Metrics(metrics) if !metrics.is_empty() => {
-                extra = Some("metrics (mtu, advmss, …)")
+                extra = Some("metrics (mtu, advmss, …)");
             }
             RouteAttribute::Encap(_) => extra = Some("an encapsulation"),
             RouteAttribute::Via(_) => extra = Some("a gateway of another family"),
