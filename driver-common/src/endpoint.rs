@@ -14,13 +14,15 @@ pub const NETWORK_WIRE: u32 = 0;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// [`READY`] and no other bit yet.
+    /// [`READY`], [`crate::policy::DENY_FROM_POD`], [`crate::policy::DENY_TO_POD`], [`crate::flow::TRACK`],
+    /// [`crate::limit::LIMIT_FROM_POD`], [`crate::limit::LIMIT_TO_POD`].
     pub flags: u32,
     /// The isolated network it belongs to; [`NETWORK_WIRE`] for a moved link on its own wire.
     pub network: u32,
     /// MTU in bytes: what fits after the Ethernet header.
     pub mtu: u32,
-    /// Version of the policy in force; 0 means none, and nothing but the network decides.
+    /// Version of the policy in force (see [`crate::policy`]); 0 means none, and only the defaults decide. A new
+    /// version is also needed when an address is taken away: open flows do not look addresses up again.
     pub policy: u32,
     /// Interface index (in the host's namespace) frames for this endpoint are redirected to; 0 when it
     /// cannot be redirected to, as with a moved link.

@@ -10,7 +10,12 @@
 pub mod addr;
 pub mod counters;
 pub mod endpoint;
+pub mod event;
+pub mod flow;
+pub mod limit;
 pub mod maps;
+pub mod member;
+pub mod policy;
 pub mod verdict;
 
 #[cfg(feature = "user")]
@@ -19,6 +24,11 @@ mod user;
 pub use addr::Addr;
 pub use counters::{CounterKey, Drops, Traffic};
 pub use endpoint::{Address, AddressKey, Endpoint};
+pub use event::Event;
+pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Side};
+pub use limit::{Limit, LimitKey};
+pub use member::{Member, MemberKey};
+pub use policy::{Peer, PeerKey, Rule, RuleKey};
 pub use verdict::{Direction, Reason};
 
 /// Version of the layouts in this crate; the folder under the bpffs root is `v<ABI>`.

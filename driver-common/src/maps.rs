@@ -8,6 +8,22 @@ pub const ADDRESSES: &str = "nf_addresses";
 pub const TRAFFIC: &str = "nf_traffic";
 /// [`crate::Drops`] by [`crate::CounterKey`], per CPU. Entries are made by the programs at the first drop.
 pub const DROPS: &str = "nf_drops";
+/// [`crate::Member`] by [`crate::MemberKey`]. Written by user space.
+pub const MEMBERS: &str = "nf_members";
+/// Longest prefix: [`crate::Peer`] by [`crate::PeerKey`]. Written by user space.
+pub const PEERS: &str = "nf_peers";
+/// Longest prefix: [`crate::Rule`] by [`crate::RuleKey`]. Written by user space.
+pub const RULES: &str = "nf_rules";
+/// [`crate::Limit`] by [`crate::LimitKey`]. Written by user space, state kept by the programs.
+pub const LIMITS: &str = "nf_limits";
+/// [`crate::Flow`] by [`crate::FlowKey`]; the least recently used make room.
+pub const FLOWS: &str = "nf_flows";
+/// [`crate::Fragment`] by [`crate::FragmentKey`]; the least recently used make room.
+pub const FRAGMENTS: &str = "nf_fragments";
+/// Ring buffer of [`crate::Event`].
+pub const EVENTS: &str = "nf_events";
+/// One `u64` at index 0, per CPU: events that did not fit the ring.
+pub const LOST: &str = "nf_lost";
 
 /// Every map of this version.
 pub const ALL: &[&str] = &[ENDPOINTS, ADDRESSES, TRAFFIC, DROPS];

@@ -1,6 +1,9 @@
 //! What user space needs to hand the types to aya.
 
-use crate::{Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Traffic};
+use crate::{
+    Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic,
+};
 
 macro_rules! pod {
     ($($name:ty),+ $(,)?) => {
@@ -17,4 +20,26 @@ macro_rules! pod {
     };
 }
 
-pod!(Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Traffic);
+pod!(
+    Addr,
+    Address,
+    AddressKey,
+    CounterKey,
+    Drops,
+    Endpoint,
+    Event,
+    Flow,
+    FlowKey,
+    Fragment,
+    FragmentKey,
+    Limit,
+    LimitKey,
+    Member,
+    MemberKey,
+    Peer,
+    PeerKey,
+    Rule,
+    RuleKey,
+    Side,
+    Traffic,
+);

@@ -38,18 +38,21 @@ pub struct Case<'a, P, T> {
 impl<P: Packet, T: Tables> Case<'_, P, T> {
     /// Whether the frame was sent by the pod.
     #[inline(always)]
+    #[must_use]
     pub fn from_pod(&self) -> bool {
         matches!(self.direction, Direction::FromPod)
     }
 
     /// Whether an address is one the pod may send from.
     #[inline(always)]
+    #[must_use]
     pub fn owns(&self, addr: Addr) -> bool {
         self.flags(addr) & ADDR_OWN != 0
     }
 
     /// Flags of an address for this endpoint.
     #[inline(always)]
+    #[must_use]
     pub fn flags(&self, addr: Addr) -> u32 {
         address_flags(self.tables, self.id, addr)
     }

@@ -33,8 +33,7 @@ pub type Mac = [u16; 3];
 #[inline(always)]
 #[must_use]
 pub fn mac(bytes: [u8; 6]) -> Mac {
-    let [a, b, c, d, e, f] = bytes;
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+    bytemuck::cast(bytes)
 }
 
 /// Whether a hardware address is a group address: multicast or broadcast.

@@ -1,1 +1,181 @@
+//! The decision on the host: what the kernel's test run cannot be fed with, and frames made of anything.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use bytemuck::AnyBitPattern;
+use netferry_common::endpoint::{ADDR_OWN, READY};
+use netferry_common::{Addr, Address, AddressKey, Direction, Endpoint, Reason};
+use proptest::prelude::*;
+
+use crate::judge::{Verdict, judge};
+use crate::packet::Packet;
+use crate::tables::Tables;
+
+const ID: u32 = 7;
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const V4: [u8; 4] = [192, 0, 2, 7];
+
+#[derive(Debug, Default)]
+struct Frame {
+    bytes: Vec<u8>,
+    vlan_tagged: bool,
+    gso: bool,
+}
+
+impl Packet for Frame {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+    fn vlan_tagged(&self) -> bool {
+        self.vlan_tagged
+    }
+    fn is_gso(&self) -> bool {
+        self.gso
+    }
+    fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+        assert!(offset + size_of::<T>() <= crate::packet::HEAD_LEN, "not made linear in the kernel");
+        self.load(offset)
+    }
+    fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+        self.bytes.get(offset..offset + size_of::<T>()).map(bytemuck::pod_read_unaligned)
+    }
+}
+
+#[derive(Default)]
+struct Memory {
+    endpoints: HashMap<u32, Endpoint>,
+    addresses: HashMap<AddressKey, Address>,
+    counted: RefCell<Vec<Result<u64, Reason>>>,
+}
+
+impl Memory {
+    fn ready() -> Self {
+        let mut memory = Self::default();
+        memory.endpoints.insert(ID, Endpoint { flags: READY, mac: MAC, mtu: 1500, ..Endpoint::default() });
+        for addr in [Addr::v4(V4), Addr::link_local(MAC)] {
+            memory
+                .addresses
+                .insert(AddressKey { endpoint: ID, addr }, Address { flags: ADDR_OWN, prefix: 24 });
+        }
+        memory
+    }
+}
+
+impl Tables for Memory {
+    fn endpoint(&self, id: u32) -> Option<&Endpoint> {
+        self.endpoints.get(&id)
+    }
+    fn address(&self, key: &AddressKey) -> Option<Address> {
+        self.addresses.get(key).copied()
+    }
+    fn passed(&self, _: u32, _: Direction, _: u64, bytes: u64) {
+        self.counted.borrow_mut().push(Ok(bytes));
+    }
+    fn dropped(&self, _: u32, _: Direction, reason: Reason) {
+        self.counted.borrow_mut().push(Err(reason));
+    }
+}
+
+fn frame(ethertype: u16, payload: &[u8]) -> Frame {
+    let mut bytes = vec![2, 0, 0, 0, 0, 9];
+    bytes.extend(MAC);
+    bytes.extend(ethertype.to_be_bytes());
+    bytes.extend(payload);
+    Frame { bytes, ..Frame::default() }
+}
+
+fn udp4() -> Frame {
+    let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+    ip.extend(V4);
+    ip.extend([192, 0, 2, 9]);
+    ip.extend([0, 1, 0, 2, 0, 8, 0, 0]);
+    frame(0x0800, &ip)
+}
+
+#[track_caller]
+fn from_pod(frame: &Frame) -> Verdict {
+    judge(frame, &Memory::ready(), ID, Direction::FromPod)
+}
+
+#[test]
+fn a_tag_beside_the_frame_is_a_tag() {
+    assert_eq!(from_pod(&udp4()), Verdict::Pass);
+    assert_eq!(from_pod(&Frame { vlan_tagged: true, ..udp4() }), Verdict::Drop(Reason::VlanTagged));
+}
+
+#[test]
+fn headers_cut_anywhere_are_malformed() {
+    let whole = udp4();
+    for length in 0..whole.bytes.len() {
+        let cut = Frame { bytes: whole.bytes[..length].to_vec(), ..Frame::default() };
+        let expected = if length < 14 { Reason::MalformedEthernet } else { Reason::MalformedIpv4 };
+        assert_eq!(from_pod(&cut), Verdict::Drop(expected), "{length} bytes");
+    }
+    for length in 0..39 {
+        let mut ip = vec![0x60; length];
+        ip.truncate(length);
+        assert_eq!(from_pod(&frame(0x86dd, &ip)), Verdict::Drop(Reason::MalformedIpv6));
+    }
+}
+
+#[test]
+fn length_zero_is_for_gso_frames_alone() {
+    let mut zero = udp4();
+    zero.bytes[16..18].fill(0);
+    assert_eq!(from_pod(&zero), Verdict::Drop(Reason::MalformedIpv4));
+    assert_eq!(from_pod(&Frame { gso: true, ..zero }), Verdict::Pass);
+}
+
+#[test]
+fn an_endpoint_that_is_gone_drops_and_counts() {
+    let memory = Memory::default();
+    assert_eq!(judge(&udp4(), &memory, ID, Direction::FromPod), Verdict::Drop(Reason::NoEndpoint));
+    assert_eq!(*memory.counted.borrow(), [Err(Reason::NoEndpoint)]);
+}
+
+fn mostly_sensible() -> impl Strategy<Value = Frame> {
+    let ethertype = prop_oneof![Just(0x0800u16), Just(0x86dd), Just(0x0806), any::<u16>()];
+    let first = prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()];
+    (ethertype, first, proptest::collection::vec(any::<u8>(), 0..200), any::<bool>()).prop_map(
+        |(ethertype, first, mut payload, own)| {
+            if let Some(byte) = payload.first_mut() {
+                *byte = first;
+            }
+            if own && ethertype == 0x0800 && payload.len() >= 20 {
+                payload[12..16].copy_from_slice(&V4);
+            } else if own && ethertype == 0x86dd && payload.len() >= 40 {
+                payload[8..24].copy_from_slice(&Addr::link_local(MAC).bytes);
+                let length = u16::try_from(payload.len() - 40).expect("short");
+                payload[4..6].copy_from_slice(&length.to_be_bytes());
+            }
+            frame(ethertype, &payload)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_passes_from_the_pod_has_its_source(frame in mostly_sensible()) {
+        let memory = Memory::ready();
+        let verdict = judge(&frame, &memory, ID, Direction::FromPod);
+        let counted = memory.counted.borrow();
+        prop_assert_eq!(counted.len(), 1);
+        let bytes = &frame.bytes;
+        match verdict {
+            Verdict::Drop(reason) => prop_assert_eq!(counted[0], Err(reason)),
+            Verdict::Pass => {
+                prop_assert_eq!(counted[0], Ok(bytes.len() as u64));
+                match bytes[12..14] {
+                    [8, 0] => prop_assert_eq!(&bytes[26..30], &V4),
+                    [8, 6] => prop_assert_eq!(&bytes[22..28], &MAC),
+                    [0x86, 0xdd] => {
+                        let source = &bytes[22..38];
+                        prop_assert!(source == Addr::link_local(MAC).bytes || source == [0; 16]);
+                    }
+                    _ => prop_assert!(false, "an ethertype that must not pass"),
+                }
+            }
+        }
+    }
+}

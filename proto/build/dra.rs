@@ -1,6 +1,33 @@
 //! Kubelet's gRPC services.
 
-/// Generate messages and services.
+use anyhow::Context as _;
+
+/// Messages that v1 and v1beta1 have alike, so that one implementation serves both.
+const SHARED: [&str; 8] = [
+    "NodePrepareResourcesRequest",
+    "NodePrepareResourcesResponse",
+    "NodePrepareResourceResponse",
+    "Device",
+    "NodeUnprepareResourcesRequest",
+    "NodeUnprepareResourcesResponse",
+    "NodeUnprepareResourceResponse",
+    "Claim",
+];
+
+/// Generate messages, clients and server traits.
 pub(crate) fn generate() -> anyhow::Result<()> {
-    Ok(())
+    let files =
+        ["registration", "dra_v1", "dra_v1beta1", "dra_health"].map(|name| format!("proto/{name}.proto"));
+    for file in &files {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(&files, ["proto"]).context("compile the kubelet's proto files")?;
+    let mut builder = tonic_prost_build::configure();
+    for message in SHARED {
+        builder = builder.extern_path(
+            format!(".k8s.io.kubelet.pkg.apis.dra.v1beta1.{message}"),
+            format!("crate::dra::v1::{message}"),
+        );
+    }
+    builder.compile_fds(descriptors).context("generate the kubelet's services")
 }

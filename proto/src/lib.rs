@@ -2,4 +2,5 @@
 
 #[cfg(feature = "cri")]
 pub mod cri;
+pub mod dra;
 pub mod nri;

@@ -1,1 +1,74 @@
-fn main() {}
+//! `cargo xtask`: Netferry's build, test, demo and lint tasks. One file a task.
+
+mod apt;
+mod bench;
+mod build_ebpf;
+mod ci;
+mod command;
+mod demo;
+mod leftovers;
+mod linker;
+mod lint;
+mod manifests;
+mod setup;
+mod tally;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Netferry's build, test and demo tasks")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Compile the eBPF programs to target/bpf/netferry.o, installing the toolchain if need be.
+    BuildEbpf(build_ebpf::Options),
+    /// Set the machine up and run every test.
+    Test(test::Options),
+    /// Show a claimed link on its way into a pod and home again, on this machine.
+    Demo(demo::Options),
+    /// Formatting, clippy, licences, file sizes and words.
+    Lint(lint::Options),
+    /// What CI runs: lint, then test.
+    Ci(ci::Options),
+    /// Run the benchmarks.
+    Bench(bench::Options),
+    /// Check manifests/ as the API server would read it.
+    Manifests,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Demo(options) => demo::run(&options),
+        Task::Lint(options) => lint::run(&options),
+        Task::Ci(options) => ci::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Manifests => manifests::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,5 +1,8 @@
 //! Claims: configuration, the pure plan, and the checkpoint of what was done about them.
 
+pub mod config;
+pub mod plan;
+pub mod service;
 pub mod store;
 
 use std::{fmt, path::PathBuf};

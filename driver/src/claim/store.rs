@@ -41,7 +41,9 @@ pub enum StoreError {
     #[error("no checkpoint of claim UID {0:?}")]
     NotFound(String),
     /// The UID cannot be a file name.
-    #[error("claim UID {0:?} is not allowed; 1 to {MAX_UID} of A-Z a-z 0-9 '-' '_' '.', not starting with '.'")]
+    #[error(
+        "claim UID {0:?} is not allowed; 1 to {MAX_UID} of A-Z a-z 0-9 '-' '_' '.', not starting with '.'"
+    )]
     Uid(String),
     /// Another claim has the device.
     #[error("device {device} is held by claim {holder}")]
@@ -49,7 +51,17 @@ pub enum StoreError {
         /// The device.
         device: String,
         /// Who has it.
-        holder: ClaimRef,
+        holder: Box<ClaimRef>,
+    },
+    /// A link of the claim is not at home: forgetting the claim would lose it.
+    #[error("claim {claim} still has {device} in pod {pod}")]
+    StillOut {
+        /// The claim.
+        claim: Box<ClaimRef>,
+        /// Its device.
+        device: String,
+        /// Where it is, or is being put, or comes from.
+        pod: Box<PodRef>,
     },
     /// A checkpoint was changed into that of another claim: a programming error, and nothing was written.
     #[error("the checkpoint of claim UID {0:?} must keep its UID")]
@@ -96,7 +108,10 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 }
 
 /// Where tests stop the process (`return(abort)`), let the write fail (`return`), or hold it (`pause`).
-#[cfg_attr(not(feature = "failpoints"), expect(clippy::unnecessary_wraps, reason = "fails only by injection"))]
+#[cfg_attr(
+    not(feature = "failpoints"),
+    expect(clippy::unnecessary_wraps, reason = "fails only by injection")
+)]
 fn crossing(name: &'static str, path: &Path) -> Result<(), StoreError> {
     fail::fail_point!(name, |argument| {
         if argument.as_deref() == Some("abort") {
@@ -113,6 +128,25 @@ fn crossing(name: &'static str, path: &Path) -> Result<(), StoreError> {
 }
 
 impl Store {
+    /// The checkpoints in `dir` as they are, for a reader beside the daemon that owns them: nothing is made,
+    /// set aside or removed, and files that cannot be read are passed over. No folder means no checkpoints.
+    pub fn read(dir: &Path) -> Result<Vec<Checkpoint>, StoreError> {
+        let entries = match fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io_error("list", dir))?,
+        };
+        let mut checkpoints = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(io_error("list", dir))?.path();
+            if let (Some("json"), Some(uid)) =
+                (path.extension().and_then(|e| e.to_str()), path.file_stem().and_then(|stem| stem.to_str()))
+            {
+                checkpoints.extend(read(&path, uid).ok());
+            }
+        }
+        Ok(checkpoints)
+    }
+
     /// Open the store in `dir`, made if it is not there, and read every checkpoint.
     ///
     /// A file that cannot be read, is of another version or belongs under another name is renamed to
@@ -192,11 +226,7 @@ impl Store {
     }
 
     /// Change a checkpoint under the store's write lock; returns it as it is on disk now.
-    pub fn update(
-        &self,
-        uid: &str,
-        change: impl FnOnce(&mut Checkpoint),
-    ) -> Result<Checkpoint, StoreError> {
+    pub fn update(&self, uid: &str, change: impl FnOnce(&mut Checkpoint)) -> Result<Checkpoint, StoreError> {
         let _writing = lock(&self.writing);
         let mut checkpoint = self.get(uid).ok_or_else(|| StoreError::NotFound(uid.to_owned()))?;
         change(&mut checkpoint);
@@ -207,10 +237,21 @@ impl Store {
         Ok(checkpoint)
     }
 
-    /// Forget a claim; one that is not there is no error.
+    /// Forget a claim; one that is not there is no error, one with an interface that has an attachment is.
     pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
         let _writing = lock(&self.writing);
         let path = self.path(uid)?;
+        if let Some(checkpoint) = self.get(uid) {
+            for interface in checkpoint.interfaces {
+                if let Some(attachment) = interface.attachment {
+                    return Err(StoreError::StillOut {
+                        claim: checkpoint.claim.into(),
+                        device: interface.plan.device,
+                        pod: attachment.sandbox.pod.into(),
+                    });
+                }
+            }
+        }
         crossing("store-before-write", &path)?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -241,7 +282,7 @@ impl Store {
                 Some((holder, _)) if holder.uid != checkpoint.claim.uid => {
                     return Err(StoreError::DeviceHeld {
                         device: interface.plan.device.clone(),
-                        holder: holder.clone(),
+                        holder: holder.clone().into(),
                     });
                 }
                 _ => {}

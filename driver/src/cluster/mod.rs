@@ -1,5 +1,10 @@
 //! The cluster behind one narrow seam: an API server, or a folder of YAML objects.
 
+mod event_object;
+pub mod kube;
+pub mod standalone;
+pub mod versions;
+
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 

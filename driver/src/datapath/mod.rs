@@ -8,6 +8,7 @@ mod foreign;
 mod kernel;
 mod object;
 mod pins;
+pub mod policy;
 mod sys;
 mod tables;
 

@@ -1,4 +1,17 @@
 //! What the node has: host links and the facts about them.
+//!
+//! [`netlink`] and [`sysfs`] read the facts, [`discover`] joins them to an [`Inventory`], [`watch`] keeps it
+//! current, [`keep`] holds on to devices that are away in a pod, [`names`] and [`attributes`] say how a device
+//! looks in the API, and [`rule`] which devices are published.
+
+pub mod attributes;
+pub mod discover;
+pub mod keep;
+pub mod names;
+pub mod netlink;
+pub mod rule;
+pub mod sysfs;
+pub mod watch;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -8,14 +21,14 @@ use serde::{Deserialize, Serialize};
 use crate::link::MacAddr;
 
 /// Everything discovery knows of the node's links at one moment, by device name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Device name (a DNS label, see [`Device::name`]) to device.
     pub devices: BTreeMap<String, Device>,
 }
 
 /// One host link and the facts a claim can select on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Name in the ResourceSlice: a DNS label derived from the interface name, whatever that contains.
     pub name: String,
@@ -51,10 +64,24 @@ pub struct Device {
     pub is_virtual: bool,
     /// Administrator's alias (`ip link set … alias`).
     pub alias: Option<String>,
-    /// A default route leaves through this link: publishing it could cut the node off.
+    /// A default route leaves through this link, or through one that is stacked on it (a VLAN, a bridge, a
+    /// bond): publishing it could cut the node off.
     pub default_route: bool,
     /// Gateways of the default routes through this link.
     pub gateways: Vec<IpAddr>,
+    /// The loopback link.
+    #[serde(default)]
+    pub loopback: bool,
+    /// Name of the bridge, bond, team or VRF this link is enslaved to.
+    #[serde(default)]
+    pub master: Option<String>,
+    /// Name of the link under this one (of a VLAN, macvlan, …), where it is in the host's namespace too.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Links in the host's namespace that are stacked on this one. The kernel deletes or strands them when
+    /// this link changes namespace.
+    #[serde(default)]
+    pub upper_links: u32,
 }
 
 /// A link's role in SR-IOV.

@@ -1,1 +1,6 @@
-//! From the inventory to ResourceSlices: a pure mapping, and the publisher that writes differences.
+//! From the inventory to ResourceSlices: a pure mapping ([`slices`]), what has to be written ([`pool`]), and
+//! the publisher that writes it ([`publisher`]).
+
+pub mod pool;
+pub mod publisher;
+pub mod slices;

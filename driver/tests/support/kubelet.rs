@@ -1,1 +1,255 @@
-//! Test support: kubelet.
+//! The kubelet's side of the DRA wire: watches `plugins_registry`, registers drivers, calls them.
+//!
+//! It does what the kubelet does in the same order (`pkg/kubelet/pluginmanager`, `pkg/kubelet/cm/dra/plugin`):
+//! GetInfo, check of type, name and versions, connect to the endpoint, NotifyRegistrationStatus; a socket that
+//! was made anew is registered anew, one that is gone is forgotten.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use netferry::claim::ClaimRef;
+use netferry_proto::dra::{
+    health::{
+        NodeWatchResourcesRequest, NodeWatchResourcesResponse,
+        dra_resource_health_client::DraResourceHealthClient,
+    },
+    registration::{InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient},
+    v1::{
+        Claim, Device, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest,
+        dra_plugin_client::DraPluginClient as V1Client,
+    },
+    v1beta1::dra_plugin_client::DraPluginClient as V1Beta1Client,
+};
+use tokio::{sync::watch, task::JoinHandle, time};
+use tonic::transport::{Channel, Endpoint};
+
+/// What a kubelet from 1.34 on speaks.
+pub const CURRENT: &[&str] = &["v1.DRAPlugin", "v1beta1.DRAPlugin"];
+/// What a kubelet of 1.32 and 1.33 speaks.
+pub const OLDER: &[&str] = &["v1beta1.DRAPlugin"];
+
+const HEALTH: &str = "v1alpha1.DRAResourceHealth";
+const SCAN: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A kubelet, as far as a DRA driver can tell. Stops when dropped, and leaves the sockets alone.
+pub struct Kubelet {
+    drivers: watch::Receiver<BTreeMap<String, DriverHandle>>,
+    watcher: JoinHandle<()>,
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+impl Kubelet {
+    /// A current kubelet with this root folder.
+    pub fn new(root: &Path) -> Self {
+        Self::speaking(root, CURRENT)
+    }
+
+    /// A kubelet that knows these services only.
+    pub fn speaking(root: &Path, services: &'static [&'static str]) -> Self {
+        let registry = root.join("plugins_registry");
+        let (sender, drivers) = watch::channel(BTreeMap::new());
+        Self { drivers, watcher: tokio::spawn(watch_registry(registry, services, sender)) }
+    }
+
+    /// Wait until the driver is registered.
+    pub async fn wait_for_driver(&self, name: &str) -> DriverHandle {
+        self.wait_for(name, |_| true).await
+    }
+
+    /// Wait until the driver is registered by another socket than `earlier` was.
+    pub async fn wait_for_another(&self, earlier: &DriverHandle) -> DriverHandle {
+        self.wait_for(&earlier.name, |driver| driver.socket != earlier.socket).await
+    }
+
+    async fn wait_for(&self, name: &str, wanted: impl Fn(&DriverHandle) -> bool) -> DriverHandle {
+        let mut drivers = self.drivers.clone();
+        let there = |drivers: &BTreeMap<String, DriverHandle>| drivers.get(name).is_some_and(&wanted);
+        let found = time::timeout(PATIENCE, drivers.wait_for(there)).await;
+        let found = found.unwrap_or_else(|_| panic!("driver {name} did not register within {PATIENCE:?}"));
+        found.expect("the watcher runs")[name].clone()
+    }
+
+    /// Wait until the driver is not registered.
+    pub async fn wait_until_gone(&self, name: &str) {
+        let mut drivers = self.drivers.clone();
+        let gone = time::timeout(PATIENCE, drivers.wait_for(|drivers| !drivers.contains_key(name))).await;
+        gone.unwrap_or_else(|_| panic!("driver {name} is still there after {PATIENCE:?}")).expect("runs");
+    }
+}
+
+async fn watch_registry(
+    registry: PathBuf,
+    services: &'static [&'static str],
+    drivers: watch::Sender<BTreeMap<String, DriverHandle>>,
+) {
+    let mut seen: BTreeMap<PathBuf, (u64, i64, i64)> = BTreeMap::new();
+    loop {
+        fs::create_dir_all(&registry).expect("plugins_registry");
+        let found = sockets(&registry);
+        seen.retain(|path, identity| {
+            let stays = found.get(path) == Some(identity);
+            if !stays {
+                drivers.send_modify(|drivers| drivers.retain(|_, driver| driver.socket.0 != *path));
+            }
+            stays
+        });
+        for (path, identity) in found {
+            if seen.insert(path.clone(), identity).is_some() {
+                continue;
+            }
+            match register(&path, identity, services).await {
+                Ok(Ok(driver)) => drivers.send_modify(|drivers| {
+                    drivers.insert(driver.name.clone(), driver);
+                }),
+                Ok(Err(refused)) => eprintln!("kubelet: {}: {refused:#}", path.display()),
+                // Nobody is told, so it is tried again: the file is there a moment before its owner listens.
+                Err(_) => drop(seen.remove(&path)),
+            }
+        }
+        time::sleep(SCAN).await;
+    }
+}
+
+/// Sockets whose names do not start with a dot, by inode and time of birth: a new socket can get the inode of
+/// the one before.
+fn sockets(registry: &Path) -> BTreeMap<PathBuf, (u64, i64, i64)> {
+    let Ok(entries) = fs::read_dir(registry) else { return BTreeMap::new() };
+    let socket = |entry: fs::DirEntry| {
+        let found = entry.metadata().ok()?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        let identity = (found.ino(), found.mtime(), found.mtime_nsec());
+        (found.file_type().is_socket() && !hidden).then(|| (entry.path(), identity))
+    };
+    entries.flatten().filter_map(socket).collect()
+}
+
+async fn connect(path: &Path) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))?;
+    endpoint.connect().await.with_context(|| format!("connect to {}", path.display()))
+}
+
+/// The outer error is that of a socket nobody answers on, the inner one the reason the driver was told.
+async fn register(
+    socket: &Path,
+    identity: (u64, i64, i64),
+    services: &[&'static str],
+) -> anyhow::Result<anyhow::Result<DriverHandle>> {
+    let mut client = RegistrationClient::new(connect(socket).await?);
+    // The kubelet gives GetInfo one second.
+    let info = time::timeout(Duration::from_secs(1), client.get_info(InfoRequest {})).await??.into_inner();
+    let outcome = check(&info, socket, identity, services).await;
+    let error = outcome.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+    let status = RegistrationStatus { plugin_registered: outcome.is_ok(), error };
+    client.notify_registration_status(status).await?;
+    Ok(outcome)
+}
+
+async fn check(
+    info: &PluginInfo,
+    socket: &Path,
+    identity: (u64, i64, i64),
+    services: &[&'static str],
+) -> anyhow::Result<DriverHandle> {
+    ensure!(info.r#type == "DRAPlugin", "no handler for plugin type {:?}", info.r#type);
+    ensure!(!info.name.is_empty(), "the name is empty");
+    let announced = |service: &&&'static str| info.supported_versions.iter().any(|name| name == **service);
+    // The first of the driver's list that we know.
+    let chosen = info
+        .supported_versions
+        .iter()
+        .find_map(|name| services.iter().find(|service| *service == name))
+        .with_context(|| format!("none of {:?} is supported by the kubelet", info.supported_versions))?;
+    let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
+    Ok(DriverHandle {
+        name: info.name.clone(),
+        service: chosen,
+        has_health: announced(&&HEALTH),
+        channel: connect(&endpoint).await?,
+        socket: Arc::new((socket.to_owned(), identity)),
+    })
+}
+
+/// A registered driver.
+#[derive(Clone, Debug)]
+pub struct DriverHandle {
+    /// Its name.
+    pub name: String,
+    /// The service that calls go to.
+    pub service: &'static str,
+    /// Whether it announced device health.
+    pub has_health: bool,
+    channel: Channel,
+    socket: Arc<(PathBuf, (u64, i64, i64))>,
+}
+
+/// What came of each claim, by UID.
+pub type Outcomes<T> = BTreeMap<String, Result<T, String>>;
+
+fn on_wire(claims: &[ClaimRef]) -> Vec<Claim> {
+    let claim = |claim: &ClaimRef| Claim {
+        namespace: claim.namespace.clone(),
+        uid: claim.uid.clone(),
+        name: claim.name.clone(),
+    };
+    claims.iter().map(claim).collect()
+}
+
+/// The kubelet takes a claim without an answer for an error.
+fn complete<T>(claims: &[ClaimRef], outcomes: Outcomes<T>) -> anyhow::Result<Outcomes<T>> {
+    for claim in claims {
+        ensure!(outcomes.contains_key(&claim.uid), "the driver did not answer for claim {claim}");
+    }
+    Ok(outcomes)
+}
+
+impl DriverHandle {
+    /// NodePrepareResources.
+    pub async fn prepare(&self, claims: &[ClaimRef]) -> anyhow::Result<Outcomes<Vec<Device>>> {
+        let (request, channel) =
+            (NodePrepareResourcesRequest { claims: on_wire(claims) }, self.channel.clone());
+        let response = match self.service {
+            "v1.DRAPlugin" => V1Client::new(channel).node_prepare_resources(request).await?,
+            "v1beta1.DRAPlugin" => V1Beta1Client::new(channel).node_prepare_resources(request).await?,
+            other => bail!("no client for {other}"),
+        };
+        let outcome = |answer: netferry_proto::dra::v1::NodePrepareResourceResponse| {
+            if answer.error.is_empty() { Ok(answer.devices) } else { Err(answer.error) }
+        };
+        let answers = response.into_inner().claims.into_iter();
+        complete(claims, answers.map(|(uid, answer)| (uid, outcome(answer))).collect())
+    }
+
+    /// NodeUnprepareResources.
+    pub async fn unprepare(&self, claims: &[ClaimRef]) -> anyhow::Result<Outcomes<()>> {
+        let (request, channel) =
+            (NodeUnprepareResourcesRequest { claims: on_wire(claims) }, self.channel.clone());
+        let response = match self.service {
+            "v1.DRAPlugin" => V1Client::new(channel).node_unprepare_resources(request).await?,
+            "v1beta1.DRAPlugin" => V1Beta1Client::new(channel).node_unprepare_resources(request).await?,
+            other => bail!("no client for {other}"),
+        };
+        let outcome = |error: String| if error.is_empty() { Ok(()) } else { Err(error) };
+        let answers = response.into_inner().claims.into_iter();
+        complete(claims, answers.map(|(uid, answer)| (uid, outcome(answer.error))).collect())
+    }
+
+    /// NodeWatchResources, if the driver announced it.
+    pub async fn watch_health(&self) -> anyhow::Result<tonic::Streaming<NodeWatchResourcesResponse>> {
+        ensure!(self.has_health, "driver {} did not announce {HEALTH}", self.name);
+        let mut client = DraResourceHealthClient::new(self.channel.clone());
+        Ok(client.node_watch_resources(NodeWatchResourcesRequest {}).await?.into_inner())
+    }
+}

@@ -70,14 +70,17 @@ fn survives_reopening() {
     assert_eq!(problems, []);
     store.put(checkpoint("u1", "ens5")).unwrap();
     store.put(checkpoint("u2", "ens6")).unwrap();
-    let updated =
-        store.update("u1", |checkpoint| checkpoint.interfaces[0].attachment = Some(attachment("p9"))).unwrap();
+    let updated = store
+        .update("u1", |checkpoint| checkpoint.interfaces[0].attachment = Some(attachment("p9")))
+        .unwrap();
     store.remove("u2").unwrap();
     store.remove("u2").unwrap();
+    let error = store.remove("u1").unwrap_err();
+    assert_eq!(error.to_string(), "claim default/claim-u1 still has ens5 in pod default/pod-p9");
 
     let (again, problems) = Store::open(dir.path()).unwrap();
     assert_eq!(problems, []);
-    assert_eq!(again.all(), [updated.clone()]);
+    assert_eq!(again.all(), std::slice::from_ref(&updated));
     assert_eq!(again.get("u1"), Some(updated));
     assert_eq!(again.get("u2"), None);
     assert_eq!(again.by_pod("p1").len(), 1, "reserved for it");
@@ -152,4 +155,45 @@ fn a_failed_write_changes_nothing_in_memory() {
     assert!(matches!(error, StoreError::Io { action: "write", .. }), "{error}");
     assert_eq!(store.get("u1"), Some(checkpoint("u1", "ens5")));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+}
+
+/// What [`stopped_at_any_write_nothing_is_half_done`] runs as a process of its own; nothing otherwise.
+#[cfg(feature = "failpoints")]
+#[test]
+fn writes_two_steps_in_a_process_of_its_own() {
+    let Some(dir) = std::env::var_os("STORE_TEST_DIR") else { return };
+    let _points = fail::FailScenario::setup();
+    let (store, _) = Store::open(Path::new(&dir)).unwrap();
+    store.put(checkpoint("u1", "ens5")).unwrap();
+    store.update("u1", |checkpoint| checkpoint.interfaces[0].attachment = Some(attachment("p1"))).unwrap();
+    panic!("not stopped");
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn stopped_at_any_write_nothing_is_half_done() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let first = checkpoint("u1", "ens5");
+    let mut second = first.clone();
+    second.interfaces[0].attachment = Some(attachment("p1"));
+    let cases = [
+        ("store-before-write=return(abort)", None),
+        ("store-after-write=return(abort)", Some(&first)),
+        ("store-before-write=1*off->return(abort)", Some(&first)),
+        ("store-after-write=1*off->return(abort)", Some(&second)),
+    ];
+    for (points, expected) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "claim::store::tests::writes_two_steps_in_a_process_of_its_own"])
+            .env("STORE_TEST_DIR", dir.path())
+            .env("FAILPOINTS", points)
+            .output()
+            .unwrap()
+            .status;
+        assert_eq!(status.signal(), Some(6), "{points}: {status}");
+        let (store, problems) = Store::open(dir.path()).unwrap();
+        assert_eq!(problems, []);
+        assert_eq!(store.get("u1").as_ref(), expected, "{points}");
+    }
 }

@@ -1,0 +1,106 @@
+//! Rate limits, by the generic cell rate algorithm: one number of state, no timer, exact in the long run.
+
+use bytemuck::{Pod, Zeroable};
+
+/// [`LimitKey::kind`]: bytes as on the wire.
+pub const BYTES: u32 = 0;
+/// [`LimitKey::kind`]: frames as on the wire.
+pub const FRAMES: u32 = 1;
+/// [`LimitKey::kind`]: new flows.
+pub const FLOWS: u32 = 2;
+
+/// Which limit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct LimitKey {
+    /// Endpoint id.
+    pub endpoint: u32,
+    /// A [`crate::Direction`] as number.
+    pub direction: u32,
+    /// [`BYTES`], [`FRAMES`] or [`FLOWS`].
+    pub kind: u32,
+}
+
+const _: () = assert!(size_of::<LimitKey>() == 12);
+
+/// [`crate::Endpoint::flags`]: a [`BYTES`] or [`FRAMES`] limit exists for what the pod sends.
+pub const LIMIT_FROM_POD: u32 = 16;
+/// [`crate::Endpoint::flags`]: a [`BYTES`] or [`FRAMES`] limit exists for what is sent to the pod.
+pub const LIMIT_TO_POD: u32 = 32;
+
+/// Fraction bits of [`Limit::increment`].
+pub const FRACTION: u32 = 16;
+
+/// A limit and its state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Limit {
+    /// When all that was taken is paid back, coarse monotonic nanoseconds. User space writes 0; programs move it.
+    pub paid_at: u64,
+    /// Nanoseconds that one unit takes, times 2^[`FRACTION`].
+    pub increment: u64,
+    /// Burst, as the nanoseconds in which it is paid back. At least [`MIN_BURST`].
+    pub burst: u64,
+}
+
+const _: () = assert!(size_of::<Limit>() == 24);
+
+/// The least [`Limit::burst`], in nanoseconds: the coarse clock moves in steps of up to 10 ms.
+pub const MIN_BURST: u64 = 20_000_000;
+
+impl Limit {
+    /// A limit of `rate` units a second (at least 1) with a burst of `burst` units.
+    #[must_use]
+    pub fn new(rate: u64, burst: u64) -> Self {
+        let increment = (u128::from(NANOSECONDS) << FRACTION) / u128::from(rate.max(1));
+        let refill = (u128::from(burst) * increment) >> FRACTION;
+        Self {
+            paid_at: 0,
+            increment: u64::try_from(increment).unwrap_or(u64::MAX),
+            burst: u64::try_from(refill).unwrap_or(u64::MAX).clamp(MIN_BURST, NANOSECONDS * 3600),
+        }
+    }
+
+    /// When all will be paid back if `units` are taken at `now`; `None` if the debt is above the burst already. So
+    /// the last frame may overdraw, which keeps the rate exact and lets frames larger than the burst through.
+    #[must_use]
+    #[inline]
+    pub const fn take(&self, paid_at: u64, now: u64, units: u64) -> Option<u64> {
+        let start = if paid_at > now { paid_at } else { now };
+        if start - now > self.burst {
+            return None;
+        }
+        Some(start + (units.wrapping_mul(self.increment) >> FRACTION))
+    }
+}
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes let through in ten seconds of frames offered at twice the rate, on a clock of 4 ms steps.
+    fn through(rate: u64, frame: u64) -> u64 {
+        let limit = Limit::new(rate, rate / 20);
+        let (mut paid_at, mut passed, mut sent) = (0, 0, 0);
+        while sent < 20 * rate {
+            let now =
+                1 + u64::try_from(u128::from(sent) * u128::from(NANOSECONDS) / u128::from(2 * rate)).unwrap();
+            if let Some(next) = limit.take(paid_at, now / 4_000_000 * 4_000_000, frame) {
+                paid_at = next;
+                passed += frame;
+            }
+            sent += frame;
+        }
+        passed
+    }
+
+    #[test]
+    fn exact_within_two_percent_over_ten_seconds() {
+        for (rate, frame) in [(100_000_000 / 8, 1514), (5_000_000_000 / 8, 1514), (1000, 60)] {
+            let (passed, exact) = (through(rate, frame), 10 * rate);
+            assert!(passed.abs_diff(exact) <= exact / 50, "{passed} of {exact} at {rate} bytes/s");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! From an allocated claim to what is to be done for it: pure, and everything that can be refused is refused
+//! here, before the sandbox exists.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::resource::v1::{
+    DeviceAllocationConfiguration, DeviceAllocationResult, DeviceRequestAllocationResult, ResourceClaim,
+};
+
+use super::{
+    Checkpoint, ClaimRef, InterfacePlan, Plan, PodRef,
+    config::{FieldError, InterfaceConfig, interface_name},
+};
+use crate::{
+    datapath::Isolation,
+    device::Inventory,
+    link::{MacAddr, Route},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Why a claim cannot be served; the field is a path in the claim.
+pub type PlanError = FieldError;
+
+/// What a plan is made against.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// This driver's name.
+    pub driver: &'a str,
+    /// This node's pool, which is the node's name.
+    pub pool: &'a str,
+    /// The node's devices, those in pods among them.
+    pub inventory: &'a Inventory,
+    /// Every claim prepared so far.
+    pub prepared: &'a [Checkpoint],
+}
+
+const RESULTS: &str = "status.allocation.devices.results";
+const CONFIG: &str = "status.allocation.devices.config";
+
+/// Decide what to do for `claim`, which the kubelet asked for as `asked`.
+pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Result<Plan, Vec<PlanError>> {
+    // Of another claim nothing else is worth a word.
+    match claim.metadata.uid.as_deref() {
+        Some(uid) if uid == asked.uid => {}
+        Some(uid) => {
+            let allowed = format!("{}, for which the kubelet asks: the claim was made again", asked.uid);
+            return Err(vec![PlanError::new("metadata.uid", uid, allowed)]);
+        }
+        None => return Err(vec![PlanError::missing("metadata.uid", asked.uid.clone())]),
+    }
+    let status = claim.status.clone().unwrap_or_default();
+    let Some(allocation) = status.allocation else {
+        return Err(vec![PlanError::missing("status.allocation", "the claim must be allocated first")]);
+    };
+    let allocation = allocation.devices.unwrap_or_default();
+    let mut errors = Vec::new();
+    let pods = reserved_pods(&status.reserved_for.unwrap_or_default(), asked, &mut errors);
+    let results = our_results(&allocation, asked, place, &mut errors);
+    let configs = our_configs(&allocation, place.driver);
+    let mut wanted = Vec::new();
+    for result in &results {
+        match merged_config(&configs, result) {
+            Ok(config) => wanted.push((*result, config)),
+            Err(wrong) => errors.extend(wrong),
+        }
+    }
+    // Errors of a configuration that serves several devices are the same ones.
+    let mut seen = BTreeSet::new();
+    errors.retain(|error: &PlanError| seen.insert(error.to_string()));
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let names = interface_names(&wanted, &pods, asked, place, &mut errors);
+    refuse_doubles(&wanted, &mut errors);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let interfaces = wanted
+        .into_iter()
+        .zip(names)
+        .filter_map(|((result, config), name)| interface(result, config, name, place))
+        .collect();
+    Ok(Plan { claim: asked.clone(), pods, interfaces })
+}
+
+/// The pod the claim is reserved for. A link can be in one place only.
+fn reserved_pods(
+    reserved: &[k8s_openapi::api::resource::v1::ResourceClaimConsumerReference],
+    asked: &ClaimRef,
+    errors: &mut Vec<PlanError>,
+) -> Vec<PodRef> {
+    const FIELD: &str = "status.reservedFor";
+    match reserved {
+        [] => errors.push(PlanError::missing(FIELD, "the claim must be reserved for a pod")),
+        [one] if one.resource == "pods" && one.api_group.as_deref().unwrap_or_default().is_empty() => {
+            return vec![PodRef {
+                namespace: asked.namespace.clone(),
+                name: one.name.clone(),
+                uid: one.uid.clone(),
+            }];
+        }
+        [other] => errors.push(PlanError::new(FIELD, &other.resource, "pods")),
+        several => errors.push(PlanError::new(
+            FIELD,
+            format!("{} consumers", several.len()),
+            "one pod: a link can be moved into one pod only; give each pod a claim of its own \
+             (a ResourceClaimTemplate does)",
+        )),
+    }
+    Vec::new()
+}
+
+fn our_results<'a>(
+    allocation: &'a DeviceAllocationResult,
+    asked: &ClaimRef,
+    place: &Place<'_>,
+    errors: &mut Vec<PlanError>,
+) -> Vec<&'a DeviceRequestAllocationResult> {
+    let mut held = BTreeMap::new();
+    for checkpoint in place.prepared.iter().filter(|checkpoint| checkpoint.claim.uid != asked.uid) {
+        for interface in &checkpoint.interfaces {
+            held.insert(interface.plan.device.as_str(), &checkpoint.claim);
+        }
+    }
+    let mut devices = BTreeSet::new();
+    let mut ours = Vec::new();
+    for (index, result) in allocation.results.iter().flatten().enumerate() {
+        if result.driver != place.driver {
+            continue;
+        }
+        let at = |name: &str| format!("{RESULTS}[{index}].{name}");
+        ours.push(result);
+        if result.pool != place.pool {
+            errors.push(PlanError::new(
+                at("pool"),
+                &result.pool,
+                format!("{}, this node's pool", place.pool),
+            ));
+            continue;
+        }
+        if result.admin_access == Some(true) {
+            errors.push(PlanError::new(
+                at("adminAccess"),
+                true,
+                "false: a link that another pod may use cannot be handed out a second time",
+            ));
+        }
+        if let Some(share) = &result.share_id {
+            errors.push(PlanError::new(at("shareID"), share, "none: links are not shared"));
+        }
+        if !place.inventory.devices.contains_key(&result.device) {
+            errors.push(PlanError::new(at("device"), &result.device, "a device that this node has now"));
+        }
+        if let Some(holder) = held.get(result.device.as_str()) {
+            errors.push(PlanError::new(
+                at("device"),
+                &result.device,
+                format!("a device that no claim holds; claim {holder} holds this one"),
+            ));
+        }
+        if !devices.insert(&result.device) {
+            errors.push(PlanError::new(at("device"), &result.device, "each device once"));
+        }
+    }
+    if ours.is_empty() {
+        errors.push(PlanError::missing(RESULTS, format!("at least one device of driver {}", place.driver)));
+    }
+    ours
+}
+
+/// One configuration of ours, and where it stands in the claim.
+struct Configuration<'a> {
+    index: usize,
+    from_class: bool,
+    entry: &'a DeviceAllocationConfiguration,
+}
+
+/// Configurations for our driver, those of classes first: the API's order
+/// (`DeviceAllocationConfiguration.source`), made sure of.
+fn our_configs<'a>(allocation: &'a DeviceAllocationResult, driver: &str) -> Vec<Configuration<'a>> {
+    let mut ours: Vec<_> = allocation
+        .config
+        .iter()
+        .flatten()
+        .enumerate()
+        .filter(|(_, entry)| entry.opaque.as_ref().is_some_and(|opaque| opaque.driver == driver))
+        .map(|(index, entry)| Configuration { index, from_class: entry.source == "FromClass", entry })
+        .collect();
+    ours.sort_by_key(|config| !config.from_class);
+    ours
+}
+
+/// Whether a configuration is for the request of a result: all if it names none; `request` is also for every
+/// `request/subrequest`.
+fn applies(config: &DeviceAllocationConfiguration, request: &str) -> bool {
+    let main = request.split_once('/').map_or(request, |(main, _)| main);
+    let requests = config.requests.as_deref().unwrap_or_default();
+    requests.is_empty() || requests.iter().any(|name| name == request || name == main)
+}
+
+fn merged_config(
+    configs: &[Configuration<'_>],
+    result: &DeviceRequestAllocationResult,
+) -> Result<InterfaceConfig, Vec<PlanError>> {
+    let mut merged = InterfaceConfig::default();
+    let mut errors = Vec::new();
+    for Configuration { index, from_class, entry } in configs {
+        let Some(opaque) = entry.opaque.as_ref().filter(|_| applies(entry, &result.request)) else {
+            continue;
+        };
+        let parameters = format!("{CONFIG}[{index}].opaque.parameters");
+        if !matches!(entry.source.as_str(), "FromClass" | "FromClaim") {
+            let field = format!("{CONFIG}[{index}].source");
+            errors.push(PlanError::new(field, &entry.source, "FromClass or FromClaim"));
+        }
+        match InterfaceConfig::parse(&opaque.parameters.0) {
+            Ok(config) => {
+                // Classes are written by administrators, claims by users: protection that a class asks for
+                // in so many words is not for a user to take off.
+                let weaker =
+                    merged.isolation == Some(Isolation::Strict) && config.isolation == Some(Isolation::Off);
+                if weaker && !from_class {
+                    let allowed = "\"strict\", which the device class sets";
+                    errors.push(PlanError::new("isolation", "\"off\"", allowed).under(&parameters));
+                }
+                merged.merge(config);
+            }
+            Err(wrong) => errors.extend(wrong.into_iter().map(|error| error.under(&parameters))),
+        }
+    }
+    if errors.is_empty() {
+        errors.extend(merged.check().into_iter().map(|error| of_request(&result.request, error)));
+    }
+    if errors.is_empty() { Ok(merged) } else { Err(errors) }
+}
+
+/// An error of what several configurations make together, which has no single path.
+fn of_request(request: &str, mut error: PlanError) -> PlanError {
+    error.field = format!("request {request}: {}", error.field);
+    error
+}
+
+/// A name for each interface, free in the pod over all its claims: the one asked for, else that of the host
+/// link, else `net1`, `net2`, ….
+fn interface_names(
+    wanted: &[(&DeviceRequestAllocationResult, InterfaceConfig)],
+    pods: &[PodRef],
+    asked: &ClaimRef,
+    place: &Place<'_>,
+    errors: &mut Vec<PlanError>,
+) -> Vec<String> {
+    let mut taken: BTreeMap<String, String> = BTreeMap::new();
+    for checkpoint in place.prepared.iter().filter(|checkpoint| checkpoint.claim.uid != asked.uid) {
+        if checkpoint.pods.iter().any(|pod| pods.contains(pod)) {
+            for interface in &checkpoint.interfaces {
+                taken.insert(interface.plan.name.clone(), format!("claim {}", checkpoint.claim));
+            }
+        }
+    }
+    for (result, config) in wanted {
+        let Some(name) = &config.name else { continue };
+        if let Some(owner) = taken.insert(name.clone(), format!("device {}", result.device)) {
+            let allowed = format!("a name that is free in the pod; {owner} has this one");
+            errors.push(of_request(&result.request, PlanError::new("name", name, allowed)));
+        }
+    }
+    let mut names = Vec::new();
+    // One more than can be taken.
+    let enough = taken.len() + wanted.len() + 1;
+    for (result, config) in wanted {
+        let name = config.name.clone().unwrap_or_else(|| {
+            let host_link = place.inventory.devices.get(&result.device).map(|device| device.ifname.clone());
+            host_link
+                .into_iter()
+                .chain((1..=enough).map(|number| format!("net{number}")))
+                .find(|name| interface_name(name).is_ok() && !taken.contains_key(name))
+                .unwrap_or_default()
+        });
+        taken.entry(name.clone()).or_insert_with(|| format!("device {}", result.device));
+        names.push(name);
+    }
+    names
+}
+
+/// One configuration can serve several devices (`count`, or no `requests`); what must be unique in a pod is
+/// refused then, instead of by the kernel in the middle of the attach.
+fn refuse_doubles(wanted: &[(&DeviceRequestAllocationResult, InterfaceConfig)], errors: &mut Vec<PlanError>) {
+    let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+    let mut hardware: BTreeSet<MacAddr> = BTreeSet::new();
+    let mut routes: BTreeSet<(IpNetwork, u32)> = BTreeSet::new();
+    let mut refuse = |request: &str, field: &str, value: String| {
+        let error = PlanError::new(field, value, "on one interface of the claim only");
+        errors.push(of_request(request, error));
+    };
+    for (result, config) in wanted {
+        for address in config.addresses.iter().flatten() {
+            if !addresses.insert(address.ip()) {
+                refuse(&result.request, "addresses", address.to_string());
+            }
+        }
+        for route in config.routes.iter().flatten() {
+            if !routes.insert((route.destination, route.table)) {
+                let value = format!("{} in table {}", route.destination, route.table);
+                refuse(&result.request, "routes", value);
+            }
+        }
+        if let Some(mac) = config.hardware_addr.filter(|mac| !hardware.insert(*mac)) {
+            refuse(&result.request, "hardwareAddr", mac.to_string());
+        }
+    }
+}
+
+fn interface(
+    result: &DeviceRequestAllocationResult,
+    config: InterfaceConfig,
+    name: String,
+    place: &Place<'_>,
+) -> Option<InterfacePlan> {
+    // The kernel takes a route only once its gateway can be reached: routes on the link go first.
+    let (via_gateway, mut routes): (Vec<Route>, Vec<Route>) =
+        config.routes.unwrap_or_default().into_iter().partition(|route| route.gateway.is_some());
+    routes.extend(via_gateway);
+    Some(InterfacePlan {
+        request: result.request.clone(),
+        pool: result.pool.clone(),
+        device: result.device.clone(),
+        host_link: place.inventory.devices.get(&result.device)?.ifname.clone(),
+        name,
+        hardware_addr: config.hardware_addr,
+        mtu: config.mtu,
+        addresses: config.addresses.unwrap_or_default(),
+        routes,
+        isolation: config.isolation.unwrap_or_default(),
+    })
+}

@@ -1,0 +1,264 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    claim::{InterfaceRecord, config::API_VERSION},
+    device::Device,
+};
+
+const DRIVER: &str = "netferry.dev";
+
+fn inventory(names: &[&str]) -> Inventory {
+    let device = |name: &&str| {
+        let device = Device {
+            name: (*name).to_owned(),
+            ifname: (*name).to_owned(),
+            ifindex: 4,
+            mtu: 1500,
+            oper_state: "up".into(),
+            ..Device::default()
+        };
+        ((*name).to_owned(), device)
+    };
+    Inventory { devices: names.iter().map(device).collect() }
+}
+
+fn asked() -> ClaimRef {
+    ClaimRef { namespace: "default".into(), name: "fast".into(), uid: "u1".into() }
+}
+
+fn result(request: &str, device: &str) -> Value {
+    json!({"request": request, "driver": DRIVER, "pool": "node-1", "device": device})
+}
+
+fn config(source: &str, requests: &[&str], fields: &Value) -> Value {
+    let mut parameters = json!({"apiVersion": API_VERSION, "kind": "InterfaceConfig"});
+    parameters.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    json!({"source": source, "requests": requests, "opaque": {"driver": DRIVER, "parameters": parameters}})
+}
+
+fn claim(results: &[Value], configs: &[Value]) -> Value {
+    json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+        "metadata": {"namespace": "default", "name": "fast", "uid": "u1"},
+        "spec": {},
+        "status": {
+            "allocation": {"devices": {"results": results, "config": configs}},
+            "reservedFor": [{"resource": "pods", "name": "web", "uid": "p1"}],
+        },
+    })
+}
+
+fn planned(claim: &Value, inventory: &Inventory, prepared: &[Checkpoint]) -> Result<Plan, String> {
+    let claim: ResourceClaim = serde_json::from_value(claim.clone()).unwrap();
+    let place = Place { driver: DRIVER, pool: "node-1", inventory, prepared };
+    plan(&claim, &asked(), &place)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+fn checkpoint(uid: &str, pod: &str, device: &str, name: &str) -> Checkpoint {
+    let value = claim(&[result("nic", device)], &[config("FromClaim", &[], &json!({"name": name}))]);
+    let mut plan = planned(&value, &inventory(&[device]), &[]).unwrap();
+    plan.claim = ClaimRef { namespace: "default".into(), name: format!("claim-{uid}"), uid: uid.into() };
+    plan.pods[0].uid = pod.into();
+    plan.pods[0].name = if pod == "p1" { "web".into() } else { pod.into() };
+    let records = plan.interfaces.into_iter().map(|plan| InterfaceRecord { plan, attachment: None });
+    Checkpoint { claim: plan.claim, pods: plan.pods, interfaces: records.collect() }
+}
+
+#[test]
+fn plans_a_device_by_its_defaults() {
+    let mut other = result("gpu", "gpu-0");
+    other["driver"] = "gpu.example.com".into();
+    let plan = planned(&claim(&[other, result("nic", "ens5")], &[]), &inventory(&["ens5"]), &[]).unwrap();
+    assert_eq!(plan.claim, asked());
+    assert_eq!(plan.pods, [PodRef { namespace: "default".into(), name: "web".into(), uid: "p1".into() }]);
+    let [interface] = plan.interfaces.as_slice() else { panic!("{plan:?}") };
+    assert_eq!((interface.device.as_str(), interface.host_link.as_str()), ("ens5", "ens5"));
+    assert_eq!((interface.request.as_str(), interface.pool.as_str()), ("nic", "node-1"));
+    assert_eq!((interface.name.as_str(), interface.isolation), ("ens5", Isolation::Strict));
+    assert_eq!((interface.mtu, interface.hardware_addr), (None, None));
+}
+
+#[test]
+fn merges_class_first_then_claim_by_request() {
+    let configs = [
+        // In the wrong order on purpose: the source decides.
+        config("FromClaim", &["nic"], &json!({"mtu": 9000, "routes": []})),
+        config(
+            "FromClass",
+            &[],
+            &json!({"mtu": 1400, "isolation": "off", "routes": [{"destination": "10.0.0.0/8"}]}),
+        ),
+        config("FromClaim", &["nic/fast"], &json!({"name": "fast0"})),
+        config("FromClaim", &["nic/slow"], &json!({"name": "slow0"})),
+        config("FromClaim", &["other"], &json!({"bad": true})),
+        json!({"source": "FromClaim", "opaque": {"driver": "gpu.example.com", "parameters": {"x": 1}}}),
+    ];
+    let value = claim(&[result("nic/fast", "ens5"), result("aux", "ens6")], &configs);
+    let plan = planned(&value, &inventory(&["ens5", "ens6"]), &[]).unwrap();
+    let [first, second] = plan.interfaces.as_slice() else { panic!("{plan:?}") };
+    assert_eq!((first.name.as_str(), first.mtu, first.isolation), ("fast0", Some(9000), Isolation::Off));
+    assert_eq!(first.routes, []);
+    assert_eq!((second.name.as_str(), second.mtu, second.routes.len()), ("ens6", Some(1400), 1));
+}
+
+#[test]
+fn routes_on_the_link_go_first() {
+    let routes = json!({"routes": [
+        {"destination": "10.0.0.0/8", "gateway": "169.254.1.1"},
+        {"destination": "169.254.1.1/32"},
+    ]});
+    let value = claim(&[result("nic", "ens5")], &[config("FromClaim", &[], &routes)]);
+    let plan = planned(&value, &inventory(&["ens5"]), &[]).unwrap();
+    assert_eq!(plan.interfaces[0].routes[0].gateway, None);
+    assert!(plan.interfaces[0].routes[1].gateway.is_some());
+}
+
+#[test]
+fn refuses_what_does_not_match() {
+    let good = claim(&[result("nic", "ens5")], &[]);
+    let change = |pointer: &str, new: Value| {
+        let mut value = good.clone();
+        *value.pointer_mut(pointer).unwrap() = new;
+        planned(&value, &inventory(&["ens5"]), &[]).unwrap_err()
+    };
+    let cases = [
+        (
+            "/metadata/uid",
+            json!("u2"),
+            "metadata.uid: u2 is not allowed; u1, for which the kubelet asks: the claim was made again",
+        ),
+        (
+            "/status/allocation",
+            Value::Null,
+            "status.allocation: is missing; the claim must be allocated first",
+        ),
+        (
+            "/status/reservedFor",
+            json!([]),
+            "status.reservedFor: is missing; the claim must be reserved for a pod",
+        ),
+        (
+            "/status/reservedFor/0",
+            json!({"apiGroup": "batch", "resource": "jobs", "name": "x", "uid": "y"}),
+            "status.reservedFor: jobs is not allowed; pods",
+        ),
+        (
+            "/status/allocation/devices/results/0/pool",
+            json!("node-2"),
+            "status.allocation.devices.results[0].pool: node-2 is not allowed; node-1, this node's pool",
+        ),
+        (
+            "/status/allocation/devices/results/0/device",
+            json!("ens9"),
+            "status.allocation.devices.results[0].device: ens9 is not allowed; a device that this node has now",
+        ),
+        (
+            "/status/allocation/devices/results/0/driver",
+            json!("other.dev"),
+            "status.allocation.devices.results: is missing; at least one device of driver netferry.dev",
+        ),
+    ];
+    for (pointer, new, expected) in cases {
+        assert_eq!(change(pointer, new), expected);
+    }
+    let two = json!([
+        {"resource": "pods", "name": "web", "uid": "p1"}, {"resource": "pods", "name": "api", "uid": "p2"},
+    ]);
+    let error = change("/status/reservedFor", two);
+    assert!(error.starts_with("status.reservedFor: 2 consumers is not allowed; one pod"), "{error}");
+    for (field, value) in [("adminAccess", json!(true)), ("shareID", json!("a"))] {
+        let mut bad = good.clone();
+        bad["status"]["allocation"]["devices"]["results"][0][field] = value;
+        let error = planned(&bad, &inventory(&["ens5"]), &[]).unwrap_err();
+        assert!(error.contains(&format!("results[0].{field}: ")), "{error}");
+    }
+}
+
+#[test]
+fn refuses_bad_configuration_with_its_path() {
+    let bad = config("FromClaim", &[], &json!({"mtu": 40}));
+    let value = claim(&[result("a", "ens5"), result("b", "ens6")], &[bad]);
+    let error = planned(&value, &inventory(&["ens5", "ens6"]), &[]).unwrap_err();
+    assert_eq!(
+        error,
+        "status.allocation.devices.config[0].opaque.parameters.mtu: 40 is not allowed; 68 to 65535"
+    );
+    // Each good by itself, not so together.
+    let configs = [
+        config("FromClass", &[], &json!({"mtu": 1000})),
+        config("FromClaim", &[], &json!({"addresses": ["2001:db8::1/64"]})),
+    ];
+    let error = planned(&claim(&[result("nic", "ens5")], &configs), &inventory(&["ens5"]), &[]).unwrap_err();
+    assert_eq!(error, "request nic: mtu: 1000 is not allowed; 1280 to 65535 where IPv6 is configured");
+}
+
+#[test]
+fn a_claim_cannot_take_off_what_its_class_demands() {
+    let off = config("FromClaim", &[], &json!({"isolation": "off"}));
+    let strict = config("FromClass", &[], &json!({"isolation": "strict"}));
+    let results = [result("nic", "ens5")];
+    let error = planned(&claim(&results, &[strict, off.clone()]), &inventory(&["ens5"]), &[]).unwrap_err();
+    assert_eq!(
+        error,
+        "status.allocation.devices.config[1].opaque.parameters.isolation: \"off\" is not allowed; \
+         \"strict\", which the device class sets"
+    );
+    let plan = planned(&claim(&results, &[off]), &inventory(&["ens5"]), &[]).unwrap();
+    assert_eq!(plan.interfaces[0].isolation, Isolation::Off);
+}
+
+#[test]
+fn a_device_has_one_holder() {
+    let value = claim(&[result("nic", "ens5")], &[]);
+    let held = [checkpoint("u7", "p7", "ens5", "x0")];
+    assert_eq!(
+        planned(&value, &inventory(&["ens5"]), &held).unwrap_err(),
+        "status.allocation.devices.results[0].device: ens5 is not allowed; a device that no claim holds; \
+         claim default/claim-u7 holds this one"
+    );
+    let own = [checkpoint("u1", "p1", "ens5", "x0")];
+    assert!(planned(&value, &inventory(&["ens5"]), &own).is_ok());
+    let twice = claim(&[result("a", "ens5"), result("b", "ens5")], &[]);
+    assert!(planned(&twice, &inventory(&["ens5"]), &[]).unwrap_err().contains("each device once"));
+}
+
+#[test]
+fn names_are_free_over_all_claims_of_the_pod() {
+    let devices = inventory(&["eth0", "ens5", "ens6"]);
+    let names = |value: &Value, prepared: &[Checkpoint]| {
+        planned(value, &devices, prepared)
+            .map(|plan| plan.interfaces.into_iter().map(|interface| interface.name).collect::<Vec<_>>())
+    };
+    // eth0 is the cluster network's; ens5 is asked for by another request.
+    let takes_ens5 = config("FromClaim", &["c"], &json!({"name": "ens5"}));
+    let value = claim(&[result("a", "eth0"), result("b", "ens5"), result("c", "ens6")], &[takes_ens5]);
+    assert_eq!(names(&value, &[]).unwrap(), ["net1", "net2", "ens5"]);
+
+    let value = claim(&[result("a", "ens5")], &[]);
+    assert_eq!(names(&value, &[checkpoint("u2", "p1", "ens6", "ens5")]).unwrap(), ["net1"]);
+    assert_eq!(names(&value, &[checkpoint("u2", "p2", "ens6", "ens5")]).unwrap(), ["ens5"], "another pod");
+
+    let asks = claim(&[result("a", "ens5")], &[config("FromClaim", &[], &json!({"name": "x0"}))]);
+    assert_eq!(
+        names(&asks, &[checkpoint("u2", "p1", "ens6", "x0")]).unwrap_err(),
+        "request a: name: x0 is not allowed; a name that is free in the pod; claim default/claim-u2 has this one"
+    );
+}
+
+#[test]
+fn one_configuration_for_two_devices_cannot_give_both_the_same() {
+    let both = config(
+        "FromClaim",
+        &[],
+        &json!({
+            "name": "x0", "addresses": ["192.0.2.7/24"], "hardwareAddr": "02:00:00:00:00:01",
+            "routes": [{"destination": "10.0.0.0/8", "gateway": "192.0.2.1"}],
+        }),
+    );
+    let value = claim(&[result("nic", "ens5"), result("nic", "ens6")], &[both]);
+    let error = planned(&value, &inventory(&["ens5", "ens6"]), &[]).unwrap_err();
+    let fields: Vec<_> = error.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
+    assert_eq!(fields, ["name", "addresses", "routes", "hardwareAddr"], "{error}");
+}

@@ -1,0 +1,159 @@
+//! What the kubelet asks for a claim, done: planned and checkpointed at prepare, returned and forgotten at
+//! unprepare.
+
+use std::{error::Error, fmt::Write as _, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use tokio::{
+    sync::{Mutex, watch},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tracing::{info, warn};
+
+use super::{
+    Checkpoint, ClaimRef, InterfaceRecord,
+    plan::{Place, plan},
+    store::Store,
+};
+use crate::{
+    cluster::Cluster,
+    device::Inventory,
+    dra::plugin::{ClaimService, PreparedDevice},
+};
+
+/// Longest wait for the claim; the kubelet gives up a call after 45 s (`pkg/kubelet/cm/dra/plugin`).
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Brings links home.
+#[async_trait]
+pub trait Release: Send + Sync {
+    /// Return every link of the claim that is still out. Succeeds if none is.
+    async fn release(&self, claim_uid: &str) -> Result<(), String>;
+}
+
+/// Hears what became of claims, to tell the cluster afterwards. Must not block.
+pub trait Reporter: Send + Sync {
+    /// The claim's checkpoint was made, changed or removed.
+    fn claim_changed(&self, claim: &ClaimRef);
+    /// The claim could not be prepared; the kubelet will ask again.
+    fn prepare_failed(&self, claim: &ClaimRef, why: &str);
+}
+
+/// The driver's [`ClaimService`]: over the cluster, the store and the node's devices.
+pub struct Claims {
+    /// This driver's name.
+    pub driver: String,
+    /// This node's pool.
+    pub pool: String,
+    /// Where claims are read.
+    pub cluster: Arc<dyn Cluster>,
+    /// What was prepared.
+    pub store: Arc<Store>,
+    /// The node's devices.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// Brings home what is still out at unprepare.
+    pub release: Arc<dyn Release>,
+    /// Is told of every change.
+    pub reporter: Arc<dyn Reporter>,
+    /// Held from plan to checkpoint: two claims of one pod must not choose one name. Start with
+    /// `Arc::default()`.
+    pub planning: Arc<Mutex<()>>,
+}
+
+#[async_trait]
+impl ClaimService for Claims {
+    async fn prepare(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, String> {
+        if let Some(checkpoint) = self.store.get(&claim.uid) {
+            return Ok(prepared(&checkpoint));
+        }
+        match self.prepare_first(claim).await {
+            Ok(checkpoint) => {
+                info!(%claim, uid = claim.uid, interfaces = checkpoint.interfaces.len(), "prepared");
+                self.reporter.claim_changed(claim);
+                Ok(prepared(&checkpoint))
+            }
+            Err(why) => {
+                warn!(%claim, uid = claim.uid, why, "cannot prepare");
+                self.reporter.prepare_failed(claim, &why);
+                Err(why)
+            }
+        }
+    }
+
+    async fn unprepare(&self, claim: &ClaimRef) -> Result<(), String> {
+        let uid = claim.uid.clone();
+        let Some(checkpoint) = self.store.get(&uid) else { return Ok(()) };
+        if checkpoint.interfaces.iter().any(|interface| interface.attachment.is_some()) {
+            self.release.release(&uid).await?;
+        }
+        let store = Arc::clone(&self.store);
+        spawn_blocking(move || store.remove(&uid).map_err(|error| chain(&error)))
+            .await
+            .map_err(|error| chain(&error))??;
+        info!(%claim, uid = claim.uid, "unprepared");
+        self.reporter.claim_changed(claim);
+        Ok(())
+    }
+}
+
+impl Claims {
+    async fn prepare_first(&self, asked: &ClaimRef) -> Result<Checkpoint, String> {
+        let claim = timeout(CLAIM_TIMEOUT, self.cluster.claim(&asked.namespace, &asked.name))
+            .await
+            .map_err(|_| format!("no answer about claim {asked} within {} s", CLAIM_TIMEOUT.as_secs()))?
+            .map_err(|error| chain(&error))?;
+        let (asked, driver, pool) = (asked.clone(), self.driver.clone(), self.pool.clone());
+        let (store, inventory) = (Arc::clone(&self.store), Arc::clone(&self.inventory.borrow()));
+        // The lock goes along: a write that was begun ends under it even if nobody waits for it any more.
+        let planning = Arc::clone(&self.planning).lock_owned().await;
+        spawn_blocking(move || {
+            let _planning = planning;
+            checkpoint(&claim, &asked, &driver, &pool, &inventory, &store)
+        })
+        .await
+        .map_err(|error| chain(&error))?
+    }
+}
+
+/// Plan, and write the plan down. The kubelet is answered only after this.
+fn checkpoint(
+    claim: &ResourceClaim,
+    asked: &ClaimRef,
+    driver: &str,
+    pool: &str,
+    inventory: &Inventory,
+    store: &Store,
+) -> Result<Checkpoint, String> {
+    let all = store.all();
+    let plan = plan(claim, asked, &Place { driver, pool, inventory, prepared: &all })
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    let interfaces =
+        plan.interfaces.into_iter().map(|plan| InterfaceRecord { plan, attachment: None }).collect();
+    let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces };
+    store.put(checkpoint.clone()).map_err(|error| chain(&error))?;
+    Ok(checkpoint)
+}
+
+fn prepared(checkpoint: &Checkpoint) -> Vec<PreparedDevice> {
+    let device = |interface: &InterfaceRecord| PreparedDevice {
+        requests: vec![interface.plan.request.clone()],
+        pool: interface.plan.pool.clone(),
+        device: interface.plan.device.clone(),
+        cdi_ids: Vec::new(),
+    };
+    checkpoint.interfaces.iter().map(device).collect()
+}
+
+/// An error with its causes, for the kubelet, which takes a string.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string does not fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,185 @@
+//! `netferry doctor`: what the daemon needs from this machine, and what to do where it is missing.
+
+use std::{fs, os::unix::net::UnixStream, path::Path, process::ExitCode};
+
+use anyhow::Result;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use serde::Serialize;
+
+use super::show;
+use crate::{
+    config::{DoctorArgs, Output},
+    datapath::Features,
+};
+
+/// One thing looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    state: State,
+    /// What was found.
+    found: String,
+    /// What to do about it; empty when all is well.
+    advice: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    /// The daemon runs, but something it offers will not work.
+    Warning,
+    /// The daemon cannot do its work.
+    Failed,
+}
+
+impl Check {
+    fn of(name: &'static str, failed: State, found: Result<String, String>, advice: &str) -> Self {
+        match found {
+            Ok(found) => Self { name, state: State::Ok, found, advice: String::new() },
+            Err(found) => Self { name, state: failed, found, advice: advice.to_owned() },
+        }
+    }
+}
+
+/// Look at everything and print it. Fails if the daemon could not work.
+pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    let checks = checks(args);
+    let rows = checks.iter().map(|check| {
+        let state = match check.state {
+            State::Ok => "ok",
+            State::Warning => "WARNING",
+            State::Failed => "FAILED",
+        };
+        [check.name.to_owned(), state.to_owned(), check.found.clone(), check.advice.clone()]
+    });
+    show::print(args.output, &checks, ["CHECK", "STATE", "FOUND", "ADVICE"], rows)?;
+    let failed = checks.iter().filter(|check| check.state == State::Failed).count();
+    if failed > 0 && args.output == Output::Table {
+        show::print_line(&format!("\n{failed} of {} checks failed", checks.len()))?;
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn checks(args: &DoctorArgs) -> Vec<Check> {
+    let plugins = args.kubelet_root_dir.join("plugins_registry");
+    let mut checks = vec![
+        Check::of(
+            "capabilities",
+            State::Failed,
+            capabilities(),
+            "run as root, or in a container with these capabilities",
+        ),
+        Check::of(
+            "kernel BTF",
+            State::Warning,
+            exists(Path::new("/sys/kernel/btf/vmlinux")),
+            "use a kernel with CONFIG_DEBUG_INFO_BTF; map dumps show raw bytes without it",
+        ),
+        Check::of("bpf file system", State::Failed, bpffs(&args.state.bpffs), "mount -t bpf bpf /sys/fs/bpf"),
+        Check::of(
+            "state folder",
+            State::Failed,
+            writable(&args.state.state_dir),
+            "make it writable, or choose another with --state-dir",
+        ),
+        Check::of(
+            "kubelet",
+            State::Failed,
+            exists(&plugins),
+            "start the kubelet, or name its root folder with --kubelet-root-dir",
+        ),
+        Check::of(
+            "NRI socket",
+            State::Failed,
+            answers(&args.nri_socket),
+            "turn NRI on in the runtime (containerd: plugins.'io.containerd.nri.v1.nri'.disable = false)",
+        ),
+    ];
+    checks.extend(features());
+    checks
+}
+
+fn features() -> Vec<Check> {
+    let features = Features::probe();
+    let check = |name, state, have: bool, advice: &str| {
+        let found = if have { Ok("available".to_owned()) } else { Err("not available".to_owned()) };
+        Check::of(name, state, found, advice)
+    };
+    vec![check(
+        "tcx",
+        State::Failed,
+        features.tcx,
+        "Linux 6.6 or later: on older kernels a moved link cannot be protected (isolation: strict)",
+    )]
+}
+
+fn exists(path: &Path) -> Result<String, String> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(path.display().to_string()),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+fn answers(socket: &Path) -> Result<String, String> {
+    match UnixStream::connect(socket) {
+        Ok(_) => Ok(socket.display().to_string()),
+        Err(error) => Err(format!("{}: {error}", socket.display())),
+    }
+}
+
+/// The folder, or the nearest parent that exists, must lie on a bpf file system.
+fn bpffs(folder: &Path) -> Result<String, String> {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match statfs(existing) {
+        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Ok(existing.display().to_string()),
+        Ok(_) => Err(format!("{} is not on one", folder.display())),
+        Err(error) => Err(format!("{}: {error}", existing.display())),
+    }
+}
+
+fn writable(folder: &Path) -> Result<String, String> {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    tempfile::tempfile_in(existing)
+        .map(|_| folder.display().to_string())
+        .map_err(|error| format!("{}: {error}", existing.display()))
+}
+
+/// Bits of `CapEff` (linux/capability.h).
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_BPF", 39)];
+
+fn capabilities() -> Result<String, String> {
+    let status = fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or("no CapEff in /proc/self/status")?;
+    let missing: Vec<_> =
+        NEEDED.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        Ok(NEEDED.map(|(name, _)| name).join(", "))
+    } else {
+        Err(format!("missing {}", missing.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_on_an_ordinary_file_system_is_no_place_for_pins() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = bpffs(&folder.path().join("deep/er")).unwrap_err();
+        assert!(error.ends_with("is not on one"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_nobody_listens_on_does_not_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nri.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(answers(&path).is_err());
+    }
+}

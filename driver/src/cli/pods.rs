@@ -1,0 +1,43 @@
+//! `netferry pods`.
+
+use anyhow::{Context as _, Result};
+
+use super::show;
+use crate::{
+    claim::{Step, store::Store},
+    config::PodsArgs,
+    datapath::{AyaDatapath, EndpointStats, Isolation},
+    holdings::{Holding, holdings},
+};
+
+/// Print who holds what.
+pub fn run(args: &PodsArgs) -> Result<()> {
+    let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
+    let datapath = AyaDatapath::open(&args.state.pin_root()).context("cannot open the pinned maps")?;
+    let holdings = holdings(&checkpoints, &datapath);
+    let header = ["POD", "INTERFACE", "DEVICE", "CLAIM", "ADDRESSES", "STATE", "TO POD", "FROM POD", "DROPS"];
+    show::print(args.output, &holdings, header, holdings.iter().map(row))
+}
+
+fn row(holding: &Holding) -> [String; 9] {
+    let stats = holding.stats.as_ref();
+    let packets = |pick: fn(&EndpointStats) -> u64| stats.map_or("-".to_owned(), |s| pick(s).to_string());
+    let state = match (holding.step, holding.isolation) {
+        (Step::Attaching, _) => "attaching",
+        (Step::Returning, _) => "returning",
+        (Step::Attached, Isolation::Strict) => "protected",
+        (Step::Attached, Isolation::Off) => "unprotected",
+    };
+    let drops = stats.into_iter().flat_map(|s| &s.drops).map(|(reason, n)| format!("{reason}={n}"));
+    [
+        holding.pod.to_string(),
+        holding.interface.clone(),
+        holding.device.clone(),
+        holding.claim.to_string(),
+        show::list(&holding.addresses),
+        state.to_owned(),
+        packets(|s| s.to_pod.packets),
+        packets(|s| s.from_pod.packets),
+        show::list(drops),
+    ]
+}

@@ -1,0 +1,273 @@
+//! The command line: every setting of the daemon and its sub-commands.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::DRIVER_NAME;
+
+/// Kubernetes network driver: DRA claims, NRI attach, eBPF isolation.
+#[derive(Debug, Parser)]
+#[command(name = "netferry", version, propagate_version = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Sub-commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node daemon.
+    Run(Box<RunConfig>),
+    /// What would be published from this node, and why the rest is not.
+    Devices(DevicesArgs),
+    /// Which pods hold which interfaces, with their counters.
+    Pods(PodsArgs),
+    /// Check what the daemon needs from this machine.
+    Doctor(DoctorArgs),
+    /// Check configuration files: interface configurations, claims, templates and classes that embed one.
+    Validate(ValidateArgs),
+}
+
+/// How a sub-command prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// How the daemon logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is published.
+#[derive(Clone, Debug, Args)]
+pub struct PublishArgs {
+    /// CEL expression over `device.attributes` that says which links are published; the built-in rule leaves
+    /// out links that belong to the node's own networking.
+    #[arg(long, value_name = "CEL", env = "NETFERRY_PUBLISH")]
+    pub publish: Option<String>,
+
+    /// Also publish the link of the default route. A pod that claims it cuts the node off.
+    #[arg(long)]
+    pub allow_default_route: bool,
+}
+
+/// Where the daemon keeps what must survive it.
+#[derive(Clone, Debug, Args)]
+pub struct StateArgs {
+    /// Folder of the checkpoints.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/netferry")]
+    pub state_dir: PathBuf,
+
+    /// Folder for pins, on a bpf file system.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/netferry")]
+    pub bpffs: PathBuf,
+}
+
+impl StateArgs {
+    /// Where this version of the map layout is pinned. Another layout gets another folder.
+    #[must_use]
+    pub fn pin_root(&self) -> PathBuf {
+        self.bpffs.join("v1")
+    }
+
+    /// Where the checkpoints are.
+    #[must_use]
+    pub fn claims_dir(&self) -> PathBuf {
+        self.state_dir.join("claims")
+    }
+}
+
+/// Settings of `netferry run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunConfig {
+    /// Name of this node in the cluster; the machine's host name if not given.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// Driver name: the `driver` of slices and the domain of attributes.
+    #[arg(long, default_value = DRIVER_NAME, value_parser = driver_name)]
+    pub driver_name: String,
+
+    /// Kubeconfig file; without it, the in-cluster service account.
+    #[arg(long, env = "KUBECONFIG", conflicts_with = "standalone")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Folder of YAML objects (claims, classes) in place of an API server.
+    #[arg(long, value_name = "DIR")]
+    pub standalone: Option<PathBuf>,
+
+    /// Kubelet's root folder; sockets go to `plugins` and `plugins_registry` below it.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub kubelet_root_dir: PathBuf,
+
+    /// The runtime's NRI socket.
+    #[arg(long, value_name = "PATH", default_value = "/var/run/nri/nri.sock")]
+    pub nri_socket: PathBuf,
+
+    /// Two digits that order this plugin among the runtime's other NRI plugins.
+    #[arg(long, default_value = "10", value_parser = nri_index)]
+    pub nri_plugin_index: String,
+
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+
+    /// Publishing.
+    #[command(flatten)]
+    pub publishing: PublishArgs,
+
+    /// Address of `/metrics`, `/healthz` and `/readyz`; `none` turns it off.
+    #[arg(long, default_value = "127.0.0.1:9177", value_parser = http_address)]
+    pub http_address: HttpAddress,
+
+    /// Look at all links again after this many seconds without an event.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub resync: Duration,
+
+    /// How to log; what to log is set by `RUST_LOG`.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// Delete this node's slices and end. Links that pods hold are left alone.
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+/// Where to serve HTTP, if anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpAddress(pub Option<SocketAddr>);
+
+/// Settings of `netferry devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Publishing.
+    #[command(flatten)]
+    pub publishing: PublishArgs,
+    /// Driver name.
+    #[arg(long, default_value = DRIVER_NAME, value_parser = driver_name)]
+    pub driver_name: String,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Settings of `netferry pods`.
+#[derive(Debug, Args)]
+pub struct PodsArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Settings of `netferry doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Kubelet's root folder.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub kubelet_root_dir: PathBuf,
+    /// The runtime's NRI socket.
+    #[arg(long, value_name = "PATH", default_value = "/var/run/nri/nri.sock")]
+    pub nri_socket: PathBuf,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Settings of `netferry validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// YAML or JSON files; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Driver name.
+    #[arg(long, default_value = DRIVER_NAME, value_parser = driver_name)]
+    pub driver_name: String,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// A DNS subdomain of at most 63 characters, as resource.k8s.io demands of a driver name.
+fn driver_name(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() <= 63 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("a lower-case DNS subdomain of at most 63 characters is allowed".to_owned())
+    }
+}
+
+/// NRI wants exactly two digits (containerd/nri pkg/api/plugin.go, `CheckPluginIndex`).
+fn nri_index(text: &str) -> Result<String, String> {
+    if text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit()) {
+        Ok(text.to_owned())
+    } else {
+        Err("two digits, 00 to 99, are allowed".to_owned())
+    }
+}
+
+fn http_address(text: &str) -> Result<HttpAddress, String> {
+    if text == "none" {
+        return Ok(HttpAddress(None));
+    }
+    text.parse()
+        .map(|address| HttpAddress(Some(address)))
+        .map_err(|_| "ADDRESS:PORT or none is allowed".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u32>() {
+        Ok(n @ 1..=86_400) => Ok(Duration::from_secs(n.into())),
+        _ => Err("1 to 86400 is allowed".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn names_and_numbers_are_checked() {
+        assert!(driver_name("netferry.dev").is_ok());
+        for bad in ["", "Netferry.dev", "a..b", "-a.b", "a_b"] {
+            assert!(driver_name(bad).is_err(), "{bad}");
+        }
+        assert!(nri_index("07").is_ok());
+        for bad in ["7", "007", "ab"] {
+            assert!(nri_index(bad).is_err(), "{bad}");
+        }
+        assert_eq!(http_address("none"), Ok(HttpAddress(None)));
+        assert!(http_address("9177").is_err());
+        assert!(seconds("0").is_err());
+    }
+}

@@ -1,0 +1,300 @@
+//! `netferry run`: put the parts together, run until a signal, drain.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    attach::Attacher,
+    claim::{service::Claims, store::Store},
+    cluster::{Cluster, kube::KubeCluster, standalone::Standalone},
+    config::RunConfig,
+    datapath::AyaDatapath,
+    device::{
+        rule::Rule,
+        watch::{WatchOptions, Watcher},
+    },
+    dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    holdings::holdings,
+    http,
+    link::kernel::KernelLinks,
+    measured::Measured,
+    metrics::{Metrics, Sources},
+    nri::session::{NriConfig, SessionStatus},
+    publish::publisher::{self, PublishOptions, PublishStats},
+    readiness::{Part, Readiness},
+    sandbox::Sandboxes,
+    status::{Backoff, Reporter},
+    telemetry::chain,
+};
+
+/// How long a stopping daemon writes what it still has to say.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Run the daemon until SIGTERM or SIGINT. Links stay in their pods, protected by what is pinned.
+pub async fn run(config: RunConfig) -> Result<()> {
+    let node = match &config.node_name {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
+    };
+    let rule = Rule::choose(
+        &config.driver_name,
+        config.publishing.publish.as_deref(),
+        config.publishing.allow_default_route,
+    )
+    .context("--publish")?;
+    let cluster = cluster(&config, &node).await?;
+    if config.cleanup {
+        let slices = publisher::cleanup(&*cluster).await.context("cannot delete the slices")?;
+        info!(slices, "this node's slices are deleted");
+        return Ok(());
+    }
+    let stop = stop_on_signal()?;
+    let parts = Parts::open(&config, cluster)?;
+    parts.run(&config, &node, rule, stop).await
+}
+
+async fn cluster(config: &RunConfig, node: &str) -> Result<Arc<dyn Cluster>> {
+    if let Some(folder) = &config.standalone {
+        let cluster = Standalone::open(folder, &config.driver_name, node).context("--standalone")?;
+        for problem in cluster.problems() {
+            warn!("{problem}");
+        }
+        return Ok(Arc::new(cluster));
+    }
+    let cluster = KubeCluster::connect(config.kubeconfig.as_deref(), &config.driver_name, node);
+    Ok(Arc::new(cluster.await.context("cannot set up the connection to the API server")?))
+}
+
+fn stop_on_signal() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        info!("stopping; links stay in their pods");
+        token.cancel();
+    });
+    Ok(stop)
+}
+
+/// What must be there before anything is served.
+struct Parts {
+    cluster: Arc<dyn Cluster>,
+    store: Arc<Store>,
+    datapath: Arc<AyaDatapath>,
+    readiness: Arc<Readiness>,
+    metrics: Arc<Metrics>,
+    published: Arc<PublishStats>,
+}
+
+impl Parts {
+    fn open(config: &RunConfig, cluster: Arc<dyn Cluster>) -> Result<Self> {
+        let claims = config.state.claims_dir();
+        let (store, problems) = Store::open(&claims).context("cannot read the checkpoints")?;
+        for problem in problems {
+            error!(path = %problem.path.display(), "checkpoint set aside: {}", problem.problem);
+        }
+        let store = Arc::new(store);
+        let datapath =
+            Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);
+        let readiness = Arc::new(Readiness::new());
+        let published = Arc::new(PublishStats::default());
+        let sources = Sources {
+            readiness: Arc::clone(&readiness),
+            publisher: Arc::clone(&published),
+            holdings: {
+                let (store, datapath) = (Arc::clone(&store), Arc::clone(&datapath));
+                Box::new(move || holdings(&store.all(), &*datapath))
+            },
+        };
+        let metrics = Arc::new(Metrics::new(sources));
+        Ok(Self { cluster, store, datapath, readiness, metrics, published })
+    }
+
+    async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
+        let Self { cluster, store, datapath, readiness, metrics, published } = self;
+        let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
+
+        let (reporter, writer) = Reporter::start(
+            Arc::clone(&cluster),
+            Arc::clone(&store) as _,
+            &config.driver_name,
+            Backoff::default(),
+        );
+        let attacher = Arc::new(Attacher::new(
+            Arc::new(KernelLinks::new()),
+            Arc::clone(&datapath) as _,
+            Arc::clone(&store),
+        ));
+        let watcher = discover(config, &store, stop.clone()).await?;
+        let sandboxes = Arc::new(Sandboxes {
+            attacher,
+            store: Arc::clone(&store),
+            reporter: reporter.clone(),
+            metrics: Arc::clone(&metrics),
+        });
+
+        if let Some(address) = config.http_address.0 {
+            let listener = http::bind(address).await.with_context(|| format!("--http-address {address}"))?;
+            let exposed = http::Exposed { metrics: Arc::clone(&metrics), readiness: Arc::clone(&readiness) };
+            tasks.spawn("http", async move {
+                if let Err(error) = http::serve(listener, exposed, CancellationToken::new()).await {
+                    warn!("http: {error}");
+                }
+            });
+        }
+
+        tokio::spawn(tell_publisher(Arc::clone(&readiness), Arc::clone(&published)));
+        let inventory = watcher.inventory.clone();
+        let options = PublishOptions::default();
+        tasks.spawn(
+            "publisher",
+            publisher::run(Arc::clone(&cluster), inventory, Arc::new(rule), options, published, stop.clone()),
+        );
+
+        let (runtime, status) = watch::channel(SessionStatus::default());
+        tokio::spawn(tell_runtime(Arc::clone(&readiness), status));
+        let nri = NriConfig {
+            socket: config.nri_socket.clone(),
+            plugin_index: config.nri_plugin_index.clone(),
+            ..NriConfig::default()
+        };
+        tasks.spawn("nri", crate::nri::session::run(nri, Arc::clone(&sandboxes) as _, runtime, stop.clone()));
+
+        let (kubelet, state) = watch::channel(RegistrationState::default());
+        tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));
+        let claims = Claims {
+            driver: config.driver_name.clone(),
+            pool: node.to_owned(),
+            cluster,
+            store: Arc::clone(&store),
+            inventory: watcher.inventory.clone(),
+            release: sandboxes,
+            reporter: Arc::new(reporter.clone()),
+            planning: Arc::default(),
+        };
+        let dra = Dra {
+            driver: config.driver_name.clone(),
+            sockets: Sockets::below(&config.kubelet_root_dir, &config.driver_name),
+            claims: Arc::new(Measured { claims, metrics, watcher: watcher.clone() }),
+            health: Health { pool: node.to_owned(), inventory: watcher.inventory, store },
+            state: kubelet,
+        };
+        let serving = dra.serve(stop.clone());
+        tasks.spawn("dra", async move {
+            if let Err(error) = serving.await {
+                error!("cannot listen for the kubelet: {error}");
+            }
+        });
+
+        info!(node, driver = config.driver_name, "running");
+        let result = tasks.until(&stop).await;
+        reporter.shutdown(writer, DRAIN).await;
+        result
+    }
+}
+
+async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToken) -> Result<Watcher> {
+    let options = WatchOptions {
+        resync: config.resync,
+        state_dir: Some(config.state.state_dir.clone()),
+        ..WatchOptions::default()
+    };
+    let store = Arc::clone(store);
+    let held = move || store.held_devices().into_keys().collect();
+    crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
+}
+
+/// Tasks that run as long as the daemon. The end of one before the stop is the end of all: the kubelet or the
+/// service manager starts a whole daemon again, which a part cannot do for itself.
+struct Tasks {
+    readiness: Arc<Readiness>,
+    set: JoinSet<&'static str>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.set.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    async fn until(mut self, stop: &CancellationToken) -> Result<()> {
+        let mut result = Ok(());
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(ended) = self.set.join_next() => {
+                let what = match ended {
+                    Ok(name) => format!("{name} ended"),
+                    Err(error) => format!("a part failed: {error}"),
+                };
+                self.readiness.task_ended("the daemon", &what);
+                result = Err(anyhow::anyhow!("{what} before the daemon was told to stop"));
+                stop.cancel();
+            }
+        }
+        // The HTTP server answers until the end; everything else drains.
+        let drained = async {
+            while let Some(ended) = self.set.join_next().await {
+                if let Err(error) = ended {
+                    warn!("{}", chain(&error));
+                }
+                if self.set.len() <= 1 {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(15), drained).await.is_err() {
+            warn!("some parts did not stop in time");
+        }
+        self.set.abort_all();
+        result
+    }
+}
+
+/// The slices are ready once they have been right; from then on the publisher keeps them so.
+async fn tell_publisher(readiness: Arc<Readiness>, stats: Arc<PublishStats>) {
+    readiness.set_waiting(Part::Slices, "not published yet");
+    while stats.last_success.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    readiness.set_ready(Part::Slices);
+}
+
+async fn tell_runtime(readiness: Arc<Readiness>, mut status: watch::Receiver<SessionStatus>) {
+    while status.changed().await.is_ok() {
+        let now = status.borrow_and_update().clone();
+        if now.is_ready() {
+            readiness.set_ready(Part::Runtime);
+        } else {
+            readiness
+                .set_waiting(Part::Runtime, now.last_error.unwrap_or_else(|| "not connected".to_owned()));
+        }
+    }
+}
+
+async fn tell_kubelet(readiness: Arc<Readiness>, mut state: watch::Receiver<RegistrationState>) {
+    while state.changed().await.is_ok() {
+        let now = state.borrow_and_update().clone();
+        match now {
+            RegistrationState::Registered => readiness.set_ready(Part::Kubelet),
+            RegistrationState::Waiting => readiness.set_waiting(Part::Kubelet, "not registered"),
+            RegistrationState::Failed(why) => readiness.set_waiting(Part::Kubelet, why),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! How a device looks to a claim: attributes and capacities.
+//!
+//! The selection rule and the ResourceSlices both read them from here, so that an expression means the same in
+//! `--publish` and in a DeviceClass.
+
+use std::collections::BTreeMap;
+
+use super::{Device, Sriov};
+
+/// Longest string value, in bytes (`DeviceAttributeMaxValueLength` in `k8s.io/api/resource/v1`).
+pub const MAX_VALUE: usize = 64;
+
+/// Attributes and capacities a device may have together
+/// (`ResourceSliceMaxAttributesAndCapacitiesPerDevice`).
+pub const MAX_PER_DEVICE: usize = 32;
+
+/// Domain of the attributes that Kubernetes itself defines.
+pub const STANDARD_DOMAIN: &str = "resource.kubernetes.io";
+
+/// Name of the one capacity: bits per second.
+pub const BANDWIDTH: &str = "bandwidth";
+
+/// Value of an attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// At most [`MAX_VALUE`] bytes.
+    String(String),
+    /// Integer.
+    Int(i64),
+    /// Boolean.
+    Bool(bool),
+}
+
+/// Attributes by name: unqualified for the driver's own domain, `resource.kubernetes.io/…` for the standard
+/// ones. Facts that are not known have no attribute.
+#[must_use]
+pub fn attributes(device: &Device) -> BTreeMap<String, Value> {
+    let mut attributes = BTreeMap::new();
+    let mut string = |name: &str, value: Option<&str>| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            attributes.insert(name.to_owned(), Value::String(clip(value).to_owned()));
+        }
+    };
+    string("ifName", Some(&device.ifname));
+    string("kind", Some(kind(device)));
+    string("driver", device.driver.as_deref());
+    string("mac", device.mac.map(|mac| mac.to_string()).as_deref());
+    string("state", Some(&device.oper_state));
+    // Lists are behind a feature gate in the API: the first address of each family has to do.
+    let first = |v4: bool| device.addresses.iter().find(|a| a.is_ipv4() == v4).map(ToString::to_string);
+    string("ipv4", first(true).as_deref());
+    string("ipv6", first(false).as_deref());
+    string("alias", device.alias.as_deref());
+    string("master", device.master.as_deref());
+    string("parent", device.parent.as_deref());
+    string("rdmaDevice", device.rdma_device.as_deref());
+    string(&format!("{STANDARD_DOMAIN}/pciBusID"), device.pci_address.as_deref());
+    string(&format!("{STANDARD_DOMAIN}/pcieRoot"), device.pcie_root.as_deref());
+    match &device.sriov {
+        Some(Sriov::Physical { .. }) => string("sriov", Some("physical")),
+        Some(Sriov::Virtual { pf, .. }) => {
+            string("sriov", Some("virtual"));
+            string("sriovPF", Some(pf));
+        }
+        None => {}
+    }
+    let mut int = |name: &str, value: Option<u32>| {
+        if let Some(value) = value {
+            attributes.insert(name.to_owned(), Value::Int(value.into()));
+        }
+    };
+    int("mtu", Some(device.mtu));
+    int("speedMbps", device.speed_mbps);
+    int("numaNode", device.numa_node);
+    int("upperLinks", Some(device.upper_links));
+    match device.sriov {
+        Some(Sriov::Physical { vfs, max_vfs }) => {
+            int("sriovVFs", Some(vfs));
+            int("sriovMaxVFs", Some(max_vfs));
+        }
+        Some(Sriov::Virtual { index, .. }) => int("sriovVFIndex", Some(index)),
+        None => {}
+    }
+    for (name, value) in [
+        ("virtual", device.is_virtual),
+        ("rdma", device.rdma_device.is_some()),
+        ("defaultRoute", device.default_route),
+    ] {
+        attributes.insert(name.to_owned(), Value::Bool(value));
+    }
+    attributes
+}
+
+/// Capacities by name, in the base unit: `bandwidth` in bits per second, where the speed is known.
+#[must_use]
+pub fn capacities(device: &Device) -> BTreeMap<String, u64> {
+    let bits = |mbps: u32| (BANDWIDTH.to_owned(), u64::from(mbps) * 1_000_000);
+    device.speed_mbps.filter(|mbps| *mbps > 0).map(bits).into_iter().collect()
+}
+
+/// The `kind` attribute: the kernel's, or what a link without one is.
+#[must_use]
+pub fn kind(device: &Device) -> &str {
+    match device.kind.as_deref() {
+        Some(kind) => kind,
+        None if device.loopback => "loopback",
+        None if device.is_virtual => "virtual",
+        None => "physical",
+    }
+}
+
+/// `value` cut to [`MAX_VALUE`] bytes at a character boundary.
+fn clip(value: &str) -> &str {
+    &value[..value.floor_char_boundary(MAX_VALUE)]
+}

@@ -1,0 +1,145 @@
+//! DRA health: a stream of all devices and how they are. The kubelet shows it in the pods' status
+//! (KEP-4680).
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures::{Stream, StreamExt as _, stream};
+use netferry_proto::dra::health::{
+    DeviceHealth, DeviceIdentifier, HealthStatus, NodeWatchResourcesRequest, NodeWatchResourcesResponse,
+    dra_resource_health_server::DraResourceHealth,
+};
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    claim::{Step, store::Store},
+    device::{Device, Inventory},
+};
+
+/// The kubelet forgets what it has not heard for 30 s (`pkg/kubelet/cm/dra/healthinfo.go`).
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// Tells the health of the node's devices.
+#[derive(Clone)]
+pub struct Health {
+    /// This node's pool.
+    pub pool: String,
+    /// The node's devices.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// Which of them are in pods.
+    pub store: Arc<Store>,
+}
+
+/// [`Health`] that ends its streams when the daemon stops, which would wait for them otherwise.
+pub(super) struct StoppableHealth {
+    health: Health,
+    stop: CancellationToken,
+}
+
+impl Health {
+    pub(super) fn until(self, stop: CancellationToken) -> StoppableHealth {
+        StoppableHealth { health: self, stop }
+    }
+
+    /// Every device now. One that a claim holds but the node has lost is among them, unhealthy.
+    fn report(&self) -> NodeWatchResourcesResponse {
+        let mut attached = BTreeMap::new();
+        for checkpoint in self.store.all() {
+            for interface in checkpoint.interfaces {
+                attached
+                    .insert(interface.plan.device, interface.attachment.map(|attachment| attachment.step));
+            }
+        }
+        let inventory = Arc::clone(&self.inventory.borrow());
+        let mut devices: BTreeMap<&str, HealthStatus> = inventory
+            .devices
+            .values()
+            .map(|device| {
+                let step = attached.get(&device.name).copied().flatten();
+                (device.name.as_str(), status(device, step))
+            })
+            .collect();
+        for name in attached.keys() {
+            devices.entry(name).or_insert(HealthStatus::Unhealthy);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let health = |(name, status): (&str, HealthStatus)| DeviceHealth {
+            device: Some(DeviceIdentifier { pool_name: self.pool.clone(), device_name: name.to_owned() }),
+            health: status.into(),
+            last_updated_time: i64::try_from(now).unwrap_or(i64::MAX),
+        };
+        NodeWatchResourcesResponse { devices: devices.into_iter().map(health).collect() }
+    }
+}
+
+/// A link in a pod was put up, protected, by us; its carrier cannot be seen from here. A link at home goes by
+/// its operational state (RFC 2863 as in the kernel's `Documentation/networking/operstates.rst`): `unknown`
+/// is that of drivers that do not tell and counts as up there; `down` is also that of a link which nobody has
+/// put up yet.
+fn status(device: &Device, step: Option<Step>) -> HealthStatus {
+    match (step, device.oper_state.as_str()) {
+        (Some(Step::Attached), _) | (None, "up" | "unknown") => HealthStatus::Healthy,
+        (None, "lowerlayerdown" | "notpresent") => HealthStatus::Unhealthy,
+        _ => HealthStatus::Unknown,
+    }
+}
+
+#[tonic::async_trait]
+impl DraResourceHealth for StoppableHealth {
+    type NodeWatchResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<NodeWatchResourcesResponse, Status>> + Send>>;
+
+    async fn node_watch_resources(
+        &self,
+        _: Request<NodeWatchResourcesRequest>,
+    ) -> Result<Response<Self::NodeWatchResourcesStream>, Status> {
+        let mut health = self.health.clone();
+        let first = health.report();
+        health.inventory.mark_unchanged();
+        let later = stream::unfold(health, |mut health| async move {
+            tokio::select! {
+                changed = health.inventory.changed() => changed.ok()?,
+                () = time::sleep(REPEAT) => {}
+            }
+            Some((health.report(), health))
+        });
+        let reports = stream::once(async { first }).chain(later).map(Ok);
+        Ok(Response::new(Box::pin(reports.take_until(self.stop.clone().cancelled_owned()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(oper_state: &str) -> Device {
+        serde_json::from_value(serde_json::json!({
+            "name": "ens5", "ifname": "ens5", "ifindex": 2, "mtu": 1500, "oper_state": oper_state,
+            "addresses": [], "is_virtual": false, "default_route": false, "gateways": [],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn status_follows_the_link() {
+        let cases = [
+            ("up", None, HealthStatus::Healthy),
+            ("unknown", None, HealthStatus::Healthy),
+            ("down", None, HealthStatus::Unknown),
+            ("lowerlayerdown", None, HealthStatus::Unhealthy),
+            ("notpresent", None, HealthStatus::Unhealthy),
+            ("down", Some(Step::Attached), HealthStatus::Healthy),
+            ("up", Some(Step::Attaching), HealthStatus::Unknown),
+            ("up", Some(Step::Returning), HealthStatus::Unknown),
+        ];
+        for (oper_state, step, expected) in cases {
+            assert_eq!(status(&device(oper_state), step), expected, "{oper_state} {step:?}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Numbers for Prometheus. Names and meanings are listed in `docs/operations.md`.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, MetricEncoder, text},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::{datapath::Traffic, holdings::Holding, publish::publisher::PublishStats, readiness::Readiness};
+
+/// How something ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
+impl Outcome {
+    const fn of(ok: bool) -> Self {
+        Self { result: if ok { "ok" } else { "error" } }
+    }
+}
+
+/// The daemon's numbers.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    prepares: Family<Outcome, Counter>,
+    prepare_time: Histogram,
+    attaches: Family<Outcome, Counter>,
+    attach_time: Histogram,
+    returns: Family<Outcome, Counter>,
+}
+
+/// What is read at each scrape.
+pub struct Sources {
+    /// State of the parts.
+    pub readiness: Arc<Readiness>,
+    /// What the publisher has done.
+    pub publisher: Arc<PublishStats>,
+    /// Interfaces in pods and their counters.
+    pub holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Register everything.
+    #[must_use]
+    pub fn new(sources: Sources) -> Self {
+        let mut registry = Registry::with_prefix("netferry");
+        let time = || Histogram::new(exponential_buckets(0.001, 2.0, 12));
+        let metrics = Self {
+            prepares: Family::default(),
+            prepare_time: time(),
+            attaches: Family::default(),
+            attach_time: time(),
+            returns: Family::default(),
+            registry: Registry::default(),
+        };
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "Version of the driver", build);
+        registry.register("claims_prepared", "Claims the kubelet had prepared", metrics.prepares.clone());
+        let help = "Time to prepare a claim, API call included";
+        registry.register_with_unit("prepare", help, Unit::Seconds, metrics.prepare_time.clone());
+        registry.register("attaches", "Pods whose claimed links were attached", metrics.attaches.clone());
+        let help = "Time to attach a pod's links, in the runtime's hook";
+        registry.register_with_unit("attach", help, Unit::Seconds, metrics.attach_time.clone());
+        registry.register("returns", "Pods whose links were taken home", metrics.returns.clone());
+        registry.register_collector(Box::new(sources));
+        Self { registry, ..metrics }
+    }
+
+    /// A claim was prepared, or not.
+    pub fn prepared(&self, ok: bool, took: Duration) {
+        self.prepares.get_or_create(&Outcome::of(ok)).inc();
+        self.prepare_time.observe(took.as_secs_f64());
+    }
+
+    /// A pod's links were attached, or not.
+    pub fn attached(&self, ok: bool, took: Duration) {
+        self.attaches.get_or_create(&Outcome::of(ok)).inc();
+        self.attach_time.observe(took.as_secs_f64());
+    }
+
+    /// A pod's links were taken home; `ok` means as they were.
+    pub fn returned(&self, ok: bool) {
+        self.returns.get_or_create(&Outcome::of(ok)).inc();
+    }
+
+    /// The OpenMetrics text.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// One reading of one counter, made at scrape time.
+type Reading<'a> = (&'a Holding, &'static str, Traffic);
+
+impl Collector for Sources {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Whether a part of the driver works";
+        let mut parts =
+            encoder.encode_descriptor("ready", help, None, ConstGauge::new(0i64).metric_type())?;
+        for (part, ready) in self.readiness.parts() {
+            ConstGauge::new(i64::from(ready)).encode(parts.encode_family(&[("part", part)])?)?;
+        }
+        let stats = &self.publisher;
+        let gauge = |value: &AtomicU64| ConstGauge::new(value.load(Ordering::Relaxed).cast_signed());
+        let gauges = [
+            ("devices_published", "Devices in this node's slices", gauge(&stats.devices)),
+            ("slices", "This node's slices", gauge(&stats.slices)),
+        ];
+        for (name, help, gauge) in gauges {
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let writes = [
+            ("create", &stats.creates),
+            ("update", &stats.updates),
+            ("delete", &stats.deletes),
+            ("conflict", &stats.conflicts),
+            ("failure", &stats.failures),
+        ];
+        let help = "Slices created, updated and deleted, and attempts that conflicted or failed";
+        let mut family =
+            encoder.encode_descriptor("slice_writes", help, None, ConstCounter::new(0u64).metric_type())?;
+        for (kind, count) in writes {
+            let counter = ConstCounter::new(count.load(Ordering::Relaxed));
+            counter.encode(family.encode_family(&[("kind", kind)])?)?;
+        }
+        let holdings = (self.holdings)();
+        let help = "Interfaces that are in pods";
+        let gauge = ConstGauge::new(i64::try_from(holdings.len()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("interfaces_held", help, None, gauge.metric_type())?)?;
+
+        let readings: Vec<Reading<'_>> = holdings
+            .iter()
+            .filter_map(|holding| holding.stats.as_ref().map(|stats| (holding, stats)))
+            .flat_map(|(h, stats)| [(h, "from_pod", stats.from_pod), (h, "to_pod", stats.to_pod)])
+            .collect();
+        let kinds: [(&str, &str, fn(&Traffic) -> u64); 2] = [
+            ("interface_packets", "Frames let through", |traffic| traffic.packets),
+            ("interface_bytes", "Bytes let through, Ethernet header included", |traffic| traffic.bytes),
+        ];
+        for (name, help, value) in kinds {
+            let mut family =
+                encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
+            for (holding, direction, traffic) in &readings {
+                count(&mut family, holding, ("direction", direction), value(traffic))?;
+            }
+        }
+        let help = "Frames dropped, by reason";
+        let mut drops = encoder.encode_descriptor(
+            "interface_drops",
+            help,
+            None,
+            ConstCounter::new(0u64).metric_type(),
+        )?;
+        for holding in &holdings {
+            for (reason, dropped) in holding.stats.iter().flat_map(|stats| &stats.drops) {
+                count(&mut drops, holding, ("reason", reason), *dropped)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes one counter of a holding, with its last label.
+fn count(family: &mut MetricEncoder<'_>, holding: &Holding, last: (&str, &str), value: u64) -> fmt::Result {
+    let labels = [
+        ("namespace", holding.pod.namespace.as_str()),
+        ("pod", holding.pod.name.as_str()),
+        ("interface", holding.interface.as_str()),
+        last,
+    ];
+    ConstCounter::new(value).encode(family.encode_family(&labels)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        claim::{ClaimRef, PodRef, Step},
+        datapath::{EndpointStats, Isolation},
+    };
+
+    #[test]
+    fn a_scrape_shows_the_reason_of_each_drop() {
+        let holding = || Holding {
+            pod: PodRef { namespace: "ns".into(), name: "pod".into(), uid: "u".into() },
+            claim: ClaimRef { namespace: "ns".into(), name: "claim".into(), uid: "c".into() },
+            request: "nic".into(),
+            device: "eth7".into(),
+            host_link: "eth7".into(),
+            interface: "net1".into(),
+            addresses: Vec::new(),
+            isolation: Isolation::Strict,
+            step: Step::Attached,
+            endpoint: Some(1),
+            stats: Some(EndpointStats {
+                drops: [("spoofed_ip".to_owned(), 7)].into(),
+                ..EndpointStats::default()
+            }),
+        };
+        let sources = Sources {
+            readiness: Arc::new(Readiness::new()),
+            publisher: Arc::default(),
+            holdings: Box::new(move || vec![holding()]),
+        };
+        let metrics = Metrics::new(sources);
+        metrics.attached(true, Duration::from_millis(3));
+        let text = metrics.encode().unwrap();
+        let drops = r#"netferry_interface_drops_total{namespace="ns",pod="pod",interface="net1",reason="spoofed_ip"} 7"#;
+        assert!(text.contains(drops), "{text}");
+        assert!(text.contains(r#"netferry_attaches_total{result="ok"} 1"#), "{text}");
+        assert!(text.contains(r#"netferry_ready{part="kubelet"} 0"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

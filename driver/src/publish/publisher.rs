@@ -1,0 +1,304 @@
+//! Writes the slices: reads what is there, writes the difference, retries.
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use k8s_openapi::{
+    api::resource::v1::{ResourceSlice, ResourceSliceSpec},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    pool::{self, Altered, Writes},
+    slices::slices,
+};
+use crate::{
+    cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
+    device::{
+        Inventory,
+        rule::{Rule, decide},
+    },
+};
+
+/// How the publisher paces itself.
+#[derive(Clone, Debug)]
+pub struct PublishOptions {
+    /// Compares with the cluster this often without a change at home: finds slices that somebody deleted or
+    /// edited, and a Node object made anew. A tenth is added or taken at random.
+    pub resync: Duration,
+    /// Wait after the first failure, doubled with each further one …
+    pub first_retry: Duration,
+    /// … up to this. Half of each wait is random, so that the nodes of a cluster do not come in step.
+    pub longest_retry: Duration,
+    /// One round of reading and writing may take this long.
+    pub round: Duration,
+}
+
+impl Default for PublishOptions {
+    fn default() -> Self {
+        Self {
+            resync: Duration::from_mins(1),
+            first_retry: Duration::from_millis(500),
+            longest_retry: Duration::from_mins(1),
+            round: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Counters and gauges for `/metrics` and readiness.
+#[derive(Debug, Default)]
+pub struct PublishStats {
+    /// Slices created.
+    pub creates: AtomicU64,
+    /// Slices replaced.
+    pub updates: AtomicU64,
+    /// Slices deleted.
+    pub deletes: AtomicU64,
+    /// Rounds that met a newer object than the one they had read.
+    pub conflicts: AtomicU64,
+    /// Rounds that failed otherwise.
+    pub failures: AtomicU64,
+    /// Devices in the slices now.
+    pub devices: AtomicU64,
+    /// Slices of the pool now.
+    pub slices: AtomicU64,
+    /// The pool's generation now.
+    pub generation: AtomicI64,
+    /// Last round that succeeded, in seconds since the epoch; 0 before the first: not ready yet.
+    pub last_success: AtomicU64,
+}
+
+/// Publish until `shutdown`. The slices stay: a driver that restarts must not take devices away from a
+/// scheduler that is just about to use them. [`cleanup`] takes them away.
+pub async fn run(
+    cluster: Arc<dyn Cluster>,
+    mut inventory: watch::Receiver<Arc<Inventory>>,
+    rule: Arc<Rule>,
+    options: PublishOptions,
+    stats: Arc<PublishStats>,
+    shutdown: CancellationToken,
+) {
+    let mut publisher = Publisher::new(cluster, rule, stats);
+    let mut failed_rounds = 0;
+    let publish = async {
+        loop {
+            let current = Arc::clone(&inventory.borrow_and_update());
+            match publisher.round(&current, options.round).await {
+                Ok(()) => {
+                    failed_rounds = 0;
+                    tokio::select! {
+                        () = changed(&mut inventory) => {}
+                        () = sleep(jittered(options.resync, 0.9, 1.1)) => {}
+                    }
+                }
+                Err(error) => {
+                    let wait = publisher.failed(&error, failed_rounds, &options).await;
+                    failed_rounds += 1;
+                    // What the server refuses, another inventory may cure; what it cannot do now, none can.
+                    let curable = matches!(error, ClusterError::Refused { .. });
+                    tokio::select! {
+                        () = sleep(wait) => {}
+                        () = changed(&mut inventory), if curable => {}
+                    }
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = publish => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// Delete every slice of this driver on this node. Returns how many there were.
+pub async fn cleanup(cluster: &dyn Cluster) -> Result<usize, ClusterError> {
+    let slices = cluster.slices().await?;
+    for slice in &slices {
+        if let Some(name) = &slice.metadata.name {
+            cluster.delete_slice(name).await?;
+        }
+    }
+    Ok(slices.len())
+}
+
+/// The next inventory; never, once discovery has ended.
+async fn changed(inventory: &mut watch::Receiver<Arc<Inventory>>) {
+    if inventory.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// One round at a time; [`run`] drives it.
+pub struct Publisher {
+    cluster: Arc<dyn Cluster>,
+    rule: Arc<Rule>,
+    altered: Altered,
+    stats: Arc<PublishStats>,
+    /// Refusal that an Event has told of.
+    reported: Option<String>,
+}
+
+impl Publisher {
+    /// A publisher that has not written anything yet.
+    #[must_use]
+    pub fn new(cluster: Arc<dyn Cluster>, rule: Arc<Rule>, stats: Arc<PublishStats>) -> Self {
+        Self { cluster, rule, altered: Altered::new(), stats, reported: None }
+    }
+
+    async fn round(&mut self, inventory: &Inventory, limit: Duration) -> Result<(), ClusterError> {
+        timeout(limit, self.sync(inventory)).await.unwrap_or_else(|elapsed| {
+            Err(ClusterError::Unavailable {
+                action: format!("publish the node's devices within {} s", limit.as_secs()),
+                source: elapsed.into(),
+            })
+        })
+    }
+
+    /// Bring the cluster's slices up to `inventory`. After an error some writes may have been made; the next
+    /// round reads what is there and goes on from that.
+    pub async fn sync(&mut self, inventory: &Inventory) -> Result<(), ClusterError> {
+        let node = self.cluster.node().await?;
+        let decisions = decide(inventory, &self.rule);
+        let published: Vec<_> =
+            decisions.iter().filter(|(_, decision)| decision.is_ok()).map(|(device, _)| device).collect();
+        let desired = slices(published.iter().copied(), &node.name, self.rule.driver());
+        let current: Vec<_> = self
+            .cluster
+            .slices()
+            .await?
+            .into_iter()
+            // Whatever a server answers: never touch what is not ours.
+            .filter(|slice| {
+                slice.spec.driver == self.rule.driver()
+                    && slice.spec.node_name.as_deref() == Some(node.name.as_str())
+            })
+            .collect();
+        let writes = pool::writes(&current, &desired, owner(&node).as_ref(), &self.altered);
+        let written = !writes.is_empty();
+        let (devices, generation) = (published.len(), writes.generation);
+        self.write(writes, &desired).await?;
+        self.reported = None;
+        let stats = &self.stats;
+        stats.devices.store(devices as u64, Ordering::Relaxed);
+        stats.slices.store(desired.len() as u64, Ordering::Relaxed);
+        stats.generation.store(generation, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        stats.last_success.store(now.as_secs(), Ordering::Relaxed);
+        if written {
+            info!(devices, slices = desired.len(), generation, "published the node's devices");
+        } else {
+            debug!(devices, "slices are as they should be");
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, writes: Writes, desired: &[ResourceSliceSpec]) -> Result<(), ClusterError> {
+        for name in writes.delete {
+            self.cluster.delete_slice(&name).await?;
+            self.stats.deletes.fetch_add(1, Ordering::Relaxed);
+        }
+        for (index, slice) in writes.update {
+            let stored = self.cluster.update_slice(&slice).await?;
+            self.stats.updates.fetch_add(1, Ordering::Relaxed);
+            self.remember(index, &desired[index], &stored);
+        }
+        for (index, slice) in writes.create {
+            let stored = self.cluster.create_slice(&slice).await?;
+            self.stats.creates.fetch_add(1, Ordering::Relaxed);
+            self.remember(index, &desired[index], &stored);
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, index: usize, desired: &ResourceSliceSpec, stored: &ResourceSlice) {
+        let sent = pool::plain(desired.devices.as_deref());
+        let kept = pool::plain(stored.spec.devices.as_deref());
+        if sent == kept {
+            self.altered.remove(&index);
+        } else {
+            let slice = stored.metadata.name.as_deref().unwrap_or_default();
+            warn!(slice, "the server stored other devices than it was sent; it may not know every field");
+            self.altered.insert(index, (sent, kept));
+        }
+    }
+
+    /// Count and tell a failure; returns how long to wait.
+    async fn failed(
+        &mut self,
+        error: &ClusterError,
+        failed_rounds: u32,
+        options: &PublishOptions,
+    ) -> Duration {
+        let wait =
+            options.first_retry.saturating_mul(2u32.saturating_pow(failed_rounds)).min(options.longest_retry);
+        let wait = jittered(wait, 0.5, 1.0);
+        match error {
+            // An update of a slice that was deleted meanwhile is a conflict as well; a missing Node is not, it
+            // comes when the kubelet registers.
+            ClusterError::Conflict { .. } | ClusterError::NotFound { kind: "ResourceSlice", .. } => {
+                self.stats.conflicts.fetch_add(1, Ordering::Relaxed);
+                debug!(%error, "reading the slices again");
+                if failed_rounds == 0 { Duration::ZERO } else { wait }
+            }
+            _ => {
+                self.stats.failures.fetch_add(1, Ordering::Relaxed);
+                warn!(error = error as &dyn std::error::Error, ?wait, "cannot publish; trying again");
+                if let ClusterError::Refused { .. } = error {
+                    self.report(error.to_string()).await;
+                }
+                wait
+            }
+        }
+    }
+
+    /// Tell of a refusal once, on the node.
+    async fn report(&mut self, note: String) {
+        if self.reported.as_ref() == Some(&note) {
+            return;
+        }
+        let event = Event {
+            subject: Subject::Node,
+            event_type: EventType::Warning,
+            reason: "PublishFailed",
+            action: "Publish",
+            note: note.clone(),
+        };
+        match self.cluster.event(&event).await {
+            Ok(()) => self.reported = Some(note),
+            Err(error) => debug!(%error, "cannot record an Event"),
+        }
+    }
+}
+
+/// The node owns its slices: they are collected with it.
+fn owner(node: &NodeRef) -> Option<OwnerReference> {
+    Some(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.name.clone(),
+        uid: node.uid.clone()?,
+        controller: Some(true),
+        ..OwnerReference::default()
+    })
+}
+
+/// `time` times a random factor between `low` and `high`.
+fn jittered(time: Duration, low: f64, high: f64) -> Duration {
+    // The standard library seeds each hasher at random, which is random enough to spread nodes.
+    let random = RandomState::new().build_hasher().finish();
+    let unit = f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX);
+    time.mul_f64(low + (high - low) * unit)
+}

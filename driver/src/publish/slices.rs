@@ -1,0 +1,99 @@
+//! Devices → specs of ResourceSlices, without reading or writing anything.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::resource::v1::{
+        Device as ApiDevice, DeviceAttribute, DeviceCapacity, ResourcePool, ResourceSliceSpec,
+    },
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+use crate::device::{
+    Device,
+    attributes::{self, Value},
+};
+
+/// Devices in a slice (`ResourceSliceMaxDevices` in `k8s.io/api/resource/v1`).
+pub const MAX_DEVICES: usize = 128;
+
+/// Devices in a slice of which one has taints or consumes counters
+/// (`ResourceSliceMaxDevicesWithTaintsOrConsumesCounters`).
+pub const MAX_DEVICES_WITH_TAINTS: usize = 64;
+
+/// The slices of this node's one pool, which has the node's name.
+///
+/// Devices come in the order of their names, so that equal devices give equal slices. There is always at least
+/// one slice: an empty pool says that the driver runs and has nothing, no pool says that it does not run.
+/// The pool's generation is left at 0; only the publisher knows it.
+#[must_use]
+pub fn slices<'a>(
+    published: impl IntoIterator<Item = &'a Device>,
+    node: &str,
+    driver: &str,
+) -> Vec<ResourceSliceSpec> {
+    let by_name: BTreeMap<&str, &Device> =
+        published.into_iter().map(|device| (device.name.as_str(), device)).collect();
+    let devices: Vec<ApiDevice> = by_name.into_values().map(api_device).collect();
+    let mut chunks: Vec<Vec<ApiDevice>> =
+        devices.chunks(devices_per_slice(&devices)).map(<[ApiDevice]>::to_vec).collect();
+    if chunks.is_empty() {
+        chunks.push(Vec::new());
+    }
+    let count = i64::try_from(chunks.len()).unwrap_or(i64::MAX);
+    chunks
+        .into_iter()
+        .map(|devices| ResourceSliceSpec {
+            driver: driver.to_owned(),
+            node_name: Some(node.to_owned()),
+            pool: ResourcePool { name: node.to_owned(), generation: 0, resource_slice_count: count },
+            devices: Some(devices),
+            ..ResourceSliceSpec::default()
+        })
+        .collect()
+}
+
+fn devices_per_slice(devices: &[ApiDevice]) -> usize {
+    let limited = |device: &ApiDevice| {
+        device.taints.as_ref().is_some_and(|taints| !taints.is_empty())
+            || device.consumes_counters.as_ref().is_some_and(|counters| !counters.is_empty())
+    };
+    if devices.iter().any(limited) { MAX_DEVICES_WITH_TAINTS } else { MAX_DEVICES }
+}
+
+fn api_device(device: &Device) -> ApiDevice {
+    let attributes = attributes::attributes(device).into_iter().map(|(name, value)| {
+        let value = match value {
+            Value::String(text) => DeviceAttribute { string: Some(text), ..DeviceAttribute::default() },
+            Value::Int(number) => DeviceAttribute { int: Some(number), ..DeviceAttribute::default() },
+            Value::Bool(flag) => DeviceAttribute { bool: Some(flag), ..DeviceAttribute::default() },
+        };
+        (name, value)
+    });
+    let capacity: BTreeMap<_, _> = attributes::capacities(device)
+        .into_iter()
+        .map(|(name, value)| (name, DeviceCapacity { value: quantity(value), ..DeviceCapacity::default() }))
+        .collect();
+    ApiDevice {
+        name: device.name.clone(),
+        attributes: Some(attributes.collect()),
+        capacity: (!capacity.is_empty()).then_some(capacity),
+        ..ApiDevice::default()
+    }
+}
+
+/// In the form the API server stores (the largest decimal unit without a fraction), so that what comes back
+/// equals what was written.
+fn quantity(mut value: u64) -> Quantity {
+    for unit in ["", "k", "M", "G", "T", "P"] {
+        if value == 0 || !value.is_multiple_of(1000) {
+            return Quantity(format!("{value}{unit}"));
+        }
+        value /= 1000;
+    }
+    Quantity(format!("{value}E"))
+}
+
+#[cfg(test)]
+#[path = "slices_tests.rs"]
+mod tests;

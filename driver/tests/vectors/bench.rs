@@ -1,0 +1,166 @@
+//! The real object in the real kernel, run on one frame at a time.
+
+use std::path::PathBuf;
+
+use aya::maps::{HashMap, Map, PerCpuHashMap};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, READY};
+use netferry_common::{
+    Addr, Address, AddressKey, CounterKey, Direction, Drops, ENDPOINT_GLOBAL, Endpoint, Reason, Traffic, maps,
+};
+
+use super::frames::POD;
+
+/// Id of the endpoint under test.
+pub const ID: u32 = 7;
+
+/// What the kernel did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Let through, unchanged.
+    Pass,
+    /// Dropped, and counted for this reason alone.
+    Drop(Reason),
+}
+
+/// The programs of one way a frame can go.
+pub fn programs(direction: Direction) -> [&'static str; 2] {
+    match direction {
+        Direction::FromPod => ["from_pod", "link_egress"],
+        Direction::ToPod => ["to_pod", "link_ingress"],
+    }
+}
+
+/// Where `cargo xtask build-ebpf` puts the object.
+pub fn object() -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/netferry.o");
+    assert!(path.exists(), "{} is missing: run `cargo xtask build-ebpf`", path.display());
+    path
+}
+
+/// All programs, loaded for one endpoint with maps of their own.
+pub struct Bench {
+    pub ebpf: Ebpf,
+}
+
+impl Bench {
+    /// Loads every program; the endpoint is in no map yet.
+    pub fn load() -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .override_global(ENDPOINT_GLOBAL, &ID, true)
+            .load_file(object())
+            .expect("the object loads");
+        for (name, program) in ebpf.programs_mut() {
+            let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+            program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        }
+        Self { ebpf }
+    }
+
+    /// Loads every program, with the pod's endpoint ready.
+    pub fn ready() -> Self {
+        let mut bench = Self::load();
+        bench.set_endpoint(READY);
+        bench.own(Addr::v4(POD.v4), ADDR_OWN);
+        bench.own(Addr::v4([192, 0, 2, 255]), ADDR_BROADCAST);
+        bench.own(Addr::v6(POD.v6), ADDR_OWN);
+        bench.own(Addr::link_local(POD.mac), ADDR_OWN);
+        bench
+    }
+
+    /// Writes the endpoint's record.
+    pub fn set_endpoint(&mut self, flags: u32) {
+        let endpoint = Endpoint { flags, mtu: 1500, mac: POD.mac, ..Endpoint::default() };
+        let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
+        map.insert(ID, endpoint, 0).expect("room for an endpoint");
+    }
+
+    /// Writes one of the endpoint's addresses.
+    pub fn own(&mut self, addr: Addr, flags: u32) {
+        let mut map =
+            HashMap::<_, AddressKey, Address>::try_from(self.map(maps::ADDRESSES)).expect("a hash map");
+        map.insert(AddressKey { endpoint: ID, addr }, Address { flags, prefix: 24 }, 0).expect("room");
+    }
+
+    /// A map by its name.
+    pub fn map(&mut self, name: &str) -> &mut Map {
+        self.ebpf.map_mut(name).unwrap_or_else(|| panic!("the object has no map {name}"))
+    }
+
+    /// A loaded program by its name.
+    pub fn program(&self, name: &str) -> &SchedClassifier {
+        let program = self.ebpf.program(name).unwrap_or_else(|| panic!("the object has no program {name}"));
+        program.try_into().expect("a classifier")
+    }
+
+    /// Counters of a direction, summed over the CPUs.
+    pub fn traffic(&mut self, direction: Direction) -> Traffic {
+        let map =
+            PerCpuHashMap::<_, CounterKey, Traffic>::try_from(self.map(maps::TRAFFIC)).expect("per CPU");
+        let mut sum = Traffic::default();
+        if let Ok(values) = map.get(&key(direction), 0) {
+            for one in values.iter() {
+                sum.packets += one.packets;
+                sum.bytes += one.bytes;
+                sum.dropped += one.dropped;
+            }
+        }
+        sum
+    }
+
+    /// Drops of a direction by reason number, summed over the CPUs.
+    pub fn drops(&mut self, direction: Direction) -> Vec<u64> {
+        let map = PerCpuHashMap::<_, CounterKey, Drops>::try_from(self.map(maps::DROPS)).expect("per CPU");
+        let mut sum = vec![0; netferry_common::verdict::REASON_SLOTS];
+        if let Ok(values) = map.get(&key(direction), 0) {
+            for one in values.iter() {
+                sum.iter_mut().zip(one.counts()).for_each(|(sum, count)| *sum += count);
+            }
+        }
+        sum
+    }
+
+    /// Runs one program on a frame and reads what it did from its answer and from the counters, which must
+    /// agree.
+    pub fn run(&mut self, program: &str, direction: Direction, frame: &[u8]) -> Outcome {
+        let (traffic, drops) = (self.traffic(direction), self.drops(direction));
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = self
+            .program(program)
+            .test_run(options)
+            .unwrap_or_else(|error| panic!("{program} on {frame:02x?}: {error:?}"));
+        out.truncate(result.data_size_out as usize);
+        let (after, drops_after) = (self.traffic(direction), self.drops(direction));
+        let counted: Vec<Reason> = Reason::ALL
+            .iter()
+            .copied()
+            .filter(|reason| drops_after[reason.number() as usize] != drops[reason.number() as usize])
+            .collect();
+        let raised: u64 = drops_after.iter().sum::<u64>() - drops.iter().sum::<u64>();
+        // TC_ACT_UNSPEC lets the next program decide, TC_ACT_SHOT drops.
+        match result.return_value.cast_signed() {
+            -1 => {
+                assert_eq!(out, frame, "a frame that passes is not changed");
+                assert_eq!(counted, [], "a frame that passes is no drop");
+                assert_eq!(after.packets, traffic.packets + 1);
+                assert_eq!(after.bytes, traffic.bytes + frame.len() as u64);
+                assert_eq!(after.dropped, traffic.dropped);
+                Outcome::Pass
+            }
+            2 => {
+                assert_eq!((raised, counted.len()), (1, 1), "one drop has one reason, got {counted:?}");
+                assert_eq!((after.packets, after.bytes), (traffic.packets, traffic.bytes));
+                assert_eq!(after.dropped, traffic.dropped + 1);
+                Outcome::Drop(counted[0])
+            }
+            other => panic!("{program} returned {other}"),
+        }
+    }
+}
+
+fn key(direction: Direction) -> CounterKey {
+    CounterKey { endpoint: ID, direction: direction.number() }
+}

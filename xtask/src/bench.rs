@@ -1,0 +1,33 @@
+//! `cargo xtask bench`: the driver's benchmarks, on real namespaces where root runs them.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{
+    build_ebpf,
+    command::{cargo, is_root, run as run_command},
+    setup,
+};
+
+/// Options of `bench`.
+#[derive(Args, Default)]
+#[group(skip)]
+pub(crate) struct Options {
+    /// The eBPF toolchain.
+    #[command(flatten)]
+    ebpf: build_ebpf::Options,
+    /// Names or options for the benchmarks, after `--`.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Runs the benchmarks.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if is_root() {
+        setup::tests()?;
+    }
+    build_ebpf::run(&options.ebpf)?;
+    run_command(
+        cargo().args(["bench", "--locked", "--package", "netferry", "--benches", "--"]).args(&options.rest),
+    )
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask build-ebpf`: the eBPF object that the driver embeds.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{
+    command::{self, root},
+    linker,
+    toolchain::{self, Toolchain},
+};
+
+/// Options of `build-ebpf`.
+#[derive(Args, Default)]
+#[group(skip)]
+pub(crate) struct Options {
+    /// Use this rustup toolchain; it must have rust-src.
+    #[arg(long, value_name = "NAME", env = "NETFERRY_BPF_TOOLCHAIN")]
+    pub(crate) toolchain: Option<String>,
+}
+
+/// Where the driver's build script looks for the object.
+pub(crate) fn object() -> PathBuf {
+    root().join("target/bpf/netferry.o")
+}
+
+/// Builds the object.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let begin = Instant::now();
+    let toolchain = toolchain::find(options.toolchain.as_deref())?;
+    println!("eBPF compiler: {toolchain}");
+    let linker = linker::find(&toolchain)?;
+    println!("eBPF linker: {}", linker.display());
+
+    let target = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
+    // A folder of its own: with the host's, each build would throw away the other's work.
+    let folder = root().join("target/bpf-build");
+    compile(&toolchain, &linker, target, &folder)?;
+
+    let built = folder.join(target).join("release/netferry-ebpf");
+    let fresh = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    let object = object();
+    // An untouched file keeps its time, and the driver is not built again for nothing.
+    let changed = fs::read(&object).ok().as_deref() != Some(fresh.as_slice());
+    if changed {
+        fs::create_dir_all(object.parent().context("the object has no folder")?)?;
+        let partial = object.with_extension("partial");
+        fs::write(&partial, &fresh).with_context(|| format!("cannot write {}", partial.display()))?;
+        fs::rename(&partial, &object)?;
+    }
+    println!(
+        "eBPF object: {} ({} bytes, {}, {:.1} s)",
+        object.display(),
+        fresh.len(),
+        if changed { "new" } else { "unchanged" },
+        begin.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+fn compile(toolchain: &Toolchain, linker: &Path, target: &str, folder: &Path) -> Result<()> {
+    let mut cargo = toolchain.cargo();
+    cargo
+        .args(["build", "--release", "--locked", "--package", "netferry-ebpf", "--target", target])
+        .arg("-Zbuild-std=core")
+        .env("CARGO_TARGET_DIR", folder)
+        .env("RUSTFLAGS", format!("-C debuginfo=2 -C link-arg=--btf -C linker={}", linker.display()));
+    command::run(&mut cargo).context("cannot build the eBPF programs")
+}
