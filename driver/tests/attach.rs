@@ -1,17 +1,19 @@
 //! Attach and return on a real kernel: namespaces, links and programs.
 
+#[path = "attach/interrupted.rs"]
+mod interrupted;
 mod support;
-
 #[path = "attach/world.rs"]
 mod world;
 
 use std::{sync::Arc, time::Instant};
 
+use interrupted::Interrupted;
 use netferry::{
     attach::{Attacher, Outcome, Reason},
     link::MacAddr,
 };
-use world::{Interrupted, MAC, World};
+use world::{MAC, World};
 
 #[tokio::test]
 async fn a_pod_gets_its_links_and_they_come_home_as_before() {

@@ -68,25 +68,25 @@ pub enum AttachError {
 #[error("{}", self.text())]
 pub struct AttachFailed {
     /// Which claim, where it was one.
-    pub claim: Option<ClaimRef>,
+    pub claim: Option<Box<ClaimRef>>,
     /// Which device, where it was one.
     pub device: Option<String>,
     /// Why. Told with all its causes by the text of this error.
-    pub cause: AttachError,
+    pub cause: Box<AttachError>,
     /// What went wrong while things were put back.
     pub problems: Vec<Problem>,
 }
 
 impl AttachFailed {
     pub(super) fn of_pod(cause: impl Into<AttachError>) -> Self {
-        Self { claim: None, device: None, cause: cause.into(), problems: Vec::new() }
+        Self { claim: None, device: None, cause: Box::new(cause.into()), problems: Vec::new() }
     }
 
     pub(super) fn of(claim: &ClaimRef, device: &str, cause: impl Into<AttachError>) -> Self {
         Self {
-            claim: Some(claim.clone()),
+            claim: Some(Box::new(claim.clone())),
             device: Some(device.to_owned()),
-            cause: cause.into(),
+            cause: Box::new(cause.into()),
             problems: Vec::new(),
         }
     }
@@ -96,7 +96,7 @@ impl AttachFailed {
         if let (Some(claim), Some(device)) = (&self.claim, &self.device) {
             let _ = write!(text, "claim {claim}, device {device}: ");
         }
-        text.push_str(&report(&self.cause));
+        text.push_str(&report(&*self.cause));
         for problem in &self.problems {
             let _ = write!(text, "; while undoing it: {}", problem.note);
         }

@@ -113,11 +113,11 @@ impl Return<'_> {
             Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
         };
         stop_at("return-after-move")?;
-        if let Some((ifindex, home)) = arrived {
-            if let Err(errors) = self.attacher.links.restore(ifindex, &home).await {
-                for error in errors {
-                    self.note(Reason::NotRestored, report(&error));
-                }
+        if let Some((ifindex, home)) = arrived
+            && let Err(errors) = self.attacher.links.restore(ifindex, &home).await
+        {
+            for error in errors {
+                self.note(Reason::NotRestored, report(&error));
             }
         }
         stop_at("return-after-restore")?;
@@ -211,8 +211,8 @@ impl Return<'_> {
         home.link.alt_names.retain(|name| !taken.contains(name));
         let name = self.attachment.home.link.name.clone();
         if taken.contains(&name) {
-            let free = |base: &str| (0..).map(|n| free_name(base, n)).find(|name| !taken.contains(name));
-            if let Some(free) = free(&name) {
+            let tries = 0..=u32::try_from(taken.len()).unwrap_or(u32::MAX);
+            if let Some(free) = tries.map(|n| free_name(&name, n)).find(|name| !taken.contains(name)) {
                 self.note(
                     Reason::NameTaken,
                     format!("the name {name:?} belongs to another link now; the link is home as {free:?}"),

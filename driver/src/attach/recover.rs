@@ -23,7 +23,7 @@ impl Attacher {
                     let note = format!("sandbox {}: {failed}", sandbox.id);
                     tracing::warn!(pod = %sandbox.pod, "{note}");
                     let pod = Some(sandbox.pod.clone());
-                    let claim = failed.claim.clone();
+                    let claim = failed.claim.as_deref().cloned();
                     outcome.problems.push(Problem { claim, pod, reason: Reason::NotAttached, note });
                     outcome.problems.extend(failed.problems);
                 }
