@@ -1,0 +1,207 @@
+//! The daemon in whole on a node: real containerd, real links and programs; kubelet and API server are played.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+#[path = "node/world.rs"]
+mod world;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::{
+    apiserver::Fault,
+    containerd::{Series, prerequisites},
+    netns::NetNs,
+};
+use world::{Cable, NAMESPACE, Node, inside};
+
+const MAC: &str = "02:00:00:00:78:01";
+
+fn ping(from: &NetNs, to: &str, more: &str) -> Result<String, String> {
+    from.try_exec(&format!("ping -q -c 2 -i 0.05 -W 1 {more} {to}"))
+}
+
+fn spoof_is_dropped(pod: &NetNs, number: u8) {
+    let source = format!("10.78.{number}.66");
+    let _ = pod.try_exec(&format!("ip address add {source}/24 dev net1"));
+    assert!(
+        ping(pod, &format!("10.78.{number}.2"), &format!("-I {source}")).is_err(),
+        "a spoofed source got out"
+    );
+}
+
+async fn life_of_a_pod(series: Series, number: u8) {
+    if let Err(why) = prerequisites() {
+        return support::skip(&format!("node {series:?}"), &why);
+    }
+    let (cable, spare) = (Cable::new(number), Cable::new(number + 100));
+    let mut node = Node::start(series, &[&cable, &spare]).await;
+    let slices = node.server.all("resourceslices");
+    assert_eq!(slices.len(), 1);
+    assert_eq!(
+        slices[0]["spec"]["pool"],
+        json!({"name": "node-1", "generation": 1, "resourceSliceCount": 1})
+    );
+
+    // A pod without claims is untouched.
+    let plain = node.run_pod("plain").await.unwrap();
+    assert_eq!(inside(&plain).links(), ["eth0"]);
+
+    let class = json!({"mtu": 1400, "name": "other0"});
+    let own = json!({
+        "name": "net1", "hardwareAddr": MAC,
+        "addresses": [format!("10.78.{number}.1/24"), format!("fd78:{number}::1/64")],
+        "routes": [
+            {"destination": "203.0.113.0/24", "gateway": format!("10.78.{number}.2")},
+            {"destination": "0.0.0.0/0", "gateway": format!("10.78.{number}.2"), "table": 100}],
+    });
+    let claim = node.claim("web", &cable.link, class, own);
+    let foreign = json!([{"driver": "other.dev", "pool": "p", "device": "gpu", "data": {"kept": "yes"}}]);
+    node.server.apply_as("other.dev", &claim.to_string(), &foreign);
+    let theirs = node.status(&claim, "other.dev");
+    let home = cable.look();
+    node.prepare(&claim).await.unwrap();
+
+    // The server is in trouble while the pod starts; the hook does not wait for it.
+    node.server.fail_next("PATCH", "/status", 1, Fault::Status(409));
+    node.server.fail_next("PATCH", "/status", 2, Fault::Status(500));
+    node.server.fail_next("POST", "/events", 1, Fault::Status(503));
+    let pod = node.run_pod("web").await.unwrap();
+    let netns = inside(&pod);
+    assert!(!cable.is_home());
+    let link = netns.link("net1").unwrap();
+    assert_eq!((&link["address"], &link["mtu"]), (&json!(MAC), &json!(1400)));
+    assert!(link["flags"].as_array().unwrap().contains(&json!("UP")));
+    let addresses = netns.ip("-br address show dev net1");
+    assert!(addresses.contains(&format!("10.78.{number}.1/24")), "{addresses}");
+    assert!(addresses.contains(&format!("fd78:{number}::1/64")), "{addresses}");
+    assert!(netns.ip("route show 203.0.113.0/24").contains("dev net1"));
+    assert!(netns.ip("route show table 100").contains("default via"));
+    // The cluster's own network is as the runtime made it.
+    assert!(netns.ip("route show default").contains("dev eth0"));
+    assert!(netns.ip("-4 -br address show dev eth0").contains("198.18."));
+
+    ping(&netns, &format!("10.78.{number}.2"), "").unwrap();
+    ping(&netns, &format!("fd78:{number}::2"), "").unwrap();
+    spoof_is_dropped(&netns, number);
+    let pods = node.pods();
+    assert_eq!(pods.as_array().unwrap().len(), 1);
+    assert_eq!((&pods[0]["interface"], &pods[0]["hostLink"]), (&json!("net1"), &json!(cable.link)));
+    let drops = pods[0]["stats"]["drops"].to_string();
+    assert!(drops.contains("arp_sender") || drops.contains("source_ipv4"), "{pods}");
+    let pins = node.home.bpffs().join("v1/links");
+    let pinned = std::process::Command::new("find").arg(&pins).args(["-type", "f"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&pinned.stdout).lines().count(), 2);
+    let (_, metrics) = node.daemon.as_ref().unwrap().get("/metrics").unwrap();
+    assert!(metrics.contains("netferry_interface_drops_total{"), "{metrics}");
+    assert!(metrics.contains(r#"pod="web""#), "{metrics}");
+
+    // Told in the end, beside what another driver says.
+    node.until_ready(&claim, "True", "Attached").await;
+    let status = node.status(&claim, "netferry.dev");
+    for condition in status["conditions"].as_array().unwrap() {
+        assert_eq!(condition["status"], "True", "{status}");
+    }
+    assert_eq!(status["conditions"].as_array().unwrap().len(), 3);
+    assert_eq!(status["networkData"]["interfaceName"], "net1");
+    assert_eq!(status["networkData"]["hardwareAddress"], MAC);
+    assert_eq!(status["networkData"]["ips"].as_array().unwrap().len(), 2);
+    assert_eq!(node.status(&claim, "other.dev"), theirs);
+    let applied = node.server.asked("PATCH", "/status");
+    assert!(applied.iter().all(|request| {
+        request.query["fieldManager"] == "netferry.dev"
+            && request.content_type == "application/apply-patch+yaml"
+    }));
+    node.until_event("ResourceClaim", "LinkAttached").await;
+    node.until_event("Pod", "LinkAttached").await;
+    // The slices do not flap while the link is away.
+    assert_eq!(node.server.all("resourceslices"), slices);
+
+    // A spare link changes: the update names the version it is based on, and a conflict is read again.
+    node.server.fail_next("PUT", "/resourceslices", 1, Fault::Status(409));
+    world::ip(&format!("link set {} mtu 1450", spare.link));
+    node.server.until("the new MTU", |_| node.device(&spare.link).to_string().contains("1450")).await;
+    let updates = node.server.asked("PUT", "/resourceslices");
+    assert!(updates.iter().all(|update| update.body["metadata"]["resourceVersion"].is_string()));
+
+    // The runtime restarts, then the daemon is away: traffic and protection stay.
+    node.containerd.restart().await.unwrap();
+    ping(&netns, &format!("10.78.{number}.2"), "").unwrap();
+    node.stop_daemon();
+    ping(&netns, &format!("10.78.{number}.2"), "").unwrap();
+    spoof_is_dropped(&netns, number);
+    node.start_daemon();
+    node.driver = node.kubelet.wait_for_driver(netferry::DRIVER_NAME).await;
+    assert_eq!(node.pods()[0]["step"], pods[0]["step"]);
+    ping(&netns, &format!("10.78.{number}.2"), "").unwrap();
+
+    // The server is away while the pod stops.
+    for method in ["GET", "PATCH", "POST"] {
+        node.server.fail_next(method, "/", usize::MAX, Fault::Status(503));
+    }
+    let began = Instant::now();
+    node.containerd.stop_pod(&pod.id).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(cable.look(), home);
+    node.server.heal();
+    node.until_ready(&claim, "False", "Prepared").await;
+    assert_eq!(node.pods(), json!([]));
+    let outcomes = node.driver.unprepare(std::slice::from_ref(&claim)).await.unwrap();
+    assert_eq!(outcomes[&claim.uid], Ok(()));
+    assert!(!pins.exists() || std::fs::read_dir(&pins).unwrap().next().is_none());
+    node.containerd.remove_pod(&pod.id).await.unwrap();
+    assert_eq!(node.status(&claim, "other.dev"), theirs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn life_of_a_pod_on_containerd_2_1() {
+    life_of_a_pod(Series::V2_1, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn life_of_a_pod_on_containerd_1_7() {
+    life_of_a_pod(Series::V1_7, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_and_said() {
+    if let Err(why) = prerequisites() {
+        return support::skip("node refusals", &why);
+    }
+    let (cable, spare) = (Cable::new(3), Cable::new(103));
+    let node = Node::start(Series::V2_1, &[&cable, &spare]).await;
+
+    let bad = node.claim("bad", &spare.link, json!({}), json!({"mtu": 12}));
+    let host = node.claim("host", &cable.link, json!({}), json!({"name": "net1"}));
+    let outcomes = node.driver.prepare(&[bad.clone(), host.clone()]).await.unwrap();
+    let why = outcomes[&bad.uid].as_ref().unwrap_err();
+    assert!(["mtu", "12", "68 to 65535"].iter().all(|part| why.contains(part)), "{why}");
+    assert!(outcomes[&host.uid].is_ok(), "{outcomes:?}");
+    node.until_ready(&bad, "False", "PrepareFailed").await;
+    node.until_event("ResourceClaim", "PrepareFailed").await;
+
+    let error = node.containerd.run_pod(NAMESPACE, "host", "pod-host", true).await.unwrap_err();
+    assert!(format!("{error:#}").contains("hostNetwork"), "{error:#}");
+    node.until_ready(&host, "False", "AttachFailed").await;
+    node.until_event("Pod", "AttachFailed").await;
+    assert!(cable.is_home());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_went_with_its_pod_is_said() {
+    if let Err(why) = prerequisites() {
+        return support::skip("node gone", &why);
+    }
+    let cable = Cable::new(4);
+    let mut node = Node::start(Series::V1_7, &[&cable]).await;
+    let claim = node.claim("web", &cable.link, json!({}), json!({"name": "net1"}));
+    node.prepare(&claim).await.unwrap();
+    let pod = node.run_pod("web").await.unwrap();
+    node.stop_daemon();
+    node.containerd.stop_pod(&pod.id).await.unwrap();
+    node.start_daemon();
+    node.until_event("ResourceClaim", "LinkGone").await;
+    node.until_ready(&claim, "False", "Prepared").await;
+    assert_eq!(node.pods(), json!([]));
+}
