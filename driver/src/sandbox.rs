@@ -79,7 +79,7 @@ impl Sandboxes {
         let message = failed.to_string();
         warn!(%pod, "cannot attach: {message}");
         let claims = self.claims_of(pod);
-        let concerned = claims.iter().filter(|claim| failed.claim.as_ref().is_none_or(|of| of == *claim));
+        let concerned = claims.iter().filter(|claim| failed.claim.as_deref().is_none_or(|of| of == *claim));
         for claim in concerned {
             self.reporter.attach_failed(claim, pod, &message);
         }
