@@ -237,6 +237,8 @@ impl Tasks {
     async fn until(mut self, stop: &CancellationToken) -> Result<()> {
         let mut result = Ok(());
         tokio::select! {
+            // A part that stops because it was told to may be seen before the telling is.
+            biased;
             () = stop.cancelled() => {}
             Some(ended) = self.set.join_next() => {
                 let what = match ended {
