@@ -357,6 +357,8 @@ async fn programs_without_a_checkpoint_go_only_with_their_device() {
     world.claim("c1", "web", vec![plan("ens5", "net1")]);
     let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
     let id = attached[0].endpoint.unwrap();
+    // As if the checkpoint were lost: nothing says any more where the link is.
+    world.store.update("c1", |checkpoint| checkpoint.interfaces[0].attachment = None).unwrap();
     world.store.remove("c1").unwrap();
     let outcome = world.attacher.recover(&[]).await;
     assert_eq!(outcome.problems.len(), 1);
