@@ -1,12 +1,13 @@
 //! What keeps a sandbox from getting its links.
 
-use std::{error::Error, fmt::Write as _};
+use std::fmt::Write as _;
 
 use super::Problem;
 use crate::{
     claim::{ClaimRef, PodRef, store::StoreError},
     datapath::DatapathError,
     link::LinkError,
+    telemetry::chain,
 };
 
 /// Why an attach failed.
@@ -96,22 +97,10 @@ impl AttachFailed {
         if let (Some(claim), Some(device)) = (&self.claim, &self.device) {
             let _ = write!(text, "claim {claim}, device {device}: ");
         }
-        text.push_str(&report(&*self.cause));
+        text.push_str(&chain(&*self.cause));
         for problem in &self.problems {
             let _ = write!(text, "; while undoing it: {}", problem.note);
         }
         text
     }
-}
-
-/// An error with all its causes, in one line.
-#[must_use]
-pub fn report(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Attacher, Outcome, Problem, Reason, crossing, error::report, find::Place, namespace_of};
+use super::{Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
 use crate::{
     claim::{Attachment, ClaimRef, InterfacePlan, Step},
     link::{Home, Link, LinkError, Namespace},
+    telemetry::chain,
 };
 
 /// Longest interface name (`IFNAMSIZ` less the terminating zero).
@@ -117,14 +118,14 @@ impl Return<'_> {
             && let Err(errors) = self.attacher.links.restore(ifindex, &home).await
         {
             for error in errors {
-                self.note(Reason::NotRestored, report(&error));
+                self.note(Reason::NotRestored, chain(&error));
             }
         }
         stop_at("return-after-restore")?;
         // Last, so that nothing of ours is ever in a pod unprotected.
         if let Some(id) = self.attachment.endpoint {
             let detached = self.attacher.datapath(move |datapath| datapath.detach(id)).await;
-            detached.map_err(|error| (Reason::ProgramsLeft, report(&error)))?;
+            detached.map_err(|error| (Reason::ProgramsLeft, chain(&error)))?;
         }
         stop_at("return-before-done")?;
         let device = self.plan.device.clone();
@@ -133,7 +134,7 @@ impl Return<'_> {
                 interface.attachment = None;
             }
         });
-        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, report(&error)))
+        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, chain(&error)))
     }
 
     /// A namespace that has just lost its last process takes the kernel some grace periods to clear up.
@@ -141,7 +142,7 @@ impl Return<'_> {
         let mut tries = CLEAN_UP_TRIES;
         loop {
             let found = self.attacher.find(&self.plan, &self.attachment).await;
-            match found.map_err(|error| (Reason::NotReturned, report(&error)))? {
+            match found.map_err(|error| (Reason::NotReturned, chain(&error)))? {
                 Place::Elsewhere(_) if tries > 0 => tries -= 1,
                 place => return Ok(place),
             }
@@ -164,7 +165,7 @@ impl Return<'_> {
         // A full disk must not keep a link away from home: the next start finds the older step and the link
         // at home, and ends in the same place.
         if let Err(error) = written.await {
-            self.note(Reason::NotRestored, report(&error));
+            self.note(Reason::NotRestored, chain(&error));
         }
     }
 
@@ -172,14 +173,14 @@ impl Return<'_> {
         let Some(id) = self.attachment.endpoint else { return };
         let closed = self.attacher.datapath(move |datapath| datapath.set_ready(id, false)).await;
         if let Err(error) = closed {
-            self.note(Reason::ProgramsLeft, report(&error));
+            self.note(Reason::ProgramsLeft, chain(&error));
         }
     }
 
     async fn leave_sandbox(&mut self, link: &Link) -> Result<(u32, Home), Stopped> {
         let links = &self.attacher.links;
         let sandbox = namespace_of(&self.attachment.sandbox);
-        let not_returned = |error: &LinkError| (Reason::NotReturned, report(error));
+        let not_returned = |error: &LinkError| (Reason::NotReturned, chain(error));
         // A link that cannot be set down moves all the same: the kernel closes it.
         let _ = links.set_up(&sandbox, link.ifindex, false).await;
         let wanted = self.attachment.home.clone();
