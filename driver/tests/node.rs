@@ -6,13 +6,20 @@ mod support;
 #[path = "node/world.rs"]
 mod world;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use netferry::cluster::versions::ApiVersion;
 use serde_json::json;
 use support::{
-    apiserver::Fault,
+    apiserver::{ApiServer, Fault},
     containerd::{Series, prerequisites},
+    daemon::{ClusterArgs, Home},
+    kubelet::Kubelet,
     netns::NetNs,
+    runtime::{Generation, Runtime},
 };
 use tokio::task::block_in_place;
 use world::{Cable, NAMESPACE, Node, inside};
@@ -32,6 +39,7 @@ fn spoof_is_dropped(pod: &NetNs, number: u8) {
     );
 }
 
+#[allow(clippy::too_many_lines, reason = "one story, told in its order")]
 async fn life_of_a_pod(series: Series, number: u8) {
     if let Err(why) = prerequisites() {
         return support::skip(&format!("node {series:?}"), &why);
@@ -240,4 +248,32 @@ async fn a_pod_outlives_containerd_2_1() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_outlives_containerd_1_7() {
     a_pod_that_outlives_its_runtime(Series::V1_7, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_starts_before_the_api_server() {
+    if !support::netns::may_make_namespaces() {
+        return support::skip("node without API server", "needs root");
+    }
+    let cable = Cable::new(7);
+    let mut home = Home::new();
+    let server = ApiServer::start(&[ApiVersion::V1]).await;
+    home.cluster = ClusterArgs::Kubeconfig(server.kubeconfig(home.folder()));
+    let address = server.address();
+    drop(server);
+    let rule = format!(r#"device.attributes["netferry.dev"].ifName == "{}""#, cable.link);
+    home.arguments = vec!["--publish".into(), rule];
+    let runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls).unwrap();
+    let kubelet = Kubelet::new(&home.kubelet_root());
+    let daemon = home.start(Path::new(world::BINARY));
+    // Both neighbours of the node are served already.
+    kubelet.wait_for_driver(netferry::DRIVER_NAME).await;
+    runtime.accept().await.unwrap();
+    let (code, missing) = block_in_place(|| daemon.get("/readyz")).unwrap();
+    assert!(code != 200 && missing.contains("slices"), "{code} {missing}");
+
+    let server = ApiServer::start_at(address, &[ApiVersion::V1]).await;
+    server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
+    server.until("slices", |server| server.all("resourceslices").len() == 1).await;
+    assert!(block_in_place(|| daemon.stop()).success());
 }
