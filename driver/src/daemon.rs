@@ -175,6 +175,8 @@ impl Parts {
         };
         tasks.spawn("nri", crate::nri::session::run(nri, Arc::clone(&sandboxes) as _, runtime, stop.clone()));
 
+        tasks.spawn("sweep", Arc::clone(&sandboxes).sweep_until(stop.clone()));
+
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));
         let claims = Claims {

@@ -39,6 +39,29 @@ impl Attacher {
         self.give_back_where(|claim, _| claim.uid == uid).await
     }
 
+    /// Bring home what no event will: the links of sandboxes whose namespace is gone, and what an earlier
+    /// return or undo could not finish. containerd tells no stop of a sandbox that is older than its own
+    /// start (`needsStopping`, pkg/nri/nri.go, forgets them), so a claim would look attached until unprepare.
+    pub async fn sweep(&self) -> Outcome {
+        let _turn = self.turn.lock().await;
+        let mut gone = BTreeSet::new();
+        for checkpoint in self.store.all() {
+            for attachment in
+                checkpoint.interfaces.iter().filter_map(|interface| interface.attachment.as_ref())
+            {
+                let links = self.links.list(&namespace_of(&attachment.sandbox)).await;
+                if attachment.step != Step::Attached || matches!(links, Err(LinkError::NamespaceGone { .. }))
+                {
+                    gone.insert(attachment.sandbox.id.clone());
+                }
+            }
+        }
+        if gone.is_empty() {
+            return Outcome::default();
+        }
+        self.give_back_where(|_, attachment| gone.contains(&attachment.sandbox.id)).await
+    }
+
     pub(super) async fn give_back_where(&self, wanted: impl Fn(&ClaimRef, &Attachment) -> bool) -> Outcome {
         let mut outcome = Outcome::default();
         for checkpoint in self.store.all() {

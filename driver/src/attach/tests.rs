@@ -367,3 +367,18 @@ async fn programs_without_a_checkpoint_go_only_with_their_device() {
     assert_eq!(world.attacher.recover(&[]).await, Outcome::default());
     assert_eq!(world.datapath.endpoint(id), None);
 }
+
+#[tokio::test]
+async fn a_sweep_returns_what_no_event_tells_of_and_nothing_else() {
+    let world = World::new();
+    let before = world.links.links_in(&Namespace::Host);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    world.attacher.attach(&sandbox("s1", "web")).await.unwrap();
+    assert_eq!(world.attacher.sweep().await, Outcome::default(), "the sandbox lives");
+    assert_eq!(world.links.links_in(&inside("s1")).len(), 1);
+
+    world.links.vanish(&inside("s1"));
+    let outcome = world.attacher.sweep().await;
+    assert_eq!(outcome.returned.len(), 1, "{outcome:?}");
+    world.assert_all_home(&before, "after the sweep");
+}
