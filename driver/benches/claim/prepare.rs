@@ -88,7 +88,7 @@ impl Cluster for Answers {
             "name": "net1",
             "mtu": 1400,
             "addresses": ["198.51.100.7/24", "2001:db8:7::7/64"],
-            "routes": [{"destination": "0.0.0.0/0", "gateway": "198.51.100.1"}],
+            "routes": [{"destination": "10.7.0.0/16", "gateway": "198.51.100.1"}],
         });
         let claim = json!({
             "metadata": {"namespace": namespace, "name": name, "uid": name},
