@@ -84,15 +84,15 @@ impl Host {
         let datapath = Watched::new(Arc::clone(self.datapath.as_ref().expect("open")), &steps);
         let attacher = Attacher::new(Arc::new(links), Arc::new(datapath), Arc::clone(&self.store));
         let taken = || std::mem::take(&mut *steps.lock().expect("steps"));
-        let (mut attaches, mut returns) = (Spread::default(), Spread::default());
+        let (mut way_in, mut way_home) = (Spread::default(), Spread::default());
         for _ in 0..times {
             let (whole, outcome) = timed(attacher.attach(&self.sandbox())).await;
             assert_eq!(outcome.expect("attach").attached.len(), 1);
-            attaches.add_run(&with_rest(taken(), whole));
+            way_in.add_run(&with_rest(taken(), whole));
             let (whole, _) = timed(attacher.give_back("s1")).await;
-            returns.add_run(&with_rest(taken(), whole));
+            way_home.add_run(&with_rest(taken(), whole));
         }
-        [("steps of an attach", attaches), ("steps of a return", returns)]
+        [("steps of an attach", way_in), ("steps of a return", way_home)]
     }
 
     async fn round(&self, attacher: &Attacher) -> (Duration, Duration) {
