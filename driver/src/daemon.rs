@@ -111,6 +111,7 @@ impl Parts {
         let store = Arc::new(store);
         let datapath =
             Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);
+        upgrade(&datapath)?;
         let readiness = Arc::new(Readiness::new());
         let published = Arc::new(PublishStats::default());
         let sources = Sources {
@@ -208,6 +209,19 @@ impl Parts {
         reporter.shutdown(writer, DRAIN).await;
         result
     }
+}
+
+/// Give the interfaces that an earlier daemon attached the programs of this one. An interface that keeps its old
+/// programs is protected as before.
+fn upgrade(datapath: &AyaDatapath) -> Result<()> {
+    let upgrade = datapath.upgrade().context("cannot list the attached programs")?;
+    for (endpoint, error) in upgrade.failed {
+        warn!(endpoint, "keeps the programs of an earlier daemon: {}", chain(&error));
+    }
+    if !upgrade.updated.is_empty() {
+        info!(endpoints = upgrade.updated.len(), "programs updated in place");
+    }
+    Ok(())
 }
 
 async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToken) -> Result<Watcher> {
