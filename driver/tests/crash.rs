@@ -21,7 +21,8 @@ const PART: &str = "NETFERRY_TEST_PART";
 async fn daemon_that_dies() {
     let Ok(part) = env::var(PART) else { return };
     let place = |name: &str| PathBuf::from(env::var_os(name).expect("place"));
-    let places = Places { host: place("HOST"), pod: place("POD"), store: place("STORE"), pins: place("PINS") };
+    let places =
+        Places { host: place("HOST"), pod: place("POD"), store: place("STORE"), pins: place("PINS") };
     let attacher = places.attacher();
     let _scenario = fail::FailScenario::setup();
     match part.as_str() {

@@ -12,6 +12,7 @@ use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::object::{ProgramLoader, check_pinned};
 use super::pins::{PinnedLink, Pins};
+use super::policy::PolicyTables;
 use super::sys::{self, Hook};
 use super::tables::Tables;
 use super::{
@@ -28,8 +29,11 @@ pub struct AyaDatapath {
     written: Mutex<Written>,
 }
 
-struct Written {
-    tables: Tables,
+pub(super) struct Written {
+    pub(super) tables: Tables,
+    pub(super) policies: PolicyTables,
+    /// Whether `policies` knows what an earlier process left.
+    pub(super) recovered: bool,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
     attached: BTreeMap<u32, (EndpointId, &'static str)>,
 }
@@ -53,12 +57,14 @@ impl AyaDatapath {
         check_pinned(&pins.maps())?;
         let programs = ProgramLoader::new(&pins)?;
         // Endpoint 0 is nobody's: this is for the maps only.
-        let tables = Tables::take(&mut programs.prepare(0)?)?;
+        let mut object = programs.prepare(0)?;
+        let tables = Tables::take(&mut object)?;
+        let policies = PolicyTables::take(&mut object, &pins.maps())?;
         Ok(Self {
             pins,
             programs,
             features: Features::probe(),
-            written: Mutex::new(Written { tables, attached: BTreeMap::new() }),
+            written: Mutex::new(Written { tables, policies, recovered: false, attached: BTreeMap::new() }),
         })
     }
 
@@ -103,7 +109,7 @@ impl AyaDatapath {
         Ok(true)
     }
 
-    fn written(&self) -> MutexGuard<'_, Written> {
+    pub(super) fn written(&self) -> MutexGuard<'_, Written> {
         // A panic between two map writes leaves what a kill would leave, and the verbs repair that.
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,7 +194,7 @@ impl AyaDatapath {
         ifindex: u32,
         spec: &EndpointSpec,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        written.tables.forget(spec.id)?;
+        written.forget(spec.id)?;
         written.tables.write(ifindex, spec)?;
         fail_point("datapath::attach::written")?;
         let mut object = None;
@@ -204,7 +210,7 @@ impl AyaDatapath {
         written.tables.set_ready(id, false)?;
         self.pins.remove(id)?;
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
-        written.tables.forget(id)
+        written.forget(id)
     }
 
     fn check(
@@ -299,6 +305,10 @@ fn load<'a>(object: &'a mut Ebpf, name: &str, id: EndpointId) -> Result<Borrowed
 }
 
 /// A place at which a test can make an attach fail, or kill the process.
+#[cfg_attr(
+    not(feature = "failpoints"),
+    allow(unused_variables, reason = "the point is not there without the feature")
+)]
 fn fail_point(name: &'static str) -> Result<(), DatapathError> {
     fail::fail_point!(name, |_| Err(bpf_error(format!("pass {name}"), "failure asked for by the test")));
     Ok(())
@@ -371,7 +381,8 @@ impl Datapath for AyaDatapath {
     }
 
     fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
-        self.remove(&mut self.written(), id)
+        self.remove(&mut self.written(), id)?;
+        self.reclaim()
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {

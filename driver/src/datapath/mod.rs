@@ -1,17 +1,23 @@
 //! The programs on every interface handed to a pod, behind one narrow seam.
 
+mod control;
+pub mod events;
+mod explain;
 #[cfg(any(test, feature = "failpoints"))]
 #[doc(hidden)]
 pub mod fake;
 pub mod features;
 mod foreign;
 mod kernel;
+pub mod limits;
 mod object;
 mod pins;
 pub mod policy;
 mod sys;
 mod tables;
 
+pub use control::NetworkMember;
+pub use explain::Explanation;
 pub use features::Features;
 pub use kernel::{AyaDatapath, Upgrade};
 pub use pins::DEFAULT_ROOT;
