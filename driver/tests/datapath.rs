@@ -191,6 +191,15 @@ fn programs_of_others_are_named_and_refused() {
     datapath.attach(here, &spec(2)).unwrap_err();
     run(&format!("tc qdisc del dev {LINK} clsact"));
 
+    let xdp = world.xdp_object();
+    run(&format!("ip link set dev {LINK} xdp obj {} sec xdp", xdp.path().display()));
+    let found = datapath.foreign_programs(here).unwrap();
+    let seen: Vec<_> = found.iter().map(|p| (p.hook.as_str(), p.name.as_str(), p.id > 0)).collect();
+    assert_eq!(seen, [("xdp", "passes", true)]);
+    let refused = datapath.attach(here, &spec(2)).unwrap_err().to_string();
+    assert!(refused.contains("xdp passes"), "{refused}");
+    run(&format!("ip link set dev {LINK} xdp off"));
+
     datapath.attach(here, &spec(2)).unwrap();
     let taken = datapath.attach(here, &spec(3)).unwrap_err().to_string();
     assert!(taken.contains("endpoint 2"), "{taken}");
