@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::programs::tc::{SchedClassifier, TcAttachOptions, TcAttachType};
 use netferry::datapath::{AyaDatapath, Datapath, DatapathError, Placement};
 use netferry::link::MacAddr;
 use world::{
@@ -191,7 +192,7 @@ fn programs_of_others_are_named_and_refused() {
     datapath.attach(here, &spec(2)).unwrap_err();
     run(&format!("tc qdisc del dev {LINK} clsact"));
 
-    let xdp = world.xdp_object();
+    let xdp = world::xdp_object();
     run(&format!("ip link set dev {LINK} xdp obj {} sec xdp", xdp.path().display()));
     let found = datapath.foreign_programs(here).unwrap();
     let seen: Vec<_> = found.iter().map(|p| (p.hook.as_str(), p.name.as_str(), p.id > 0)).collect();
@@ -304,6 +305,42 @@ fn a_root_that_is_no_bpffs_is_refused_with_the_command() {
     let Err(refused) = AyaDatapath::open(std::path::Path::new("/proc/netferry/v1")) else { panic!("opened") };
     let why = std::error::Error::source(&refused).unwrap().to_string();
     assert!(why.contains("mount -t bpf bpf /sys/fs/bpf"), "{why}");
+}
+
+#[test]
+fn programs_put_before_ours_are_seen_and_ours_put_first_again() {
+    if !able("programs_put_before_ours_are_seen_and_ours_put_first_again") {
+        return;
+    }
+    let world = World::new();
+    let datapath = world.open();
+    let here = ifindex(LINK);
+    let attached = datapath.attach(here, &spec(2)).unwrap();
+    assert!(datapath.drifted().unwrap().is_empty());
+    // Any program will do for somebody else's: another copy of ours, under no pin of ours.
+    let pin = world.root.join("maps/theirs");
+    run(&format!("bpftool prog pin id {} {}", attached[0].id, pin.display()));
+    let other = world.another_root();
+    run(&format!("ip link add {LINK}b type veth peer name {WIRE}b"));
+    let theirs = AyaDatapath::open(&other.0).unwrap();
+    let copy = theirs.attach(ifindex("link0b"), &spec(1)).unwrap();
+    std::fs::remove_file(&pin).unwrap();
+    run(&format!("bpftool prog pin id {} {}", copy[0].id, pin.display()));
+    let mut program = SchedClassifier::from_pin(&pin).unwrap();
+    let first = TcAttachOptions::TcxOrder(aya::programs::LinkOrder::first());
+    let link = program.attach_with_options(LINK, TcAttachType::Ingress, first).unwrap();
+
+    let drifted = datapath.drifted().unwrap();
+    assert_eq!(drifted.len(), 1);
+    assert!(drifted[0].1.to_string().contains("before its tcx/ingress"), "{}", drifted[0].1);
+    datapath.verify_inside(2, here).unwrap_err();
+    let repaired = datapath.repair_inside(2, here).unwrap();
+    assert_ne!(repaired[0].id, attached[0].id);
+    assert_eq!(repaired[1].id, attached[1].id, "egress was first all along");
+    assert!(datapath.drifted().unwrap().is_empty());
+    assert_eq!(datapath.foreign_programs(here).unwrap().len(), 1);
+    program.detach(link).unwrap();
+    assert_eq!(datapath.foreign_programs(here).unwrap(), []);
 }
 
 #[test]

@@ -7,10 +7,10 @@ use netferry_common::Member;
 use netferry_common::limit::{LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 
-use super::kernel::{AyaDatapath, Written};
+use super::kernel::{AyaDatapath, Written, load, running_name};
 use super::limits::Limits;
 use super::policy::{CompiledPolicy, Otherwise, Room};
-use super::{Datapath as _, DatapathError, EndpointId, bpf_error, not_protected};
+use super::{AttachedProgram, Datapath as _, DatapathError, EndpointId, bpf_error, not_protected, sys};
 use crate::link::MacAddr;
 
 /// Entries of an old policy that are deleted at a time, before other verbs have their turn.
@@ -128,6 +128,35 @@ impl AyaDatapath {
             }
         }
         Ok(drifted)
+    }
+}
+
+impl AyaDatapath {
+    /// Puts the programs of an endpoint first again, from a thread in the namespace the link is in. A second copy
+    /// is attached first before the one that had come behind is detached: no frame passes unjudged.
+    pub fn repair_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let mut written = self.written();
+        let mut object = None;
+        for link in self.pins.links_of(id)? {
+            let running = sys::query(ifindex, link.hook)
+                .map_err(|source| bpf_error(format!("list the programs of interface {ifindex}"), source))?;
+            if link.info.ifindex != ifindex || running.first() == Some(&link.info.program) {
+                continue;
+            }
+            if object.is_none() {
+                object = Some(self.programs.prepare(id)?);
+            }
+            let Some(object) = &mut object else { continue };
+            let name = running_name(&link, id)?;
+            let program = load(object, name, id)?;
+            let first = sys::attach_first(program, ifindex, link.hook)
+                .map_err(|source| bpf_error(format!("attach the program {name} of endpoint {id}"), source))?;
+            link.replace(&first)?;
+            written.attached.remove(&link.info.program);
+            written.remember(&first, id, name)?;
+        }
+        drop(written);
+        self.verify_inside(id, ifindex)
     }
 }
 

@@ -22,8 +22,8 @@ use super::{
 
 /// The programs and maps of this host, found again by their pins after a restart.
 pub struct AyaDatapath {
-    pins: Pins,
-    programs: ProgramLoader,
+    pub(super) pins: Pins,
+    pub(super) programs: ProgramLoader,
     features: Features,
     /// One lock makes the verbs that write take turns.
     written: Mutex<Written>,
@@ -35,7 +35,7 @@ pub(super) struct Written {
     /// Whether `policies` knows what an earlier process left.
     pub(super) recovered: bool,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
-    attached: BTreeMap<u32, (EndpointId, &'static str)>,
+    pub(super) attached: BTreeMap<u32, (EndpointId, &'static str)>,
 }
 
 /// What became of the endpoints in an upgrade of their programs.
@@ -97,13 +97,7 @@ impl AyaDatapath {
         }
         let mut object = self.programs.prepare(id)?;
         for link in links {
-            // The pin does not say which placement it was made for; the name of the program does.
-            let running = sys::program_name(link.info.program).map_err(|source| {
-                bpf_error(format!("read the name of a program of endpoint {id}"), source)
-            })?;
-            let name = PROGRAM_NAMES.into_iter().find(|name| *name == running).ok_or_else(|| {
-                not_protected(id, format!("it runs {running}, which this version does not have"))
-            })?;
+            let name = running_name(&link, id)?;
             update(&link, &mut object, name, id, written)?;
         }
         Ok(true)
@@ -269,12 +263,27 @@ enum Order {
 }
 
 impl Written {
-    fn remember(&mut self, link: &OwnedFd, id: EndpointId, name: &'static str) -> Result<(), DatapathError> {
+    pub(super) fn remember(
+        &mut self,
+        link: &OwnedFd,
+        id: EndpointId,
+        name: &'static str,
+    ) -> Result<(), DatapathError> {
         let info = sys::link_info(link.as_fd())
             .map_err(|source| bpf_error(format!("read the new link of endpoint {id}"), source))?;
         self.attached.insert(info.program, (id, name));
         Ok(())
     }
+}
+
+/// Which program a link runs. The pin does not say which placement it was made for; the program's name does.
+pub(super) fn running_name(link: &PinnedLink, id: EndpointId) -> Result<&'static str, DatapathError> {
+    let running = sys::program_name(link.info.program)
+        .map_err(|source| bpf_error(format!("read the name of a program of endpoint {id}"), source))?;
+    PROGRAM_NAMES
+        .into_iter()
+        .find(|name| *name == running)
+        .ok_or_else(|| not_protected(id, format!("it runs {running}, which this version does not have")))
 }
 
 /// Puts a program of this process in the place of what a link runs.
@@ -293,7 +302,11 @@ fn update(
 }
 
 /// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
-fn load<'a>(object: &'a mut Ebpf, name: &str, id: EndpointId) -> Result<BorrowedFd<'a>, DatapathError> {
+pub(super) fn load<'a>(
+    object: &'a mut Ebpf,
+    name: &str,
+    id: EndpointId,
+) -> Result<BorrowedFd<'a>, DatapathError> {
     let failed = |doing| format!("{doing} the program {name} for endpoint {id}");
     let program: &mut SchedClassifier = object
         .program_mut(name)
