@@ -119,8 +119,11 @@ impl Drop for World {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.root);
         // Made by `ip link set … xdp obj`; they stay if somebody has pins there.
-        for folder in ["tc/globals", "xdp/globals", "ip/globals", "tc", "xdp", "ip"] {
-            let _ = std::fs::remove_dir(Path::new("/sys/fs/bpf").join(folder));
+        let bpffs = Path::new("/sys/fs/bpf");
+        let _ = std::fs::remove_dir(bpffs.join("tc/globals"));
+        if std::fs::remove_dir(bpffs.join("tc")).is_ok() {
+            let _ = std::fs::remove_file(bpffs.join("xdp"));
+            let _ = std::fs::remove_file(bpffs.join("ip"));
         }
         let _ = Command::new("ip").args(["netns", "del", &self.pod]).status();
     }
