@@ -7,6 +7,8 @@ mod world;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netferry::datapath::events::{FlowEvents, Flows};
@@ -91,6 +93,81 @@ fn a_switch_of_policy_cuts_open_flows_and_leaves_no_entries() {
     for map in ["nf_peers", "nf_rules", "nf_limits", "nf_endpoints", "nf_members"] {
         assert_eq!(entries(&world, map), 0, "{map}");
     }
+}
+
+/// Sends datagrams from the pod until told to stop; says how many were sent, and how many came.
+fn traffic(world: &World, stop: &Arc<AtomicBool>) -> JoinHandle<(usize, usize)> {
+    let (peer, pod) = (udp(PEER_V4), world.in_pod(|| udp(POD_V4)));
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        let (mut sent, mut came) = (0, 0);
+        while !stop.load(Ordering::Relaxed) {
+            flood(&pod, PEER_V4, 64);
+            sent += 64;
+            let mut data = [0; 64];
+            while peer.recv(&mut data).is_ok() {
+                came += 1;
+            }
+        }
+        (sent, came + drain(&peer))
+    })
+}
+
+#[test]
+fn a_thousand_swaps_lose_and_leak_nothing() {
+    if !able("a_thousand_swaps_lose_and_leak_nothing") {
+        return;
+    }
+    let world = World::new();
+    let datapath = world.open();
+    datapath.attach(ifindex(LINK), &spec(5)).unwrap();
+    world.move_link(12);
+    let policies = [policy(&datapath, ALLOW), policy(&datapath, "egress: {rules: [{action: allow}]}")];
+    datapath.set_policy(5, &policies[0]).unwrap();
+    datapath.set_ready(5, true).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let traffic = traffic(&world, &stop);
+    let before = datapath.policy_room().unwrap();
+    for nth in 0..1000 {
+        datapath.set_policy(5, &policies[nth % 2]).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (sent, came) = traffic.join().unwrap();
+    assert!(sent > 1000);
+    assert_eq!(came, sent);
+    datapath.set_policy(5, &policies[0]).unwrap();
+    assert_eq!(datapath.policy_room().unwrap(), before);
+    assert_eq!((entries(&world, "nf_peers"), entries(&world, "nf_rules")), (1, 1));
+}
+
+#[test]
+#[ignore = "a minute; run it with --ignored"]
+fn a_thousand_upgrades_lose_and_leak_nothing() {
+    if !able("a_thousand_upgrades_lose_and_leak_nothing") {
+        return;
+    }
+    let programs = || run("bpftool prog list").matches("name link_").count();
+    let world = World::new();
+    let datapath = world.open();
+    datapath.attach(ifindex(LINK), &spec(5)).unwrap();
+    world.move_link(12);
+    datapath.set_policy(5, &policy(&datapath, ALLOW)).unwrap();
+    datapath.set_ready(5, true).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let traffic = traffic(&world, &stop);
+    let before = programs();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        let upgrade = datapath.upgrade().unwrap();
+        assert!(upgrade.updated == [5] && upgrade.failed.is_empty(), "{upgrade:?}");
+    }
+    println!("an upgrade of one endpoint: {:?}", start.elapsed() / 1000);
+    stop.store(true, Ordering::Relaxed);
+    let (sent, came) = traffic.join().unwrap();
+    assert!(sent > 1000);
+    assert_eq!(came, sent);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(programs() <= before, "{} programs were {before}", programs());
 }
 
 #[test]
