@@ -10,6 +10,7 @@ use crate::datagram::{Datagram, Part, check_addresses};
 use crate::flows::{self, Between, Place, agreed, question};
 use crate::fragments;
 use crate::judge::{Case, Note, Scratch};
+use crate::opaque::reread;
 use crate::packet::Packet;
 use crate::policy::decide;
 use crate::tables::Tables;
@@ -26,11 +27,12 @@ pub fn is_tracked(endpoint: &Endpoint) -> bool {
 /// Decides about a datagram of a tracked endpoint. What most frames need is here: a flow that was allowed.
 #[inline(always)]
 pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, place } = scratch;
+    let Scratch { note, ip, place, segment } = scratch;
     if ip.part != Part::Whole {
         return case.packet.reconsider(case, scratch);
     }
-    let segment = transport::read(case.packet, ip)?;
+    *segment = transport::read(case.packet, ip)?;
+    let segment = reread(segment);
     note.source_port = segment.source_port;
     note.destination_port = segment.destination_port;
     if segment.means & ERROR != 0 {
@@ -59,12 +61,13 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
 /// Decides about everything else: a flow that is new or was judged by another policy, fragments, groups.
 #[inline(always)]
 pub fn reconsider<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, place } = scratch;
+    let Scratch { note, ip, place, segment } = scratch;
     let now = case.tables.now();
     if ip.part == Part::Later {
         return fragments::check(case, ip, now);
     }
-    let segment = transport::read(case.packet, ip)?;
+    *segment = transport::read(case.packet, ip)?;
+    let segment = reread(segment);
     note.source_port = segment.source_port;
     note.destination_port = segment.destination_port;
     check_addresses(case, ip)?;

@@ -142,14 +142,14 @@ impl Place {
     }
 
     #[inline(always)]
-    fn from_low(&self) -> bool {
+    fn is_from_low(&self) -> bool {
         self.from_low != 0
     }
 
     /// The bit of [`Flow::state`] for a frame of this sender.
     #[inline(always)]
     fn sent(&self) -> u32 {
-        if self.from_low() { LOW_SENT } else { HIGH_SENT }
+        if self.is_from_low() { LOW_SENT } else { HIGH_SENT }
     }
 
     /// Bits of [`Flow::state`] this frame adds.
@@ -157,7 +157,7 @@ impl Place {
     fn bits(&self, segment: &Segment) -> u32 {
         let mut bits = self.sent();
         if segment.means & CLOSES != 0 {
-            bits |= if self.from_low() { LOW_CLOSED } else { HIGH_CLOSED };
+            bits |= if self.is_from_low() { LOW_CLOSED } else { HIGH_CLOSED };
         }
         if segment.means & RESETS != 0 {
             bits |= RESET;
@@ -168,7 +168,7 @@ impl Place {
     /// A new flow that this frame opens, with no side judged yet.
     #[inline(always)]
     pub fn open(&self, segment: &Segment, now: u64, rule: u32) -> Flow {
-        let opener = if self.from_low() { 0 } else { HIGH_OPENED };
+        let opener = if self.is_from_low() { 0 } else { HIGH_OPENED };
         let nobody = Side { endpoint: zero(), policy: zero() };
         Flow { seen: now, state: opener | self.bits(segment), rule, low: nobody, high: nobody }
     }
@@ -176,7 +176,7 @@ impl Place {
     /// Records in a new flow that the endpoint on the sending (or receiving) side allowed it.
     #[inline(always)]
     pub fn allow(&self, flow: &mut Flow, sender: bool, endpoint: u32, policy: u32) {
-        let side = if self.from_low() == sender { &mut flow.low } else { &mut flow.high };
+        let side = if self.is_from_low() == sender { &mut flow.low } else { &mut flow.high };
         *side = Side { endpoint, policy };
     }
 }
@@ -213,7 +213,7 @@ impl SharedFlow {
 
     #[inline(always)]
     fn side(&self, place: &Place, sender: bool) -> &Word {
-        if place.from_low() == sender { &self.low } else { &self.high }
+        if place.is_from_low() == sender { &self.low } else { &self.high }
     }
 
     /// The endpoint on the sending (or receiving) side, as it was judged.
@@ -237,7 +237,7 @@ impl SharedFlow {
     /// Whether the sender of this frame opened the flow.
     #[inline(always)]
     pub fn opened_by_sender(&self, place: &Place) -> bool {
-        (self.state() & HIGH_OPENED == 0) == place.from_low()
+        (self.state() & HIGH_OPENED == 0) == place.is_from_low()
     }
 
     /// Takes note of a frame. Tells whether it ends the flow (once).

@@ -10,6 +10,7 @@ use crate::datagram::{Datagram, Part, check_addresses, wire};
 use crate::flows::Place;
 use crate::packet::{self, Ethernet, Mac, Packet, ethertype};
 use crate::tables::{Tables, address_flags};
+use crate::transport::Segment;
 use crate::transport::protocol::ICMPV6;
 use crate::{arp, opaque};
 
@@ -102,6 +103,8 @@ pub struct Scratch {
     pub ip: Datagram,
     /// Its flow.
     pub place: Place,
+    /// The transport header.
+    pub segment: Segment,
 }
 
 impl Scratch {
@@ -110,7 +113,7 @@ impl Scratch {
     pub const fn new() -> Self {
         let note =
             Note { frames: 0, bytes: 0, rule: 0, source_port: 0, destination_port: 0, event: 0, reported: 0 };
-        Self { note, ip: Datagram::UNREAD, place: Place::NONE }
+        Self { note, ip: Datagram::UNREAD, place: Place::NONE, segment: Segment::NONE }
     }
 }
 

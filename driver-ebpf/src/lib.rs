@@ -6,6 +6,12 @@
 #![cfg_attr(target_arch = "bpf", no_std, feature(asm_experimental_arch))]
 // The verifier follows values through registers: a call that is not inlined loses what it knows of them.
 #![allow(clippy::inline_always)]
+// References stay references when everything is inlined.
+#![allow(clippy::trivially_copy_pass_by_ref)]
+// Lengths and offsets in a frame have 16 bits, numbers in a packed word their place; the checks are next to the casts.
+#![allow(clippy::cast_possible_truncation)]
+// Only verdicts must not be lost, and those say so.
+#![allow(clippy::must_use_candidate)]
 
 pub mod admit;
 pub mod arp;

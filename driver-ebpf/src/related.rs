@@ -52,7 +52,8 @@ pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>, offset: usize, v4: boo
             destination_port: destination,
         },
     );
-    let segment = Segment { source_port: source, destination_port: destination, message: 0, means: OPENS };
+    let segment =
+        Segment { source_port: source, destination_port: destination, message: 0, means: OPENS, pad: 0 };
     // The endpoint sent the datagram inside if the error is on its way to it.
     let sender = !case.from_pod();
     match case.tables.flow(&place.key) {

@@ -31,6 +31,7 @@ pub const RESETS: u8 = 8;
 pub const ERROR: u8 = 16;
 
 /// What the transport header says.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     /// Source port, memory order; of an ICMP request the identifier.
@@ -41,6 +42,13 @@ pub struct Segment {
     pub message: u16,
     /// Bits above.
     pub means: u8,
+    /// Nothing.
+    pub pad: u8,
+}
+
+impl Segment {
+    /// Of no frame.
+    pub const NONE: Self = Self { source_port: 0, destination_port: 0, message: 0, means: 0, pad: 0 };
 }
 
 /// Reads the transport header of a datagram that has one here (not of a later fragment).
@@ -48,7 +56,8 @@ pub struct Segment {
 pub fn read<P: Packet>(packet: &P, ip: &Datagram) -> Result<Segment, Reason> {
     let room = ip.end.saturating_sub(ip.offset) as usize;
     let ports: [u16; 2] = bytemuck::cast(ip.transport[0]);
-    let mut segment = Segment { source_port: ports[0], destination_port: ports[1], message: 0, means: OPENS };
+    let mut segment =
+        Segment { source_port: ports[0], destination_port: ports[1], message: 0, means: OPENS, pad: 0 };
     match ip.protocol {
         protocol::TCP => {
             if room < 20 {
@@ -133,14 +142,16 @@ fn icmp(ip: &Datagram) -> Segment {
         destination_port: 0,
         message: u16::from_be_bytes([kind, code]),
         means: OPENS,
+        pad: 0,
     };
     let reply = |kind: u8| Segment {
         source_port: 0,
         destination_port: identifier[0],
         message: u16::from_be_bytes([kind, 0]),
         means: 0,
+        pad: 0,
     };
-    let other = |means| Segment { source_port: 0, destination_port: 0, message: 0, means };
+    let other = |means| Segment { source_port: 0, destination_port: 0, message: 0, means, pad: 0 };
     if ip.protocol == protocol::ICMP {
         match kind {
             8 | 13 => request(kind),
