@@ -104,6 +104,13 @@ reasons! {
     17 OwnMac own_mac "to the pod, with the endpoint's own MAC as source";
     18 OwnAddress own_address "to the pod, from or claiming one of the endpoint's own addresses";
     19 ExtensionHeader extension_header "IPv6 extension headers that reroute, or more of them than are looked at";
+    20 MalformedTransport malformed_transport "a TCP, UDP, SCTP or ICMP header that is cut short or contradicts itself";
+    21 NoFlow no_flow "an answer or an error, but no flow it belongs to";
+    22 PolicyDenied policy_denied "a rule denies the flow";
+    23 PolicyDefault policy_default "no rule allows the flow, and the default is to deny";
+    24 NotMember not_member "the peer is not a member of the endpoint's network, and no rule allows it";
+    25 FlowLimit flow_limit "the endpoint opens flows too fast, or there is no room for one more";
+    26 Fragment fragment "a later fragment of a datagram whose first fragment was not let through";
 }
 
 const _: () = {

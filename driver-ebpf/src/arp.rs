@@ -13,7 +13,7 @@ const REPLY: u16 = 2_u16.to_be();
 ///
 /// From the pod, the sender must be the endpoint: its MAC and one of its addresses, or none in a probe for one
 /// of its own addresses. To the pod, the sender must be somebody else.
-#[inline(always)]
+#[inline(never)]
 pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> {
     let arp: Arp = case.packet.head(ETH_LEN).ok_or(Reason::MalformedArp)?;
     if arp.hardware != 1_u16.to_be()

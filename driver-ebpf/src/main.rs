@@ -14,7 +14,7 @@ mod programs {
     use aya_ebpf::programs::TcContext;
     use netferry_common::Direction;
     use netferry_ebpf::judge::{Verdict, judge};
-    use netferry_ebpf::maps::Maps;
+    use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::skb::Skb;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
@@ -47,8 +47,9 @@ mod programs {
 
     #[inline(always)]
     fn run(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::new(context);
-        match judge(&skb, &Maps, ENDPOINT.load(), direction) {
+        let skb = Skb::new(context.skb.skb);
+        let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+        match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.
             Verdict::Pass => TC_ACT_UNSPEC,
             Verdict::Drop(_) => TC_ACT_SHOT,

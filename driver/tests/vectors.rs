@@ -11,6 +11,8 @@ mod cost;
 mod frames;
 #[path = "vectors/table.rs"]
 mod table;
+#[path = "vectors/tracked.rs"]
+mod tracked;
 
 use std::collections::BTreeSet;
 
@@ -64,6 +66,7 @@ fn every_frame_has_its_verdict_and_every_reason_a_frame() {
             seen.insert(reason);
         }
     }
+    seen.extend(tracked::SHOWN);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");
