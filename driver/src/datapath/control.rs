@@ -62,17 +62,20 @@ impl AyaDatapath {
         switched.map(|()| version)
     }
 
-    /// Deletes the entries of policies that nobody uses any more, in slices.
+    /// Deletes the entries of policies that nobody uses any more, in slices, once every frame has been judged that
+    /// may have begun before they were out of use.
     pub fn reclaim(&self) -> Result<(), DatapathError> {
-        loop {
+        let epoch = {
             let mut written = self.written();
             written.recover()?;
-            if written.policies.reclaim(SLICE)? {
-                return Ok(());
-            }
-            drop(written);
+            written.policies.advance()
+        };
+        let Some(epoch) = epoch else { return Ok(()) };
+        sys::grace_period().map_err(|source| bpf_error("wait for the programs to finish", source))?;
+        while !self.written().policies.reclaim(epoch, SLICE)? {
             std::thread::yield_now();
         }
+        Ok(())
     }
 
     /// Sets the rate limits of an endpoint. Their state starts afresh.

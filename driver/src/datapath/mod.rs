@@ -171,6 +171,12 @@ pub trait Datapath: Send + Sync {
     /// Load the endpoint's programs, attach them first on the host link and pin the links. The endpoint is
     /// written but not ready: everything is dropped, in both directions, until [`Datapath::set_ready`].
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError>;
+    /// Load ahead, without a link, what attach would load: most of its time is the kernel's verifier. For the time
+    /// between the kubelet's prepare and the sandbox; an attach without it works too. A detach forgets it.
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        let _ = spec;
+        Ok(())
+    }
     /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
     /// now) and, where the kernel can tell, first.
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;

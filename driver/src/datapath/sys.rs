@@ -281,3 +281,10 @@ pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapDat
     // SAFETY: the ring owns its descriptor, always returns the same, and closes it only when it is dropped.
     unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
 }
+
+/// Waits until every program that runs now has finished: an RCU grace period, some milliseconds.
+pub(super) fn grace_period() -> io::Result<()> {
+    // SAFETY: no pointers in this call. MEMBARRIER_CMD_GLOBAL is the kernel's synchronize_rcu().
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

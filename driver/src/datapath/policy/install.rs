@@ -97,8 +97,13 @@ pub(in crate::datapath) struct PolicyTables {
     rules: LpmTrie<MapData, RuleKey, Rule>,
     most: Room,
     installed: BTreeMap<u32, Installed>,
-    /// Versions that nobody uses any more, being deleted.
-    retired: Vec<Installed>,
+    /// Versions that no endpoint uses any more, and in which epoch that became so. A frame that is being judged may
+    /// still look them up.
+    retired: Vec<(u64, Installed)>,
+    /// Advanced by [`Self::advance`].
+    epoch: u64,
+    /// No frame looks up what was retired before this epoch.
+    quiet: u64,
     last: u32,
 }
 
@@ -116,6 +121,8 @@ impl PolicyTables {
             most: Room { peers: most(maps::PEERS)?, rules: most(maps::RULES)? },
             installed: BTreeMap::new(),
             retired: Vec::new(),
+            epoch: 0,
+            quiet: 0,
             last: 0,
         })
     }
@@ -142,7 +149,7 @@ impl PolicyTables {
         self.last = found.keys().next_back().copied().unwrap_or_default();
         for (version, version_found) in found {
             if version_found.users.is_empty() {
-                self.retired.push(version_found);
+                self.retired.push((self.epoch, version_found));
             } else {
                 self.installed.insert(version, version_found);
             }
@@ -153,7 +160,7 @@ impl PolicyTables {
     /// What is free now. Entries being deleted are not free yet.
     pub(in crate::datapath) fn room(&self) -> Room {
         let (mut peers, mut rules) = (0, 0);
-        for installed in self.installed.values().chain(&self.retired) {
+        for installed in self.installed.values().chain(self.retired.iter().map(|(_, retired)| retired)) {
             peers += installed.peers.len();
             rules += installed.rules.len();
         }
@@ -193,7 +200,7 @@ impl PolicyTables {
             }
         }
         if let Err(source) = self.insert(version, policy) {
-            self.retired.push(entries);
+            self.retired.push((self.epoch, entries));
             return Err(bpf_error(format!("write the policy of endpoint {id}"), source));
         }
         self.installed.insert(version, entries);
@@ -218,23 +225,39 @@ impl PolicyTables {
                 unused.push(*version);
             }
         }
-        self.retired.extend(unused.iter().filter_map(|version| self.installed.remove(version)));
+        let epoch = self.epoch;
+        let unused = unused.iter().filter_map(|version| Some((epoch, self.installed.remove(version)?)));
+        self.retired.extend(unused);
     }
 
-    /// Deletes at most `slice` entries of retired versions. True when nothing is left to delete.
-    pub(in crate::datapath) fn reclaim(&mut self, slice: usize) -> Result<bool, DatapathError> {
+    /// Begins an epoch, if there is something to delete. After the kernel's grace period that follows, pass the epoch
+    /// to [`Self::reclaim`].
+    pub(in crate::datapath) fn advance(&mut self) -> Option<u64> {
+        if self.retired.is_empty() {
+            return None;
+        }
+        self.epoch += 1;
+        Some(self.epoch)
+    }
+
+    /// Deletes at most `slice` entries of versions retired before the epoch. True when none is left.
+    pub(in crate::datapath) fn reclaim(&mut self, epoch: u64, slice: usize) -> Result<bool, DatapathError> {
+        self.quiet = self.quiet.max(epoch);
         let failed = |source| bpf_error("delete entries of an old policy", source);
         for _ in 0..slice {
-            let Some(retired) = self.retired.last_mut() else { return Ok(true) };
+            let Some(at) = self.retired.iter().position(|(since, _)| *since < self.quiet) else {
+                return Ok(true);
+            };
+            let retired = &mut self.retired[at].1;
             if let Some(key) = retired.peers.pop() {
                 gone(self.peers.remove(&key)).map_err(failed)?;
             } else if let Some(key) = retired.rules.pop() {
                 gone(self.rules.remove(&key)).map_err(failed)?;
             } else {
-                self.retired.pop();
+                self.retired.swap_remove(at);
             }
         }
-        Ok(self.retired.is_empty())
+        Ok(false)
     }
 
     /// The entry that decides about a flow under a version, found by the kernel's own look-ups.
