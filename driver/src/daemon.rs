@@ -175,6 +175,8 @@ impl Parts {
         };
         tasks.spawn("nri", crate::nri::session::run(nri, Arc::clone(&sandboxes) as _, runtime, stop.clone()));
 
+        tasks.spawn("sweep", Arc::clone(&sandboxes).sweep_until(stop.clone()));
+
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));
         let claims = Claims {
@@ -237,6 +239,8 @@ impl Tasks {
     async fn until(mut self, stop: &CancellationToken) -> Result<()> {
         let mut result = Ok(());
         tokio::select! {
+            // A part that stops because it was told to may be seen before the telling is.
+            biased;
             () = stop.cancelled() => {}
             Some(ended) = self.set.join_next() => {
                 let what = match ended {

@@ -60,15 +60,15 @@ async fn metrics(State(exposed): State<Exposed>) -> Response {
 
 /// Alive means that no part has ended that must not end; a part that waits for its peer is alive.
 async fn healthz(State(exposed): State<Exposed>) -> Response {
-    report(exposed.readiness.alive())
+    report(&exposed.readiness.alive())
 }
 
 /// Ready means that claims can be prepared and sandboxes attached.
 async fn readyz(State(exposed): State<Exposed>) -> Response {
-    report(exposed.readiness.ready())
+    report(&exposed.readiness.ready())
 }
 
-fn report(missing: Vec<String>) -> Response {
+fn report(missing: &[String]) -> Response {
     if missing.is_empty() {
         return (StatusCode::OK, "ok\n").into_response();
     }

@@ -115,6 +115,9 @@ impl Metrics {
     }
 }
 
+/// One number of a [`Traffic`].
+type Pick = fn(&Traffic) -> u64;
+
 /// One reading of one counter, made at scrape time.
 type Reading<'a> = (&'a Holding, &'static str, Traffic);
 
@@ -159,7 +162,7 @@ impl Collector for Sources {
             .filter_map(|holding| holding.stats.as_ref().map(|stats| (holding, stats)))
             .flat_map(|(h, stats)| [(h, "from_pod", stats.from_pod), (h, "to_pod", stats.to_pod)])
             .collect();
-        let kinds: [(&str, &str, fn(&Traffic) -> u64); 2] = [
+        let kinds: [(&str, &str, Pick); 2] = [
             ("interface_packets", "Frames let through", |traffic| traffic.packets),
             ("interface_bytes", "Bytes let through, Ethernet header included", |traffic| traffic.bytes),
         ];

@@ -1,8 +1,13 @@
 //! What happens to claims as sandboxes come and go: the runtime's events, and the kubelet's last word.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -13,6 +18,9 @@ use crate::{
     nri::{PodEvents, PodSandbox},
     status::Reporter,
 };
+
+/// How often sandboxes are looked for that ended without an event.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// Attaches at the start of a sandbox and returns at its end; tells metrics, claim status and Events.
 pub struct Sandboxes {
@@ -79,7 +87,7 @@ impl Sandboxes {
         let message = failed.to_string();
         warn!(%pod, "cannot attach: {message}");
         let claims = self.claims_of(pod);
-        let concerned = claims.iter().filter(|claim| failed.claim.as_ref().is_none_or(|of| of == *claim));
+        let concerned = claims.iter().filter(|claim| failed.claim.as_deref().is_none_or(|of| of == *claim));
         for claim in concerned {
             self.reporter.attach_failed(claim, pod, &message);
         }
@@ -93,6 +101,22 @@ impl Sandboxes {
     async fn give_back(&self, sandbox_id: &str) {
         let outcome = self.attacher.give_back(sandbox_id).await;
         self.after_return(&outcome);
+    }
+
+    /// Look from time to time for sandboxes that ended without an event, until `stop`.
+    pub async fn sweep_until(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick is at once, before the runtime has told what lives.
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let outcome = self.attacher.sweep().await;
+            self.after_return(&outcome);
+        }
     }
 
     fn after_return(&self, outcome: &Outcome) {

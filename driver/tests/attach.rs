@@ -1,17 +1,19 @@
 //! Attach and return on a real kernel: namespaces, links and programs.
 
+#[path = "attach/interrupted.rs"]
+mod interrupted;
 mod support;
-
 #[path = "attach/world.rs"]
 mod world;
 
 use std::{sync::Arc, time::Instant};
 
+use interrupted::Interrupted;
 use netferry::{
     attach::{Attacher, Outcome, Reason},
     link::MacAddr,
 };
-use world::{Interrupted, MAC, World};
+use world::{MAC, World};
 
 #[tokio::test]
 async fn a_pod_gets_its_links_and_they_come_home_as_before() {
@@ -30,7 +32,15 @@ async fn a_pod_gets_its_links_and_they_come_home_as_before() {
     assert!(net1["flags"].as_array().expect("flags").iter().any(|flag| flag == "UP"));
     let addresses = world.pod.ip("addr show dev net1");
     assert!(addresses.contains("inet 198.51.100.7/24") && addresses.contains("inet6 2001:db8:7::7/64"));
-    assert!(!addresses.contains("tentative"), "usable at once: {addresses}");
+    let claimed = |line: &&str| line.contains("2001:db8:7::7/64");
+    let claimed = addresses.lines().find(claimed).expect("the claimed address");
+    assert!(!claimed.contains("tentative"), "usable at once: {claimed}");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let addresses = world.pod.ip("addr show dev net1");
+    assert!(
+        addresses.contains("inet6 fe80::aa:ff:fe00:7/64") && !addresses.contains("tentative"),
+        "{addresses}"
+    );
     assert!(world.pod.ip("route show default").contains("via 198.51.100.1 dev net1"));
     assert!(world.pod.ip("-6 route show default").contains("via 2001:db8:7::1 dev net1"));
     let programs = &outcome.attached[0].programs;

@@ -1,6 +1,8 @@
 //! `manifests/`, read as the API server would: every field must be one that Kubernetes 1.36 knows, and the
 //! objects must agree with each other and with the daemon.
 
+#![expect(clippy::unwrap_used, reason = "a test may stop where it cannot go on")]
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -300,7 +302,9 @@ fn the_driver_accepts_the_configurations_of_examples_and_documentation() {
     }
     assert!(objects.len() > examples, "no block of YAML in the documentation");
     let mut found = Vec::new();
-    objects.iter().for_each(|object| configurations(object, &mut found));
+    for object in &objects {
+        configurations(object, &mut found);
+    }
     assert!(found.len() >= 5, "only {} configurations", found.len());
     for parameters in found {
         let config =

@@ -8,6 +8,7 @@ mod story;
 mod support;
 
 use std::{
+    fmt::Write as _,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -35,7 +36,7 @@ async fn main() -> Result<()> {
     let cable = Cable::new()?;
     // Whatever ends the demo, the guards take away links, namespaces, daemon, pins and folders.
     tokio::select! {
-        done = demo(&cable) => done?,
+        done = demo() => done?,
         _ = tokio::signal::ctrl_c() => bail!("interrupted; everything is cleaned up"),
     }
     drop(cable);
@@ -46,7 +47,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-async fn demo(cable: &Cable) -> Result<()> {
+async fn demo() -> Result<()> {
     let binary = binary()?;
     let pods = [NetNs::new(), NetNs::new()];
     let mut home = Home::new();
@@ -55,7 +56,7 @@ async fn demo(cable: &Cable) -> Result<()> {
     home.write_object("objects.yaml", &objects());
 
     step("A node with two network links");
-    let before = cable.look()?;
+    let before = Cable::look()?;
     indent(&ip(&["-brief", "link", "show", "type", "veth"])?);
 
     step("The daemon starts and registers with kubelet and container runtime");
@@ -112,7 +113,7 @@ async fn demo(cable: &Cable) -> Result<()> {
         plugin.remove_pod_sandbox(sandbox).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
     }
     driver.unprepare(&claims).await?;
-    let after = cable.look()?;
+    let after = Cable::look()?;
     indent(&ip(&["-brief", "link", "show", "type", "veth"])?);
     ensure!(before == after, "a link is not as it was:\nbefore: {before}\nafter: {after}");
     say("`ip -j -d address` of both links: same as before");
@@ -139,7 +140,7 @@ impl Cable {
         Ok(cable)
     }
 
-    fn look(&self) -> Result<String> {
+    fn look() -> Result<String> {
         LINKS.iter().map(|link| ip(&["-j", "-d", "address", "show", "dev", link])).collect()
     }
 }
@@ -231,7 +232,7 @@ fn programs(home: &Home) -> Result<String> {
         let id = link["prog_id"].to_string();
         let shown = run(Path::new("bpftool"), &["-j", "prog", "show", "id", &id])?;
         let program: serde_json::Value = serde_json::from_str(&shown)?;
-        lines += &format!("{}: program {} ({id})\n", pin.display(), program["name"]);
+        let _ = writeln!(lines, "{}: program {} ({id})", pin.display(), program["name"]);
     }
     ensure!(!lines.is_empty(), "no program is pinned below {}", pins.display());
     Ok(lines)

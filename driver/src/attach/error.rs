@@ -1,12 +1,13 @@
 //! What keeps a sandbox from getting its links.
 
-use std::{error::Error, fmt::Write as _};
+use std::fmt::Write as _;
 
 use super::Problem;
 use crate::{
     claim::{ClaimRef, PodRef, store::StoreError},
     datapath::DatapathError,
     link::LinkError,
+    telemetry::chain,
 };
 
 /// Why an attach failed.
@@ -68,25 +69,25 @@ pub enum AttachError {
 #[error("{}", self.text())]
 pub struct AttachFailed {
     /// Which claim, where it was one.
-    pub claim: Option<ClaimRef>,
+    pub claim: Option<Box<ClaimRef>>,
     /// Which device, where it was one.
     pub device: Option<String>,
     /// Why. Told with all its causes by the text of this error.
-    pub cause: AttachError,
+    pub cause: Box<AttachError>,
     /// What went wrong while things were put back.
     pub problems: Vec<Problem>,
 }
 
 impl AttachFailed {
     pub(super) fn of_pod(cause: impl Into<AttachError>) -> Self {
-        Self { claim: None, device: None, cause: cause.into(), problems: Vec::new() }
+        Self { claim: None, device: None, cause: Box::new(cause.into()), problems: Vec::new() }
     }
 
     pub(super) fn of(claim: &ClaimRef, device: &str, cause: impl Into<AttachError>) -> Self {
         Self {
-            claim: Some(claim.clone()),
+            claim: Some(Box::new(claim.clone())),
             device: Some(device.to_owned()),
-            cause: cause.into(),
+            cause: Box::new(cause.into()),
             problems: Vec::new(),
         }
     }
@@ -96,22 +97,10 @@ impl AttachFailed {
         if let (Some(claim), Some(device)) = (&self.claim, &self.device) {
             let _ = write!(text, "claim {claim}, device {device}: ");
         }
-        text.push_str(&report(&self.cause));
+        text.push_str(&chain(&*self.cause));
         for problem in &self.problems {
             let _ = write!(text, "; while undoing it: {}", problem.note);
         }
         text
     }
-}
-
-/// An error with all its causes, in one line.
-#[must_use]
-pub fn report(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

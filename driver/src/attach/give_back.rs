@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Attacher, Outcome, Problem, Reason, crossing, error::report, find::Place, namespace_of};
+use super::{Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
 use crate::{
     claim::{Attachment, ClaimRef, InterfacePlan, Step},
     link::{Home, Link, LinkError, Namespace},
+    telemetry::chain,
 };
 
 /// Longest interface name (`IFNAMSIZ` less the terminating zero).
@@ -36,6 +37,29 @@ impl Attacher {
     pub async fn give_back_claim(&self, uid: &str) -> Outcome {
         let _turn = self.turn.lock().await;
         self.give_back_where(|claim, _| claim.uid == uid).await
+    }
+
+    /// Bring home what no event will: the links of sandboxes whose namespace is gone, and what an earlier
+    /// return or undo could not finish. containerd tells no stop of a sandbox that is older than its own
+    /// start (`needsStopping`, pkg/nri/nri.go, forgets them), so a claim would look attached until unprepare.
+    pub async fn sweep(&self) -> Outcome {
+        let _turn = self.turn.lock().await;
+        let mut gone = BTreeSet::new();
+        for checkpoint in self.store.all() {
+            for attachment in
+                checkpoint.interfaces.iter().filter_map(|interface| interface.attachment.as_ref())
+            {
+                let links = self.links.list(&namespace_of(&attachment.sandbox)).await;
+                if attachment.step != Step::Attached || matches!(links, Err(LinkError::NamespaceGone { .. }))
+                {
+                    gone.insert(attachment.sandbox.id.clone());
+                }
+            }
+        }
+        if gone.is_empty() {
+            return Outcome::default();
+        }
+        self.give_back_where(|_, attachment| gone.contains(&attachment.sandbox.id)).await
     }
 
     pub(super) async fn give_back_where(&self, wanted: impl Fn(&ClaimRef, &Attachment) -> bool) -> Outcome {
@@ -113,18 +137,18 @@ impl Return<'_> {
             Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
         };
         stop_at("return-after-move")?;
-        if let Some((ifindex, home)) = arrived {
-            if let Err(errors) = self.attacher.links.restore(ifindex, &home).await {
-                for error in errors {
-                    self.note(Reason::NotRestored, report(&error));
-                }
+        if let Some((ifindex, home)) = arrived
+            && let Err(errors) = self.attacher.links.restore(ifindex, &home).await
+        {
+            for error in errors {
+                self.note(Reason::NotRestored, chain(&error));
             }
         }
         stop_at("return-after-restore")?;
         // Last, so that nothing of ours is ever in a pod unprotected.
         if let Some(id) = self.attachment.endpoint {
             let detached = self.attacher.datapath(move |datapath| datapath.detach(id)).await;
-            detached.map_err(|error| (Reason::ProgramsLeft, report(&error)))?;
+            detached.map_err(|error| (Reason::ProgramsLeft, chain(&error)))?;
         }
         stop_at("return-before-done")?;
         let device = self.plan.device.clone();
@@ -133,7 +157,7 @@ impl Return<'_> {
                 interface.attachment = None;
             }
         });
-        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, report(&error)))
+        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, chain(&error)))
     }
 
     /// A namespace that has just lost its last process takes the kernel some grace periods to clear up.
@@ -141,7 +165,7 @@ impl Return<'_> {
         let mut tries = CLEAN_UP_TRIES;
         loop {
             let found = self.attacher.find(&self.plan, &self.attachment).await;
-            match found.map_err(|error| (Reason::NotReturned, report(&error)))? {
+            match found.map_err(|error| (Reason::NotReturned, chain(&error)))? {
                 Place::Elsewhere(_) if tries > 0 => tries -= 1,
                 place => return Ok(place),
             }
@@ -164,7 +188,7 @@ impl Return<'_> {
         // A full disk must not keep a link away from home: the next start finds the older step and the link
         // at home, and ends in the same place.
         if let Err(error) = written.await {
-            self.note(Reason::NotRestored, report(&error));
+            self.note(Reason::NotRestored, chain(&error));
         }
     }
 
@@ -172,14 +196,14 @@ impl Return<'_> {
         let Some(id) = self.attachment.endpoint else { return };
         let closed = self.attacher.datapath(move |datapath| datapath.set_ready(id, false)).await;
         if let Err(error) = closed {
-            self.note(Reason::ProgramsLeft, report(&error));
+            self.note(Reason::ProgramsLeft, chain(&error));
         }
     }
 
     async fn leave_sandbox(&mut self, link: &Link) -> Result<(u32, Home), Stopped> {
         let links = &self.attacher.links;
         let sandbox = namespace_of(&self.attachment.sandbox);
-        let not_returned = |error: &LinkError| (Reason::NotReturned, report(error));
+        let not_returned = |error: &LinkError| (Reason::NotReturned, chain(error));
         // A link that cannot be set down moves all the same: the kernel closes it.
         let _ = links.set_up(&sandbox, link.ifindex, false).await;
         let wanted = self.attachment.home.clone();
@@ -211,8 +235,8 @@ impl Return<'_> {
         home.link.alt_names.retain(|name| !taken.contains(name));
         let name = self.attachment.home.link.name.clone();
         if taken.contains(&name) {
-            let free = |base: &str| (0..).map(|n| free_name(base, n)).find(|name| !taken.contains(name));
-            if let Some(free) = free(&name) {
+            let tries = 0..=u32::try_from(taken.len()).unwrap_or(u32::MAX);
+            if let Some(free) = tries.map(|n| free_name(&name, n)).find(|name| !taken.contains(name)) {
                 self.note(
                     Reason::NameTaken,
                     format!("the name {name:?} belongs to another link now; the link is home as {free:?}"),

@@ -271,7 +271,10 @@ fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
         for name in ["accept_ra", "autoconf", "use_tempaddr", "addr_gen_mode"] {
             set(&format!("ipv6/{name}"), "0");
         }
-        set("ipv6/accept_dad", "0");
+        // The link-local address is made of the MAC, which is enforced: it need not be probed for a second.
+        // (`accept_dad` of one link does nothing while that of `all` is on, the kernel's default.)
+        set("ipv6/dad_transmits", "0");
+        set("ipv6/router_solicitation_delay", "0");
     }
     // Neighbours may still know the address with another pod's MAC.
     set("ipv4/arp_notify", "1");

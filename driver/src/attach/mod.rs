@@ -36,7 +36,7 @@ use crate::{
 };
 
 pub use self::{
-    error::{AttachError, AttachFailed, report},
+    error::{AttachError, AttachFailed},
     outcome::{AttachedInterface, Outcome, Problem, Reason},
 };
 

@@ -1,9 +1,10 @@
 //! After a restart: keep what lives, return what is dead, finish what was half done.
 
-use super::{Attacher, Outcome, Problem, Reason, error::report};
+use super::{Attacher, Outcome, Problem, Reason};
 use crate::{
     claim::{Attachment, Step},
     nri::PodSandbox,
+    telemetry::chain,
 };
 
 impl Attacher {
@@ -23,7 +24,7 @@ impl Attacher {
                     let note = format!("sandbox {}: {failed}", sandbox.id);
                     tracing::warn!(pod = %sandbox.pod, "{note}");
                     let pod = Some(sandbox.pod.clone());
-                    let claim = failed.claim.clone();
+                    let claim = failed.claim.as_deref().cloned();
                     outcome.problems.push(Problem { claim, pod, reason: Reason::NotAttached, note });
                     outcome.problems.extend(failed.problems);
                 }
@@ -53,7 +54,7 @@ impl Attacher {
                         claim: Some(checkpoint.claim.clone()),
                         pod: Some(attachment.sandbox.pod.clone()),
                         reason: Reason::Unprotected,
-                        note: format!("device {device} is taken out of its pod: {}", report(&error)),
+                        note: format!("device {device} is taken out of its pod: {}", chain(&error)),
                     });
                     broken.push(attachment.clone());
                 }
@@ -75,7 +76,7 @@ impl Attacher {
         let problem = |note| Problem { claim: None, pod: None, reason: Reason::ProgramsLeft, note };
         let endpoints = match self.datapath(|datapath| datapath.endpoints()).await {
             Ok(endpoints) => endpoints,
-            Err(error) => return vec![problem(report(&error))],
+            Err(error) => return vec![problem(chain(&error))],
         };
         let held = self.held_endpoints();
         let mut problems = Vec::new();
@@ -90,7 +91,7 @@ impl Attacher {
                     "endpoint {id} has no checkpoint, but its programs are on a link (index {ifindex} in a \
                      namespace that is not known): its gate is closed and they are left"
                 ))),
-                Err(error) => problems.push(problem(format!("endpoint {id}: {}", report(&error)))),
+                Err(error) => problems.push(problem(format!("endpoint {id}: {}", chain(&error)))),
             }
         }
         problems

@@ -21,7 +21,7 @@ struct World {
     datapath: Arc<FakeDatapath>,
     store: Arc<Store>,
     attacher: Attacher,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn pod(name: &str) -> PodRef {
@@ -81,7 +81,7 @@ impl World {
             links,
             datapath,
             store,
-            _dir: dir,
+            dir,
         };
         world.restart();
         world
@@ -353,15 +353,32 @@ async fn a_restart_keeps_what_lives_and_returns_the_rest() {
 
 #[tokio::test]
 async fn programs_without_a_checkpoint_go_only_with_their_device() {
-    let world = World::new();
+    let mut world = World::new();
     world.claim("c1", "web", vec![plan("ens5", "net1")]);
     let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
     let id = attached[0].endpoint.unwrap();
-    world.store.remove("c1").unwrap();
+    std::fs::remove_file(world.dir.path().join("c1.json")).unwrap();
+    world.store = Arc::new(Store::open(world.dir.path()).unwrap().0);
+    world.restart();
     let outcome = world.attacher.recover(&[]).await;
     assert_eq!(outcome.problems.len(), 1);
     assert!(!world.datapath.endpoint(id).unwrap().ready, "the gate is closed");
     world.datapath.device_is_at(id, None);
     assert_eq!(world.attacher.recover(&[]).await, Outcome::default());
     assert_eq!(world.datapath.endpoint(id), None);
+}
+
+#[tokio::test]
+async fn a_sweep_returns_what_no_event_tells_of_and_nothing_else() {
+    let world = World::new();
+    let before = world.links.links_in(&Namespace::Host);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    world.attacher.attach(&sandbox("s1", "web")).await.unwrap();
+    assert_eq!(world.attacher.sweep().await, Outcome::default(), "the sandbox lives");
+    assert_eq!(world.links.links_in(&inside("s1")).len(), 1);
+
+    world.links.vanish(&inside("s1"));
+    let outcome = world.attacher.sweep().await;
+    assert_eq!(outcome.returned.len(), 1, "{outcome:?}");
+    world.assert_all_home(&before, "after the sweep");
 }

@@ -1,7 +1,7 @@
 //! What the kubelet asks for a claim, done: planned and checkpointed at prepare, returned and forgotten at
 //! unprepare.
 
-use std::{error::Error, fmt::Write as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -21,6 +21,7 @@ use crate::{
     cluster::Cluster,
     device::Inventory,
     dra::plugin::{ClaimService, PreparedDevice},
+    telemetry::chain,
 };
 
 /// Longest wait for the claim; the kubelet gives up a call after 45 s (`pkg/kubelet/cm/dra/plugin`).
@@ -144,16 +145,4 @@ fn prepared(checkpoint: &Checkpoint) -> Vec<PreparedDevice> {
         cdi_ids: Vec::new(),
     };
     checkpoint.interfaces.iter().map(device).collect()
-}
-
-/// An error with its causes, for the kubelet, which takes a string.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string does not fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

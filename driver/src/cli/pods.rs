@@ -22,7 +22,7 @@ pub fn run(args: &PodsArgs) -> Result<()> {
 fn row(holding: &Holding) -> [String; 9] {
     let stats = holding.stats.as_ref();
     let packets = |pick: fn(&EndpointStats) -> u64| stats.map_or("-".to_owned(), |s| pick(s).to_string());
-    let state = match (holding.step, holding.isolation) {
+    let progress = match (holding.step, holding.isolation) {
         (Step::Attaching, _) => "attaching",
         (Step::Returning, _) => "returning",
         (Step::Attached, Isolation::Strict) => "protected",
@@ -35,7 +35,7 @@ fn row(holding: &Holding) -> [String; 9] {
         holding.device.clone(),
         holding.claim.to_string(),
         show::list(&holding.addresses),
-        state.to_owned(),
+        progress.to_owned(),
         packets(|s| s.to_pod.packets),
         packets(|s| s.from_pod.packets),
         show::list(drops),

@@ -17,6 +17,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use super::{
     Cluster, ClusterError, Event, NodeRef,
@@ -37,7 +38,9 @@ const PAGE: u32 = 500;
 /// An API server, spoken to in the newest version of resource.k8s.io that it serves.
 pub struct KubeCluster {
     client: Client,
-    version: ApiVersion,
+    /// Chosen at the first request that needs it: the daemon must start, and serve what was prepared, also while
+    /// the API server is away.
+    version: OnceCell<ApiVersion>,
     driver: String,
     node: String,
     timeout: Duration,
@@ -45,8 +48,8 @@ pub struct KubeCluster {
 }
 
 impl KubeCluster {
-    /// Connect with the kubeconfig at `kubeconfig`, or with the pod's service account, and discover which
-    /// version of resource.k8s.io the server serves. `driver` is also the field manager of claim status.
+    /// Set up with the kubeconfig at `kubeconfig`, or with the pod's service account. The server is not asked
+    /// anything yet. `driver` is also the field manager of claim status.
     pub async fn connect(kubeconfig: Option<&Path>, driver: &str, node: &str) -> Result<Self, ClusterError> {
         let config = match kubeconfig {
             Some(path) => {
@@ -60,26 +63,23 @@ impl KubeCluster {
                 unavailable("use the pod's service account (outside a pod, give --kubeconfig)", error)
             })?,
         };
-        Self::with_config(config, driver, node).await
+        Self::with_config(config, driver, node)
     }
 
-    /// Connect as `config` says.
-    pub async fn with_config(mut config: Config, driver: &str, node: &str) -> Result<Self, ClusterError> {
+    /// Set up as `config` says.
+    pub fn with_config(mut config: Config, driver: &str, node: &str) -> Result<Self, ClusterError> {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // The callers retry, with a backoff and a view of what is still worth writing.
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|error| unavailable("set up the API client", error))?;
-        let mut cluster = Self {
+        Ok(Self {
             client,
-            version: ApiVersion::V1,
+            version: OnceCell::new(),
             driver: driver.to_owned(),
             node: node.to_owned(),
             timeout: REQUEST_TIMEOUT,
             series: Series::default(),
-        };
-        cluster.version = cluster.discover().await?;
-        tracing::info!(version = %cluster.version, "resource.k8s.io version chosen");
-        Ok(cluster)
+        })
     }
 
     /// Change how long one request may take.
@@ -89,10 +89,9 @@ impl KubeCluster {
         self
     }
 
-    /// The version of resource.k8s.io spoken with the server.
-    #[must_use]
-    pub const fn version(&self) -> ApiVersion {
-        self.version
+    /// The version of resource.k8s.io spoken with the server. The server is asked until it has answered once.
+    pub async fn version(&self) -> Result<ApiVersion, ClusterError> {
+        self.version.get_or_try_init(|| self.discover()).await.copied()
     }
 
     async fn discover(&self) -> Result<ApiVersion, ClusterError> {
@@ -105,10 +104,12 @@ impl KubeCluster {
             .flat_map(|group| group.versions)
             .map(|version| version.version)
             .collect();
-        ApiVersion::choose(served.iter().map(String::as_str)).ok_or_else(|| {
+        let version = ApiVersion::choose(served.iter().map(String::as_str)).ok_or_else(|| {
             let served = if served.is_empty() { "none".to_owned() } else { served.join(", ") };
             refused(&object, 404, format!("served: {served}; this driver speaks v1, v1beta2 and v1beta1"))
-        })
+        })?;
+        tracing::info!(%version, "resource.k8s.io version chosen");
+        Ok(version)
     }
 
     /// Run one request with the time-out, and put its error into the terms of the seam.
@@ -130,55 +131,63 @@ impl KubeCluster {
         }
     }
 
-    fn resource(&self, kind: &str, plural: &str) -> ApiResource {
-        ApiResource {
-            group: versions::GROUP.to_owned(),
-            version: self.version.version().to_owned(),
-            api_version: self.version.api_version().to_owned(),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-        }
+    fn slice_api(&self, version: ApiVersion) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &resource(version, "ResourceSlice", "resourceslices"))
     }
 
-    fn slice_api(&self) -> Api<DynamicObject> {
-        Api::all_with(self.client.clone(), &self.resource("ResourceSlice", "resourceslices"))
-    }
-
-    fn claim_api(&self, namespace: &str) -> Api<DynamicObject> {
-        let resource = self.resource("ResourceClaim", "resourceclaims");
+    fn claim_api(&self, version: ApiVersion, namespace: &str) -> Api<DynamicObject> {
+        let resource = resource(version, "ResourceClaim", "resourceclaims");
         Api::namespaced_with(self.client.clone(), namespace, &resource)
     }
+}
 
-    /// From v1 to what the server wants.
-    fn encode(&self, object: &Object, value: &impl Serialize) -> Result<DynamicObject, ClusterError> {
-        serde_json::to_value(value)
-            .map(|value| versions::to_wire(self.version, value))
-            .and_then(serde_json::from_value)
-            .map_err(|error| refused(object, 400, format!("cannot be encoded: {error}")))
+fn resource(version: ApiVersion, kind: &str, plural: &str) -> ApiResource {
+    ApiResource {
+        group: versions::GROUP.to_owned(),
+        version: version.version().to_owned(),
+        api_version: version.api_version().to_owned(),
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
     }
+}
 
-    /// From what the server sent to v1. Items of a list come without `kind`, hence `object`'s.
-    fn decode<T: DeserializeOwned>(&self, object: &Object, sent: DynamicObject) -> Result<T, ClusterError> {
-        serde_json::to_value(sent)
-            .and_then(|mut value| {
-                if let Some(map) = value.as_object_mut() {
-                    map.insert("kind".to_owned(), object.kind.into());
-                }
-                serde_json::from_value(versions::from_wire(self.version, value))
-            })
-            .map_err(|error| unavailable(format!("understand the server's {object}"), error))
-    }
+/// From v1 to what the server wants.
+fn encode(
+    version: ApiVersion,
+    object: &Object,
+    value: &impl Serialize,
+) -> Result<DynamicObject, ClusterError> {
+    serde_json::to_value(value)
+        .map(|value| versions::to_wire(version, value))
+        .and_then(serde_json::from_value)
+        .map_err(|error| refused(object, 400, format!("cannot be encoded: {error}")))
+}
 
-    /// The body of an apply: identity, and our devices alone. Fields that are not in it stay whose they are.
-    fn status_body(&self, claim: &ClaimRef, devices: &[AllocatedDeviceStatus]) -> Value {
-        let status = if devices.is_empty() { json!({}) } else { json!({ "devices": devices }) };
-        json!({
-            "apiVersion": self.version.api_version(),
-            "kind": "ResourceClaim",
-            "metadata": {"name": claim.name, "namespace": claim.namespace, "uid": claim.uid},
-            "status": status,
+/// From what the server sent to v1. Items of a list come without `kind`, hence `object`'s.
+fn decode<T: DeserializeOwned>(
+    version: ApiVersion,
+    object: &Object,
+    sent: DynamicObject,
+) -> Result<T, ClusterError> {
+    serde_json::to_value(sent)
+        .and_then(|mut value| {
+            if let Some(map) = value.as_object_mut() {
+                map.insert("kind".to_owned(), object.kind.into());
+            }
+            serde_json::from_value(versions::from_wire(version, value))
         })
-    }
+        .map_err(|error| unavailable(format!("understand the server's {object}"), error))
+}
+
+/// The body of an apply: identity, and our devices alone. Fields that are not in it stay whose they are.
+fn status_body(version: ApiVersion, claim: &ClaimRef, devices: &[AllocatedDeviceStatus]) -> Value {
+    let status = if devices.is_empty() { json!({}) } else { json!({ "devices": devices }) };
+    json!({
+        "apiVersion": version.api_version(),
+        "kind": "ResourceClaim",
+        "metadata": {"name": claim.name, "namespace": claim.namespace, "uid": claim.uid},
+        "status": status,
+    })
 }
 
 #[async_trait]
@@ -192,21 +201,23 @@ impl Cluster for KubeCluster {
 
     async fn claim(&self, namespace: &str, name: &str) -> Result<ResourceClaim, ClusterError> {
         let object = Object::new("ResourceClaim", format!("{namespace}/{name}"), "read");
-        let sent = self.request(&object, self.claim_api(namespace).get(name)).await?;
-        self.decode(&object, sent)
+        let version = self.version().await?;
+        let sent = self.request(&object, self.claim_api(version, namespace).get(name)).await?;
+        decode(version, &object, sent)
     }
 
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         let object = Object::new("ResourceSlice", format!("of node {}", self.node), "list");
         // Both selectors are indexed by the server in every version (pkg/registry/resource/resourceslice).
         let selector = format!("spec.driver={},spec.nodeName={}", self.driver, self.node);
-        let api = self.slice_api();
+        let version = self.version().await?;
+        let api = self.slice_api(version);
         let mut page = ListParams::default().fields(&selector).limit(PAGE);
         let mut slices = Vec::new();
         loop {
             let list = self.request(&object, api.list(&page)).await?;
             for item in list.items {
-                slices.push(self.decode(&object, item)?);
+                slices.push(decode(version, &object, item)?);
             }
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
@@ -218,10 +229,11 @@ impl Cluster for KubeCluster {
     async fn create_slice(&self, slice: &ResourceSlice) -> Result<ResourceSlice, ClusterError> {
         let name = slice.metadata.name.clone().or_else(|| slice.metadata.generate_name.clone());
         let object = Object::new("ResourceSlice", name.unwrap_or_default(), "create");
-        let body = self.encode(&object, slice)?;
+        let version = self.version().await?;
+        let body = encode(version, &object, slice)?;
         let params = PostParams { field_manager: Some(self.driver.clone()), ..PostParams::default() };
-        let sent = self.request(&object, self.slice_api().create(&params, &body)).await?;
-        self.decode(&object, sent)
+        let sent = self.request(&object, self.slice_api(version).create(&params, &body)).await?;
+        decode(version, &object, sent)
     }
 
     async fn update_slice(&self, slice: &ResourceSlice) -> Result<ResourceSlice, ClusterError> {
@@ -231,15 +243,17 @@ impl Cluster for KubeCluster {
             // Without it the server would overwrite whatever is there.
             return Err(refused(&object, 400, "metadata.resourceVersion: must be set".to_owned()));
         }
-        let body = self.encode(&object, slice)?;
+        let version = self.version().await?;
+        let body = encode(version, &object, slice)?;
         let params = PostParams { field_manager: Some(self.driver.clone()), ..PostParams::default() };
-        let sent = self.request(&object, self.slice_api().replace(&name, &params, &body)).await?;
-        self.decode(&object, sent)
+        let sent = self.request(&object, self.slice_api(version).replace(&name, &params, &body)).await?;
+        decode(version, &object, sent)
     }
 
     async fn delete_slice(&self, name: &str) -> Result<(), ClusterError> {
         let object = Object::new("ResourceSlice", name, "delete");
-        match self.request(&object, self.slice_api().delete(name, &DeleteParams::default())).await {
+        let version = self.version().await?;
+        match self.request(&object, self.slice_api(version).delete(name, &DeleteParams::default())).await {
             Ok(_) | Err(ClusterError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -251,11 +265,12 @@ impl Cluster for KubeCluster {
         devices: &[AllocatedDeviceStatus],
     ) -> Result<(), ClusterError> {
         let object = Object::new("ResourceClaim", claim.to_string(), "apply the status of");
-        let body = self.status_body(claim, devices);
+        let version = self.version().await?;
+        let body = status_body(version, claim, devices);
         // A claim is allocated to one node, so the driver's name alone tells the writers of a claim apart.
         // Force takes over the entries of this driver only: nothing else is in the body.
         let params = PatchParams::apply(&self.driver).force();
-        let api = self.claim_api(&claim.namespace);
+        let api = self.claim_api(version, &claim.namespace);
         self.request(&object, api.patch_status(&claim.name, &params, &Patch::Apply(&body)))
             .await
             .map(drop)

@@ -79,7 +79,7 @@ impl Default for FakeLinks {
     }
 }
 
-fn not_found(link: impl ToString, namespace: &Namespace) -> LinkError {
+fn not_found(link: &impl ToString, namespace: &Namespace) -> LinkError {
     LinkError::NotFound { link: link.to_string(), namespace: namespace.clone() }
 }
 
@@ -92,7 +92,7 @@ impl State {
     }
 
     fn link(&mut self, namespace: &Namespace, ifindex: u32) -> Result<&mut FakeLink, LinkError> {
-        self.links(namespace)?.get_mut(&ifindex).ok_or_else(|| not_found(ifindex, namespace))
+        self.links(namespace)?.get_mut(&ifindex).ok_or_else(|| not_found(&ifindex, namespace))
     }
 
     fn free(&mut self, namespace: &Namespace, name: &str) -> Result<(), LinkError> {
@@ -276,7 +276,7 @@ impl Links for FakeLinks {
         let next = taken.last().map_or(2, |last| last + 1);
         let given = [index.unwrap_or(ifindex), ifindex, next].into_iter().find(|it| !taken.contains(it));
         let given = given.unwrap_or(next);
-        let mut link = state.links(from)?.remove(&ifindex).ok_or_else(|| not_found(ifindex, from))?;
+        let mut link = state.links(from)?.remove(&ifindex).ok_or_else(|| not_found(&ifindex, from))?;
         stripped(&mut link);
         name.clone_into(&mut link.home.link.name);
         link.home.link.ifindex = given;

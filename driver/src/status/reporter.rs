@@ -17,6 +17,7 @@ use super::{Failure, Observed, Stage, device_statuses, reported};
 use crate::{
     claim::{Checkpoint, ClaimRef, PodRef, service, store::Store},
     cluster::{Cluster, ClusterError, Event, EventType, Subject},
+    telemetry::chain,
 };
 use queue::{Queue, Work};
 
@@ -283,10 +284,4 @@ fn same(a: &AllocatedDeviceStatus, b: &AllocatedDeviceStatus) -> bool {
         status
     };
     sorted(a) == sorted(b)
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

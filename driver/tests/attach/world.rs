@@ -1,17 +1,13 @@
 //! A host in a namespace of its own, with the real links, programs and checkpoints.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     thread,
 };
 
-use async_trait::async_trait;
 use netferry::{
     attach::Attacher,
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
@@ -19,9 +15,7 @@ use netferry::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
         ForeignProgram, Isolation,
     },
-    link::{
-        Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route, Scope, kernel::KernelLinks,
-    },
+    link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
 };
 use nix::sched::{CloneFlags, setns};
@@ -119,7 +113,7 @@ impl World {
     }
 
     pub(crate) fn assert_home(&self, when: &str) {
-        self.before.assert_same(&self.host.snapshot(), when);
+        self.before.assert_same(&self.host.snapshot_like(&self.before), when);
         self.assert_nothing_left(when);
     }
 
@@ -251,139 +245,9 @@ impl Datapath for InHost {
         self.call(|datapath| datapath.detach(id))
     }
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
-        self.call(|datapath| datapath.endpoints())
+        self.call(AyaDatapath::endpoints)
     }
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         self.call(|datapath| datapath.stats(id))
-    }
-}
-
-/// Lets one call of either seam fail, counted from 0 over all calls that change something or must succeed.
-pub(crate) struct Interrupted<T> {
-    inner: T,
-    nth: u32,
-    calls: AtomicU32,
-}
-
-impl<T> Interrupted<T> {
-    pub(crate) fn new(inner: T, nth: u32) -> Self {
-        Self { inner, nth, calls: AtomicU32::new(0) }
-    }
-
-    fn fails(&self) -> bool {
-        self.calls.fetch_add(1, Ordering::Relaxed) == self.nth
-    }
-
-    fn link(&self, namespace: &Namespace, action: &str) -> Result<(), LinkError> {
-        if !self.fails() {
-            return Ok(());
-        }
-        let source = std::io::Error::other("asked for by the test");
-        let (action, link) = (action.to_owned(), "?".to_owned());
-        Err(LinkError::Kernel { action, link, namespace: namespace.clone(), source })
-    }
-
-    fn bpf(&self, action: &str) -> Result<(), DatapathError> {
-        if !self.fails() {
-            return Ok(());
-        }
-        Err(DatapathError::Bpf { action: action.to_owned(), source: "asked for by the test".into() })
-    }
-}
-
-#[async_trait]
-impl<T: Links> Links for Interrupted<T> {
-    async fn list(&self, namespace: &Namespace) -> Result<Vec<Link>, LinkError> {
-        self.inner.list(namespace).await
-    }
-    async fn get(&self, namespace: &Namespace, link: &LinkRef) -> Result<Link, LinkError> {
-        self.inner.get(namespace, link).await
-    }
-    async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError> {
-        self.link(namespace, "home")?;
-        self.inner.home(namespace, ifindex).await
-    }
-    async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
-        self.link(namespace, "set_up")?;
-        self.inner.set_up(namespace, ifindex, up).await
-    }
-    async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
-        self.link(namespace, "rename")?;
-        self.inner.rename(namespace, ifindex, name).await
-    }
-    async fn move_to(
-        &self,
-        from: &Namespace,
-        ifindex: u32,
-        to: &Namespace,
-        name: &str,
-        index: Option<u32>,
-    ) -> Result<u32, LinkError> {
-        self.link(from, "move_to")?;
-        self.inner.move_to(from, ifindex, to, name, index).await
-    }
-    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
-        self.link(namespace, "set_mac")?;
-        self.inner.set_mac(namespace, ifindex, mac).await
-    }
-    async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
-        self.link(namespace, "set_mtu")?;
-        self.inner.set_mtu(namespace, ifindex, mtu).await
-    }
-    async fn add_address(&self, ns: &Namespace, ifindex: u32, address: &Address) -> Result<(), LinkError> {
-        self.link(ns, "add_address")?;
-        self.inner.add_address(ns, ifindex, address).await
-    }
-    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
-        self.link(namespace, "add_route")?;
-        self.inner.add_route(namespace, ifindex, route).await
-    }
-    async fn set_sysctls(
-        &self,
-        namespace: &Namespace,
-        ifindex: u32,
-        sysctls: &BTreeMap<String, String>,
-    ) -> Result<(), LinkError> {
-        self.link(namespace, "set_sysctls")?;
-        self.inner.set_sysctls(namespace, ifindex, sysctls).await
-    }
-    async fn remove_alt_name(&self, ns: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
-        self.link(ns, "remove_alt_name")?;
-        self.inner.remove_alt_name(ns, ifindex, name).await
-    }
-    async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {
-        self.inner.restore(ifindex, home).await
-    }
-}
-
-impl<T: Datapath> Datapath for Interrupted<T> {
-    fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
-        self.bpf("foreign_programs")?;
-        self.inner.foreign_programs(ifindex)
-    }
-    fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
-        self.bpf("attach")?;
-        self.inner.attach(ifindex, spec)
-    }
-    fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
-        self.bpf("verify")?;
-        self.inner.verify(id, ifindex)
-    }
-    fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
-        self.bpf("set_ready")?;
-        self.inner.set_ready(id, ready)
-    }
-    fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
-        self.inner.attached_ifindex(id)
-    }
-    fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
-        self.inner.detach(id)
-    }
-    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
-        self.bpf("endpoints")?;
-        self.inner.endpoints()
-    }
-    fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
-        self.inner.stats(id)
     }
 }

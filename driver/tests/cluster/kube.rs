@@ -29,7 +29,7 @@ async fn slices_live_through_create_list_update_delete_in_every_version() {
     for version in ApiVersion::PREFERRED {
         let server = ApiServer::start(&[version]).await;
         let cluster = connect(&server).await;
-        assert_eq!(cluster.version(), version);
+        assert_eq!(cluster.version().await.expect("version"), version);
         for index in 0..5 {
             let created = cluster.create_slice(&slice(index, &["eth1", "eth2"])).await.expect("create");
             assert!(created.metadata.resource_version.is_some() && created.metadata.uid.is_some());
@@ -87,13 +87,24 @@ async fn claims_read_the_same_in_every_version() {
 #[tokio::test]
 async fn the_newest_version_is_spoken_and_none_is_said() {
     let server = ApiServer::start(&[ApiVersion::V1beta1, ApiVersion::V1, ApiVersion::V1beta2]).await;
-    assert_eq!(connect(&server).await.version(), ApiVersion::V1);
+    assert_eq!(connect(&server).await.version().await.expect("version"), ApiVersion::V1);
     let server = ApiServer::start(&[]).await;
-    let dir = tempfile::tempdir().expect("tempdir");
-    let kubeconfig = server.kubeconfig(dir.path());
-    let result = KubeCluster::connect(Some(&kubeconfig), DRIVER, NODE).await;
-    let error = result.err().expect("nothing is served").to_string();
+    let result = connect(&server).await.slices().await;
+    let error = result.expect_err("nothing is served").to_string();
     assert!(error.contains("resource.k8s.io") && error.contains("served: none"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_late_is_found() {
+    let server = ApiServer::start(&[]).await;
+    let (cluster, address) = (connect(&server).await, server.address());
+    drop(server);
+    let error = cluster.slices().await.expect_err("nobody listens");
+    assert!(matches!(error, ClusterError::Unavailable { .. }), "{error:?}");
+    let server = ApiServer::start_at(address, &[ApiVersion::V1beta1]).await;
+    assert_eq!(cluster.slices().await.expect("list"), []);
+    assert_eq!(cluster.version().await.expect("version"), ApiVersion::V1beta1);
+    assert_eq!(server.asked("GET", "/apis").iter().filter(|request| request.path == "/apis").count(), 1);
 }
 
 #[tokio::test]

@@ -384,6 +384,7 @@ fn configure(series: Series, dir: &Path) -> anyhow::Result<()> {
                 "type": "host-local",
                 "dataDir": dir.join("ipam"),
                 "ranges": [[{"subnet": format!("198.18.{subnet}.0/24")}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
             },
         }],
     });

@@ -112,6 +112,19 @@ impl NetNs {
         Snapshot(shows.iter().map(text).collect())
     }
 
+    /// A snapshot as soon as it is like another, or the last one after three seconds: the kernel tells
+    /// carrier and operational state a moment after a link is up.
+    pub fn snapshot_like(&self, like: &Snapshot) -> Snapshot {
+        for _ in 0..60 {
+            let now = self.snapshot();
+            if now == *like {
+                return now;
+            }
+            thread::sleep(std::time::Duration::from_millis(50));
+        }
+        self.snapshot()
+    }
+
     /// Wait until duplicate address detection is over: until then the kernel shows `tentative`, and the
     /// routes are still on their way.
     pub fn settle(&self) {

@@ -201,15 +201,13 @@ pub(super) fn route(message: &RouteMessage, ifindex: u32) -> Found {
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Oif(index) => oif = Some(*index),
             RouteAttribute::CacheInfo(info) => expires = info.expires != 0,
-            RouteAttribute::MultiPath(hops) => {
-                if hops.iter().any(|hop| hop.interface_index == ifindex) {
-                    oif = Some(ifindex);
-                    extra = Some("several next hops");
-                }
+            RouteAttribute::MultiPath(hops) if hops.iter().any(|hop| hop.interface_index == ifindex) => {
+                oif = Some(ifindex);
+                extra = Some("several next hops");
             }
             RouteAttribute::NhId(_) => extra = Some("a nexthop object"),
             RouteAttribute::Metrics(metrics) if !metrics.is_empty() => {
-                extra = Some("metrics (mtu, advmss, …)")
+                extra = Some("metrics (mtu, advmss, …)");
             }
             RouteAttribute::Encap(_) => extra = Some("an encapsulation"),
             RouteAttribute::Via(_) => extra = Some("a gateway of another family"),

@@ -25,11 +25,14 @@ pub(super) async fn read(on: &Subject, host: Option<&Path>, ifindex: u32) -> Res
     }
     let name = facts.link.name.clone();
     let sysctls = namespace::within(&on.namespace, host, move || sysctl::changed(&name));
-    let addresses = addresses(on, ifindex);
-    let neighbours = neighbours(on, ifindex);
-    let routes = routes(on, ifindex);
-    let (sysctls, addresses, neighbours, (routes, refused)) =
-        futures::try_join!(sysctls, addresses, neighbours, routes)?;
+    // One after the other: a socket that has a dump unfinished refuses the next with EBUSY
+    // (`__netlink_dump_start`, net/netlink/af_netlink.c).
+    let dumps = async {
+        let addresses = addresses(on, ifindex).await?;
+        let neighbours = neighbours(on, ifindex).await?;
+        Ok((addresses, neighbours, routes(on, ifindex).await?))
+    };
+    let (sysctls, (addresses, neighbours, (routes, refused))) = futures::try_join!(sysctls, dumps)?;
     if let Some(problem) = refused.into_iter().next() {
         return Err(cannot_leave(problem));
     }

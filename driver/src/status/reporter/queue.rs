@@ -162,3 +162,63 @@ impl Queue {
         (state.claims.len(), state.events.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::{EventType, Subject};
+
+    fn claim(number: usize) -> ClaimRef {
+        ClaimRef { namespace: "d".to_owned(), name: format!("c{number}"), uid: number.to_string() }
+    }
+
+    fn event(note: usize) -> Event {
+        let (subject, event_type, note) = (Subject::Node, EventType::Normal, note.to_string());
+        Event { subject, event_type, reason: "Test", action: "Test", note }
+    }
+
+    #[test]
+    fn a_claim_waits_once_and_a_change_ends_its_wait() {
+        let queue = Queue::default();
+        queue.claim(&claim(1), None);
+        queue.claim(&claim(1), None);
+        let now = Instant::now();
+        assert!(matches!(queue.next(now, false), Work::Claim { attempt: 0, .. }));
+        assert!(matches!(queue.next(now, false), Work::None));
+        let later = now + Duration::from_mins(1);
+        queue.again(claim(1), 3, later);
+        assert!(matches!(queue.next(now, false), Work::Wait(until) if until == later));
+        queue.claim(&claim(1), None);
+        queue.again(claim(1), 4, later);
+        assert!(
+            matches!(queue.next(Instant::now(), false), Work::Claim { attempt: 0, .. }),
+            "the change goes first"
+        );
+        queue.again(claim(1), 3, later);
+        assert!(matches!(queue.next(now, true), Work::Claim { attempt: 3, .. }), "a drain does not wait");
+    }
+
+    #[test]
+    fn too_many_claims_are_found_again_and_too_many_events_lose_the_oldest() {
+        let queue = Queue::default();
+        for number in 0..=MAX_CLAIMS {
+            queue.claim(&claim(number), None);
+            queue.event(event(number));
+        }
+        assert_eq!(queue.waiting(), (MAX_CLAIMS, MAX_EVENTS));
+        assert!(!queue.take_overflow(), "no room yet");
+        let mut notes = Vec::new();
+        loop {
+            match queue.next(Instant::now(), true) {
+                Work::Event { event, .. } => notes.push(event.note),
+                Work::Claim { .. } => {}
+                Work::None | Work::Wait(_) => break,
+            }
+        }
+        assert_eq!(notes.first(), Some(&(MAX_CLAIMS + 1 - MAX_EVENTS).to_string()));
+        assert!(queue.take_overflow());
+        assert!(!queue.take_overflow(), "said once");
+    }
+}

@@ -1,0 +1,155 @@
+//! The two seams with a clock beside every call.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use netferry::{
+    datapath::{
+        AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
+    },
+    link::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route},
+};
+
+/// Calls in their order, with how long each took.
+pub(crate) type Steps = Arc<Mutex<Vec<(&'static str, Duration)>>>;
+
+pub(crate) struct Watched<T> {
+    inner: Arc<T>,
+    steps: Steps,
+}
+
+impl<T> Watched<T> {
+    pub(crate) fn new(inner: Arc<T>, steps: &Steps) -> Self {
+        Self { inner, steps: Arc::clone(steps) }
+    }
+
+    fn note<R>(&self, name: &'static str, start: Instant, done: R) -> R {
+        self.steps.lock().expect("steps").push((name, start.elapsed()));
+        done
+    }
+}
+
+#[async_trait]
+impl<T: Links> Links for Watched<T> {
+    async fn list(&self, namespace: &Namespace) -> Result<Vec<Link>, LinkError> {
+        let start = Instant::now();
+        self.note("link list", start, self.inner.list(namespace).await)
+    }
+    async fn get(&self, namespace: &Namespace, link: &LinkRef) -> Result<Link, LinkError> {
+        let start = Instant::now();
+        self.note("link get", start, self.inner.get(namespace, link).await)
+    }
+    async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError> {
+        let start = Instant::now();
+        self.note("link home", start, self.inner.home(namespace, ifindex).await)
+    }
+    async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note(
+            if up { "link set_up" } else { "link set_down" },
+            start,
+            self.inner.set_up(namespace, ifindex, up).await,
+        )
+    }
+    async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link rename", start, self.inner.rename(namespace, ifindex, name).await)
+    }
+    async fn move_to(
+        &self,
+        from: &Namespace,
+        ifindex: u32,
+        to: &Namespace,
+        name: &str,
+        index: Option<u32>,
+    ) -> Result<u32, LinkError> {
+        let start = Instant::now();
+        self.note("link move_to", start, self.inner.move_to(from, ifindex, to, name, index).await)
+    }
+    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link set_mac", start, self.inner.set_mac(namespace, ifindex, mac).await)
+    }
+    async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link set_mtu", start, self.inner.set_mtu(namespace, ifindex, mtu).await)
+    }
+    async fn add_address(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        address: &Address,
+    ) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link add_address", start, self.inner.add_address(namespace, ifindex, address).await)
+    }
+    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link add_route", start, self.inner.add_route(namespace, ifindex, route).await)
+    }
+    async fn set_sysctls(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &BTreeMap<String, String>,
+    ) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link set_sysctls", start, self.inner.set_sysctls(namespace, ifindex, sysctls).await)
+    }
+    async fn remove_alt_name(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        name: &str,
+    ) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link remove_alt_name", start, self.inner.remove_alt_name(namespace, ifindex, name).await)
+    }
+    async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {
+        let start = Instant::now();
+        self.note("link restore", start, self.inner.restore(ifindex, home).await)
+    }
+}
+
+impl<T: Datapath> Datapath for Watched<T> {
+    fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs foreign_programs", start, self.inner.foreign_programs(ifindex))
+    }
+    fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs attach", start, self.inner.attach(ifindex, spec))
+    }
+    fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs verify", start, self.inner.verify(id, ifindex))
+    }
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs verify_inside", start, self.inner.verify_inside(id, ifindex))
+    }
+    fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs set_ready", start, self.inner.set_ready(id, ready))
+    }
+    fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs attached_ifindex", start, self.inner.attached_ifindex(id))
+    }
+    fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs detach", start, self.inner.detach(id))
+    }
+    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs endpoints", start, self.inner.endpoints())
+    }
+    fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
+        let start = Instant::now();
+        self.note("programs stats", start, self.inner.stats(id))
+    }
+}
