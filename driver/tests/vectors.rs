@@ -15,6 +15,8 @@ mod network;
 mod table;
 #[path = "vectors/tracked.rs"]
 mod tracked;
+#[path = "vectors/wire.rs"]
+mod wire;
 
 use std::collections::BTreeSet;
 
