@@ -111,6 +111,10 @@ reasons! {
     24 NotMember not_member "the peer is not a member of the endpoint's network, and no rule allows it";
     25 FlowLimit flow_limit "the endpoint opens flows too fast, or there is no room for one more";
     26 Fragment fragment "a later fragment of a datagram whose first fragment was not let through";
+    27 RateLimit rate_limit "more bytes or frames than the endpoint's limit";
+    28 TargetNotReady target_not_ready "the member it is for is not ready on this node";
+    29 NoReceiver no_receiver "a group, or a message of the link that nobody answers, on an isolated network";
+    30 NoRoute no_route "the member it is for cannot be reached from this endpoint";
 }
 
 const _: () = {

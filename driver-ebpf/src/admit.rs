@@ -27,7 +27,7 @@ pub fn is_tracked(endpoint: &Endpoint) -> bool {
 /// Decides about a datagram of a tracked endpoint. What most frames need is here: a flow that was allowed.
 #[inline(always)]
 pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, place, segment } = scratch;
+    let Scratch { note, ip, place, segment, .. } = scratch;
     if ip.part != Part::Whole {
         return case.packet.reconsider(case, scratch);
     }
@@ -40,6 +40,9 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
         return case.packet.related(case, ip);
     }
     if ip.group {
+        if case.endpoint.network != 0 {
+            return Err(Reason::NoReceiver);
+        }
         return case.packet.reconsider(case, scratch);
     }
     place.find(flows::scope(case.endpoint, case.id), &Between::of(ip, &segment));
@@ -61,7 +64,7 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
 /// Decides about everything else: a flow that is new or was judged by another policy, fragments, groups.
 #[inline(always)]
 pub fn reconsider<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, place, segment } = scratch;
+    let Scratch { note, ip, place, segment, .. } = scratch;
     let now = case.tables.now();
     if ip.part == Part::Later {
         return fragments::check(case, ip, now);
@@ -74,6 +77,9 @@ pub fn reconsider<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scr
     if segment.means & ERROR != 0 {
         // An error is shorter than the least MTU: nobody sends one in fragments.
         return Err(Reason::NoFlow);
+    }
+    if ip.group && case.endpoint.network != 0 {
+        return Err(Reason::NoReceiver);
     }
     if ip.group {
         // Answers come from hosts, not from the group: there is no flow to keep.
@@ -119,15 +125,27 @@ fn track<P: Packet, T: Tables>(
         }
         return Ok(());
     }
+    if known.is_some() {
+        case.tables.forget_flow(&place.key);
+    }
+    start(case, segment, place, now, note)
+}
+
+/// Opens a flow that policy allows. A function of its own for the sake of the stack.
+#[inline(never)]
+fn start<P: Packet, T: Tables>(
+    case: &Case<'_, P, T>,
+    segment: &Segment,
+    place: &Place,
+    now: u64,
+    note: &mut Note,
+) -> Result<(), Reason> {
     let budget = LimitKey { endpoint: case.id, direction: Direction::number(case.direction), kind: FLOWS };
     if case.tables.take(&budget, now, 1) == Some(false) {
         return Err(Reason::FlowLimit);
     }
-    if known.is_some() {
-        case.tables.forget_flow(&place.key);
-    }
     let mut flow = place.open(segment, now, note.rule);
-    place.allow(&mut flow, sender, case.id, policy);
+    place.allow(&mut flow, case.from_pod(), case.id, case.endpoint.policy);
     if !case.tables.open_flow(&place.key, &flow) {
         return Err(Reason::FlowLimit);
     }

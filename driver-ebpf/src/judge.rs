@@ -2,12 +2,14 @@
 
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::event::{self, Event};
-use netferry_common::{Addr, Direction, Endpoint, Reason};
+use netferry_common::{Addr, Direction, Endpoint, MemberKey, Reason};
 
 use crate::admit::{admit, is_tracked};
 use crate::datagram::{Datagram, Part, check_addresses, wire};
 
+use crate::deliver::Target;
 use crate::flows::Place;
+use crate::opaque::reread;
 use crate::packet::{self, Ethernet, Mac, Packet, ethertype};
 use crate::tables::{Tables, address_flags};
 use crate::transport::Segment;
@@ -20,6 +22,10 @@ use crate::{arp, opaque};
 pub enum Verdict {
     /// On to the next program, and then to where it was going.
     Pass,
+    /// To another endpoint of the node.
+    Redirect(Target),
+    /// Back to the pod: it is the answer now.
+    Bounce,
     /// Nowhere.
     Drop(Reason),
 }
@@ -105,6 +111,8 @@ pub struct Scratch {
     pub place: Place,
     /// The transport header.
     pub segment: Segment,
+    /// Where it goes.
+    pub target: Target,
 }
 
 impl Scratch {
@@ -113,7 +121,7 @@ impl Scratch {
     pub const fn new() -> Self {
         let note =
             Note { frames: 0, bytes: 0, rule: 0, source_port: 0, destination_port: 0, event: 0, reported: 0 };
-        Self { note, ip: Datagram::UNREAD, place: Place::NONE, segment: Segment::NONE }
+        Self { note, ip: Datagram::UNREAD, place: Place::NONE, segment: Segment::NONE, target: Target::HOST }
     }
 }
 
@@ -142,9 +150,9 @@ pub fn judge<P: Packet, T: Tables>(
     note.event = zero;
     note.reported = zero;
     match inspect(packet, tables, id, direction, scratch) {
-        Ok(()) => {
+        Ok(verdict) => {
             tables.passed(id, direction, scratch.note.frames, scratch.note.bytes);
-            Verdict::Pass
+            verdict
         }
         Err(reason) => {
             if scratch.note.reported == 0 {
@@ -196,7 +204,7 @@ fn inspect<P: Packet, T: Tables>(
     id: u32,
     direction: Direction,
     scratch: &mut Scratch,
-) -> Result<(), Reason> {
+) -> Result<Verdict, Reason> {
     let endpoint = tables.endpoint(id).ok_or(Reason::NoEndpoint)?;
     if endpoint.flags & READY == 0 {
         return Err(Reason::NotReady);
@@ -221,20 +229,57 @@ fn inspect<P: Packet, T: Tables>(
     let case = Case { packet, tables, id, endpoint, mac, direction, eth };
     match eth.ethertype {
         ethertype::IPV4 | ethertype::IPV6 => {}
-        ethertype::ARP => return arp::check(&case),
+        ethertype::ARP => {
+            arp::check(&case)?;
+            if endpoint.network == 0 {
+                return Ok(Verdict::Pass);
+            }
+            if case.from_pod() {
+                packet.answer_arp(&case)?;
+                return Ok(Verdict::Bounce);
+            }
+            return arp::check_member(&case).map(|()| Verdict::Pass);
+        }
         _ => return Err(Reason::Ethertype),
     }
     packet.datagram(eth.ethertype == ethertype::IPV4, &mut scratch.ip)?;
     let Scratch { note, ip, .. } = scratch;
     if ip.protocol == ICMPV6 && !ip.v4 && ip.part != Part::Later && packet.link_scope(&case, ip)? {
-        return Ok(());
+        if endpoint.network == 0 {
+            return Ok(Verdict::Pass);
+        }
+        if case.from_pod() {
+            packet.answer_neighbor(&case, ip)?;
+            return Ok(Verdict::Bounce);
+        }
+        let key = MemberKey { network: endpoint.network, addr: ip.source };
+        return if tables.member(&key).is_some() { Ok(Verdict::Pass) } else { Err(Reason::NotMember) };
     }
     (note.frames, note.bytes) = wire(packet, ip);
-    let outcome = if is_tracked(endpoint) { admit(&case, scratch) } else { check_addresses(&case, ip) };
+    scratch.target.ifindex = opaque::zero();
+    scratch.target.fast = opaque::zero();
+    let outcome = settle(&case, scratch);
     let Scratch { note, ip, .. } = scratch;
     if outcome.is_err() || note.event != 0 {
         report(tables, (id, direction), outcome, ip, note);
         note.reported = 1;
     }
-    outcome
+    outcome?;
+    let target = reread(&scratch.target);
+    if target.ifindex == 0 { Ok(Verdict::Pass) } else { Ok(Verdict::Redirect(target)) }
+}
+
+/// Everything that is decided about a datagram.
+#[inline(always)]
+fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+    if is_tracked(case.endpoint) {
+        admit(case, scratch)?;
+    } else {
+        check_addresses(case, &scratch.ip)?;
+    }
+    case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
+    if case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
+        case.packet.deliver(case, scratch)?;
+    }
+    Ok(())
 }

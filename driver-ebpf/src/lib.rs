@@ -14,9 +14,11 @@
 #![allow(clippy::must_use_candidate)]
 
 pub mod admit;
+pub mod answer;
 pub mod arp;
 pub mod atomic;
 pub mod datagram;
+pub mod deliver;
 pub mod flows;
 pub mod fragments;
 pub mod ipv4;
@@ -26,6 +28,7 @@ pub mod nd;
 pub mod opaque;
 pub mod packet;
 pub mod policy;
+pub mod rate;
 pub mod related;
 pub mod tables;
 pub mod transport;

@@ -1,13 +1,13 @@
 //! A frame, and the headers read from it.
 
 use bytemuck::{AnyBitPattern, Pod, Zeroable};
-use netferry_common::Reason;
+use netferry_common::{Direction, Reason};
 
 use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
-use crate::judge::{Case, Scratch};
+use crate::judge::{Case, Note, Scratch};
 use crate::tables::Tables;
-use crate::{admit, nd, related};
+use crate::{admit, answer, deliver, nd, rate, related};
 
 /// Bytes of an Ethernet header, where the next header starts.
 pub const ETH_LEN: usize = 14;
@@ -51,6 +51,41 @@ pub trait Packet: Sized {
     fn reconsider<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
         admit::reconsider(case, scratch)
     }
+    /// [`answer::arp`], likewise.
+    #[inline(always)]
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
+        answer::arp(case)
+    }
+    /// [`answer::neighbor`], likewise.
+    #[inline(always)]
+    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
+        answer::neighbor(case, ip.offset as usize)
+    }
+    /// [`deliver::deliver`], likewise.
+    #[inline(always)]
+    fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        deliver::deliver(case, scratch)
+    }
+    /// [`rate::charge`], likewise, for an endpoint that has limits.
+    #[inline(always)]
+    fn charge<T: Tables>(
+        &self,
+        tables: &T,
+        endpoint: u32,
+        direction: Direction,
+        flags: u32,
+        note: &Note,
+    ) -> Result<(), Reason> {
+        let limited = rate::is_limited(flags, direction);
+        if limited && !rate::charge(tables, endpoint, direction.number(), note.frames, note.bytes) {
+            return Err(Reason::RateLimit);
+        }
+        Ok(())
+    }
+    /// Replaces the whole frame. `false`: it is as it was, or cut.
+    fn replace<T: Pod>(&self, frame: &T) -> bool;
+    /// Replaces the destination hardware address.
+    fn set_destination(&self, mac: [u8; 6]) -> bool;
     /// Whether there is nothing in it, not even a header.
     fn is_empty(&self) -> bool {
         self.len() == 0

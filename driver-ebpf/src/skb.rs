@@ -1,18 +1,19 @@
 //! A socket buffer as [`Packet`].
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
-use bytemuck::AnyBitPattern;
+use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
+use bytemuck::{AnyBitPattern, Pod};
 use core::mem::MaybeUninit;
+use core::ptr;
 use netferry_common::{Direction, Reason};
 
 use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
-use crate::judge::{Case, Scratch};
+use crate::judge::{Case, Note, Scratch};
 use crate::maps::Maps;
 use crate::packet::{HEAD_LEN, Packet};
 use crate::tables::Tables;
-use crate::{admit, nd, related};
+use crate::{admit, answer, deliver, nd, rate, related};
 
 /// The frame of a TC program.
 pub struct Skb {
@@ -123,6 +124,52 @@ impl Packet for Skb {
             code => Err(reason(code)),
         }
     }
+
+    #[inline(always)]
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
+        passed(nf_answer_arp(self.skb, case.id))
+    }
+
+    #[inline(always)]
+    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
+        passed(nf_answer_nd(self.skb, case.id, ip.offset))
+    }
+
+    #[inline(always)]
+    fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(nf_deliver(self.skb, case.id, scratch))
+    }
+
+    #[inline(always)]
+    fn charge<T: Tables>(
+        &self,
+        _: &T,
+        endpoint: u32,
+        direction: Direction,
+        flags: u32,
+        note: &Note,
+    ) -> Result<(), Reason> {
+        if rate::is_limited(flags, direction) {
+            return passed(nf_charge(endpoint, direction.number(), note.frames, note.bytes));
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn replace<T: Pod>(&self, frame: &T) -> bool {
+        let length = size_of::<T>() as u32;
+        // SAFETY: the helpers check lengths against the frame, and read `length` bytes of a `T`.
+        unsafe {
+            (self.raw().len == length || bpf_skb_change_tail(self.skb, length, 0) == 0)
+                && bpf_skb_store_bytes(self.skb.cast(), 0, ptr::from_ref(frame).cast(), length, 0) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn set_destination(&self, mac: [u8; 6]) -> bool {
+        // SAFETY: the helper reads six bytes.
+        unsafe { bpf_skb_store_bytes(self.skb.cast(), 0, mac.as_ptr().cast(), 6, 0) == 0 }
+    }
 }
 
 // Global functions: the verifier looks at each once with arguments it knows nothing of, not again for each way that
@@ -133,8 +180,26 @@ const LINK: u32 = 0x101;
 const NOT_LINK: u32 = 0x102;
 
 #[inline(always)]
+fn passed(code: u32) -> Result<(), Reason> {
+    if code == PASS { Ok(()) } else { Err(reason(code)) }
+}
+
+#[inline(always)]
+fn code(result: Result<(), Reason>) -> u32 {
+    match result {
+        Ok(()) => PASS,
+        Err(reason) => reason.number(),
+    }
+}
+
+#[inline(always)]
 fn reason(code: u32) -> Reason {
-    Reason::from_number(code).unwrap_or(Reason::NoEndpoint)
+    if code as usize >= Reason::ALL.len() {
+        return Reason::NoEndpoint;
+    }
+    // SAFETY: reasons are numbered from 0 without gaps (asserted where they are listed). Looking it up in the list would
+    // be an access the verifier does not follow.
+    unsafe { core::mem::transmute::<u32, Reason>(code) }
 }
 
 #[inline(always)]
@@ -207,4 +272,44 @@ extern "C" fn nf_datagram(skb: *mut __sk_buff, v4: u32, ip: *mut Datagram) -> u3
         }
         Err(reason) => reason.number(),
     }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32) -> u32 {
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+        return Reason::NoEndpoint.number();
+    };
+    code(answer::arp(&case))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, offset: u32) -> u32 {
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+        return Reason::NoEndpoint.number();
+    };
+    code(answer::neighbor(&case, offset as usize))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_deliver(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+        return Reason::NoEndpoint.number();
+    };
+    code(deliver::deliver(&case, scratch))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_charge(endpoint: u32, way: u32, frames: u64, bytes: u64) -> u32 {
+    if rate::charge(&Maps, endpoint, way, frames, bytes) { PASS } else { Reason::RateLimit.number() }
 }

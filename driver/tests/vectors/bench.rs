@@ -23,6 +23,8 @@ pub const ID: u32 = 7;
 pub enum Outcome {
     /// Let through, unchanged.
     Pass,
+    /// Sent on to an interface as this frame.
+    Redirect(Vec<u8>),
     /// Dropped, and counted for this reason alone.
     Drop(Reason),
 }
@@ -90,6 +92,12 @@ impl Bench {
     pub fn write(&mut self, endpoint: Endpoint) {
         let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
         map.insert(ID, Endpoint { mac: POD.mac, mtu: 1500, ..endpoint }, 0).expect("room for an endpoint");
+    }
+
+    /// Writes the record of another endpoint.
+    pub fn write_other(&mut self, id: u32, endpoint: Endpoint) {
+        let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
+        map.insert(id, endpoint, 0).expect("room for an endpoint");
     }
 
     /// Writes a prefix of a policy.
@@ -161,10 +169,15 @@ impl Bench {
 
     /// Counters of a direction, summed over the CPUs.
     pub fn traffic(&mut self, direction: Direction) -> Traffic {
+        self.traffic_of(ID, direction)
+    }
+
+    /// Counters of any endpoint.
+    pub fn traffic_of(&mut self, endpoint: u32, direction: Direction) -> Traffic {
         let map =
             PerCpuHashMap::<_, CounterKey, Traffic>::try_from(self.map(maps::TRAFFIC)).expect("per CPU");
         let mut sum = Traffic::default();
-        if let Ok(values) = map.get(&key(direction), 0) {
+        if let Ok(values) = map.get(&CounterKey { endpoint, direction: direction.number() }, 0) {
             for one in values.iter() {
                 sum.packets += one.packets;
                 sum.bytes += one.bytes;
@@ -214,6 +227,15 @@ impl Bench {
                 assert_eq!(after.bytes, traffic.bytes + frame.len() as u64);
                 assert_eq!(after.dropped, traffic.dropped);
                 Outcome::Pass
+            }
+            // TC_ACT_REDIRECT
+            7 => {
+                assert_eq!(counted, [], "a frame that is redirected is no drop");
+                assert_eq!(
+                    (after.packets, after.bytes),
+                    (traffic.packets + 1, traffic.bytes + frame.len() as u64)
+                );
+                Outcome::Redirect(out)
             }
             2 => {
                 assert_eq!((raised, counted.len()), (1, 1), "one drop has one reason, got {counted:?}");

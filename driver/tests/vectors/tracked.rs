@@ -40,7 +40,8 @@ fn bench(endpoint: Endpoint) -> Bench {
 
 /// A rule key for TCP, a block of ports.
 fn tcp(policy: u32, class: u32, direction: Direction, port: u16) -> RuleKey {
-    RuleKey { policy, class, direction: direction.number() as u8, protocol: 6, port: port.to_be_bytes() }
+    let direction = u8::try_from(direction.number()).unwrap();
+    RuleKey { policy, class, direction, protocol: 6, port: port.to_be_bytes() }
 }
 
 #[test]
