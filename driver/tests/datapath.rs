@@ -355,13 +355,13 @@ fn an_upgrade_replaces_programs_in_place() {
     let before = datapath.stats(3).unwrap();
     let peer = udp(PEER_V4);
     let pod = world.in_pod(|| udp(POD_V4));
+    let datapath = world.open();
     let sender = std::thread::spawn(move || {
         flood(&pod, PEER_V4, 20_000);
         pod
     });
-    let datapath = world.open();
     let mut upgrades = 0;
-    while !sender.is_finished() {
+    while upgrades == 0 || !sender.is_finished() {
         let upgrade = datapath.upgrade().unwrap();
         assert!(upgrade.updated == [3] && upgrade.failed.is_empty(), "{upgrade:?}");
         upgrades += 1;
