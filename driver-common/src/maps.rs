@@ -24,9 +24,14 @@ pub const FRAGMENTS: &str = "nf_fragments";
 pub const EVENTS: &str = "nf_events";
 /// One `u64` at index 0, per CPU: events that did not fit the ring.
 pub const LOST: &str = "nf_lost";
+/// What a program knows of the frame at hand, per CPU. Of no use to anybody else.
+pub const SCRATCH: &str = "nf_scratch";
 
 /// Every map of this version.
-pub const ALL: &[&str] = &[ENDPOINTS, ADDRESSES, TRAFFIC, DROPS];
+pub const ALL: &[&str] = &[
+    ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, EVENTS, LOST,
+    SCRATCH,
+];
 
 /// Endpoints a node can have at a time.
 pub const MAX_ENDPOINTS: usize = 4096;
@@ -34,6 +39,20 @@ pub const MAX_ENDPOINTS: usize = 4096;
 pub const MAX_ADDRESSES: usize = 16 * MAX_ENDPOINTS;
 /// Counter entries: two directions an endpoint.
 pub const MAX_COUNTERS: usize = 2 * MAX_ENDPOINTS;
+/// Addresses of all members of all networks, on all nodes.
+pub const MAX_MEMBERS: usize = 65_536;
+/// Prefixes of all policies, two versions of one at the time of a switch.
+pub const MAX_PEERS: usize = 262_144;
+/// Port blocks of all policies.
+pub const MAX_RULES: usize = 262_144;
+/// Limits: two directions of three kinds an endpoint.
+pub const MAX_LIMITS: usize = 6 * MAX_ENDPOINTS;
+/// Flows tracked at a time. The loader may set another size before the maps are made.
+pub const MAX_FLOWS: usize = 131_072;
+/// Datagrams in fragments at a time.
+pub const MAX_FRAGMENTS: usize = 8192;
+/// Bytes of the ring of events: a power of 2 and of whole pages.
+pub const EVENT_BYTES: usize = 1 << 19;
 
 const _: () = {
     let mut at = 0;

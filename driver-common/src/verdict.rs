@@ -104,6 +104,17 @@ reasons! {
     17 OwnMac own_mac "to the pod, with the endpoint's own MAC as source";
     18 OwnAddress own_address "to the pod, from or claiming one of the endpoint's own addresses";
     19 ExtensionHeader extension_header "IPv6 extension headers that reroute, or more of them than are looked at";
+    20 MalformedTransport malformed_transport "a TCP, UDP, SCTP or ICMP header that is cut short or contradicts itself";
+    21 NoFlow no_flow "an answer or an error, but no flow it belongs to";
+    22 PolicyDenied policy_denied "a rule denies the flow";
+    23 PolicyDefault policy_default "no rule allows the flow, and the default is to deny";
+    24 NotMember not_member "the peer is not a member of the endpoint's network, and no rule allows it";
+    25 FlowLimit flow_limit "the endpoint opens flows too fast, or there is no room for one more";
+    26 Fragment fragment "a later fragment of a datagram whose first fragment was not let through";
+    27 RateLimit rate_limit "more bytes or frames than the endpoint's limit";
+    28 TargetNotReady target_not_ready "the member it is for is not ready on this node";
+    29 NoReceiver no_receiver "a group, or a message of the link that nobody answers, on an isolated network";
+    30 NoRoute no_route "the member it is for cannot be reached from this endpoint";
 }
 
 const _: () = {

@@ -1,9 +1,9 @@
 //! ARP (RFC 826, RFC 5227): nobody speaks for another.
 
-use netferry_common::{Addr, Reason};
+use netferry_common::{Addr, MemberKey, Reason};
 
 use crate::judge::Case;
-use crate::packet::{Arp, ETH_LEN, Packet, ethertype};
+use crate::packet::{Arp, ETH_LEN, Packet, ethertype, mac};
 use crate::tables::Tables;
 
 const REQUEST: u16 = 1_u16.to_be();
@@ -13,7 +13,7 @@ const REPLY: u16 = 2_u16.to_be();
 ///
 /// From the pod, the sender must be the endpoint: its MAC and one of its addresses, or none in a probe for one
 /// of its own addresses. To the pod, the sender must be somebody else.
-#[inline(always)]
+#[inline(never)]
 pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> {
     let arp: Arp = case.packet.head(ETH_LEN).ok_or(Reason::MalformedArp)?;
     if arp.hardware != 1_u16.to_be()
@@ -39,6 +39,17 @@ pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> 
         Ok(())
     } else {
         Err(Reason::ArpSender)
+    }
+}
+
+/// On an isolated network, the sender must be a member under its own hardware address.
+#[inline(always)]
+pub fn check_member<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> {
+    let arp: Arp = case.packet.head(ETH_LEN).ok_or(Reason::MalformedArp)?;
+    let key = MemberKey { network: case.endpoint.network, addr: address(arp.sender_ip) };
+    match case.tables.member(&key) {
+        Some(member) if mac(member.mac) == arp.sender_mac => Ok(()),
+        _ => Err(Reason::NotMember),
     }
 }
 

@@ -1,11 +1,9 @@
-//! IPv6: the header and its extensions must agree with the frame, and the addresses with the endpoint.
+//! IPv6: the header and its extensions must agree with the frame.
 
 use netferry_common::{Addr, Reason};
 
-use crate::judge::Case;
-use crate::nd;
+use crate::datagram::{Datagram, Part};
 use crate::packet::{ETH_LEN, Ipv6, Packet};
-use crate::tables::Tables;
 
 /// Extension headers looked at; a frame with more is dropped. RFC 8504 lets a host set such a limit.
 const MAX_EXTENSIONS: usize = 6;
@@ -20,9 +18,6 @@ mod header {
     pub(super) const MOBILITY: u8 = 135;
 }
 
-/// ICMPv6 as IP protocol.
-const ICMPV6: u8 = 58;
-
 /// The header after the IPv6 header and its extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upper {
@@ -30,76 +25,132 @@ pub struct Upper {
     pub protocol: u8,
     /// Where it starts in the frame.
     pub offset: usize,
-    /// Whether the frame is a fragment.
+    /// How much of the datagram is here.
+    pub part: Part,
+    /// Whether there is a fragment header at all, be it with the whole datagram behind it.
     pub fragment: bool,
-    /// Whether it is a fragment other than the first, so that there is no header at `offset`.
-    pub later_fragment: bool,
+    /// Identification in the fragment header, in memory order.
+    pub id: u32,
 }
 
-/// Checks an IPv6 frame.
-///
-/// From the pod, the source must be its own or, where a host has no address yet (neighbour solicitation for
-/// its own address, multicast listener report), unspecified. To the pod, the source must not be its own, and
-/// the destination must be its own address or any group.
+impl Upper {
+    const ERROR: u64 = 1 << 63;
+
+    /// As one number: what a function of a BPF program can return.
+    #[inline(always)]
+    pub fn pack(result: Result<Self, Reason>) -> u64 {
+        match result {
+            Err(reason) => Self::ERROR | u64::from(reason.number()),
+            Ok(upper) => {
+                u64::from(upper.id)
+                    | u64::from(upper.offset as u16) << 32
+                    | u64::from(upper.protocol) << 48
+                    | (upper.part as u64) << 56
+                    | u64::from(upper.fragment) << 58
+            }
+        }
+    }
+
+    /// The reverse of [`Self::pack`].
+    #[inline(always)]
+    pub fn unpack(packed: u64) -> Result<Self, Reason> {
+        if packed & Self::ERROR != 0 {
+            let many = packed as u32 == Reason::ExtensionHeader.number();
+            return Err(if many { Reason::ExtensionHeader } else { Reason::MalformedIpv6 });
+        }
+        Ok(Self {
+            protocol: (packed >> 48) as u8,
+            offset: usize::from((packed >> 32) as u16),
+            part: match packed >> 56 & 3 {
+                0 => Part::Whole,
+                1 => Part::First,
+                _ => Part::Later,
+            },
+            fragment: packed >> 58 & 1 != 0,
+            id: packed as u32,
+        })
+    }
+}
+
+/// Whether a header of this type is looked past.
 #[inline(always)]
-pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> {
-    let ip: Ipv6 = case.packet.head(ETH_LEN).ok_or(Reason::MalformedIpv6)?;
+fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        header::HOP_BY_HOP
+            | header::ROUTING
+            | header::FRAGMENT
+            | header::AUTHENTICATION
+            | header::DESTINATION
+            | header::MOBILITY
+    )
+}
+
+/// Reads an IPv6 header that agrees with its frame.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P) -> Result<Datagram, Reason> {
+    let ip: Ipv6 = packet.head(ETH_LEN).ok_or(Reason::MalformedIpv6)?;
     if ip.version_class >> 4 != 6 {
         return Err(Reason::MalformedIpv6);
     }
     let start = ETH_LEN + size_of::<Ipv6>();
     let payload = usize::from(u16::from_be(ip.payload_len));
-    let end = if payload == 0 && case.packet.is_gso() { case.packet.len() } else { start + payload };
-    if end > case.packet.len() {
+    let end = if payload == 0 && packet.gso_size() != 0 { packet.len() } else { start + payload };
+    if end > packet.len() {
         return Err(Reason::MalformedIpv6);
     }
     let source = Addr::from_words(ip.src);
     let destination = Addr::from_words(ip.dst);
     // A mapped address on the wire would be taken for an IPv4 address in every map.
-    if source.is_multicast() || source.as_v4().is_some() || destination.as_v4().is_some() {
+    if is_multicast(ip.src) || is_mapped(ip.src) || is_mapped(ip.dst) {
         return Err(Reason::MalformedIpv6);
     }
-    let unspecified = ip.src == [0; 4];
-    if case.from_pod() {
-        if !unspecified && !case.owns(source) {
-            return Err(Reason::SourceIpv6);
-        }
-    } else {
-        if case.owns(source) {
-            return Err(Reason::OwnAddress);
-        }
-        if !destination.is_multicast() && !case.owns(destination) {
-            return Err(Reason::DestinationAddress);
-        }
-    }
-    let upper = walk(case.packet, ip.next, start)?;
-    if upper.protocol == ICMPV6 && !upper.later_fragment {
-        return nd::check(case, &ip, upper, end);
-    }
-    if case.from_pod() && unspecified { Err(Reason::SourceIpv6) } else { Ok(()) }
+    let plain = Upper { protocol: ip.next, offset: start, part: Part::Whole, fragment: false, id: 0 };
+    let upper = if is_extension(ip.next) { packet.extensions(ip.next, start)? } else { plain };
+    let transport = if upper.offset == start { packet.head(start) } else { packet.load(upper.offset) };
+    Ok(Datagram {
+        v4: false,
+        source,
+        destination,
+        protocol: upper.protocol,
+        group: is_multicast(ip.dst),
+        options: upper.offset != start && !(upper.fragment && upper.offset == start + 8),
+        part: upper.part,
+        id: upper.id,
+        offset: upper.offset as u32,
+        end: end as u32,
+        transport: transport.unwrap_or_default(),
+        fragment: upper.fragment,
+        pad: crate::opaque::zeros(),
+    })
 }
 
 /// Walks the extension headers from `offset` on, where a header of type `next` starts.
 #[inline(always)]
-fn walk<P: Packet>(packet: &P, mut next: u8, mut offset: usize) -> Result<Upper, Reason> {
-    let mut fragment = false;
+pub fn walk<P: Packet>(packet: &P, mut next: u8, mut offset: usize) -> Result<Upper, Reason> {
+    let mut upper = Upper { protocol: next, offset, part: Part::Whole, fragment: false, id: 0 };
     for _ in 0..=MAX_EXTENSIONS {
-        let length = match next {
-            header::HOP_BY_HOP
-            | header::ROUTING
-            | header::FRAGMENT
-            | header::AUTHENTICATION
-            | header::DESTINATION
-            | header::MOBILITY => packet.load::<[u8; 8]>(offset).ok_or(Reason::MalformedIpv6)?,
-            protocol => return Ok(Upper { protocol, offset, fragment, later_fragment: false }),
-        };
+        if !is_extension(next) {
+            upper.protocol = next;
+            upper.offset = offset;
+            return Ok(upper);
+        }
+        let length: [u8; 8] = packet.load(offset).ok_or(Reason::MalformedIpv6)?;
         let this = next;
         next = length[0];
         offset += match this {
             header::FRAGMENT => {
-                fragment = true;
-                if u16::from_be_bytes([length[2], length[3]]) & 0xfff8 != 0 {
-                    return Ok(Upper { protocol: next, offset: offset + 8, fragment, later_fragment: true });
+                let position = u16::from_be_bytes([length[2], length[3]]);
+                upper.fragment = true;
+                upper.id = u32::from_ne_bytes([length[4], length[5], length[6], length[7]]);
+                if position & 0xfff8 != 0 {
+                    upper.part = Part::Later;
+                    upper.protocol = next;
+                    upper.offset = offset + 8;
+                    return Ok(upper);
+                }
+                if position & 1 != 0 {
+                    upper.part = Part::First;
                 }
                 8
             }
@@ -110,4 +161,14 @@ fn walk<P: Packet>(packet: &P, mut next: u8, mut offset: usize) -> Result<Upper,
         };
     }
     Err(Reason::ExtensionHeader)
+}
+
+#[inline(always)]
+pub(crate) fn is_multicast(words: [u32; 4]) -> bool {
+    words[0] & 0xff00_0000_u32.to_be() == 0xff00_0000_u32.to_be()
+}
+
+#[inline(always)]
+fn is_mapped(words: [u32; 4]) -> bool {
+    words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be()
 }

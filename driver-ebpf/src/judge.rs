@@ -1,11 +1,20 @@
 //! The one decision about a frame, whatever hook it came through.
 
 use netferry_common::endpoint::{ADDR_OWN, READY};
-use netferry_common::{Addr, Direction, Endpoint, Reason};
+use netferry_common::event::{self, Event};
+use netferry_common::{Addr, Direction, Endpoint, MemberKey, Reason};
 
+use crate::admit::{admit, is_tracked};
+use crate::datagram::{Datagram, Part, check_addresses, wire};
+
+use crate::deliver::Target;
+use crate::flows::Place;
+use crate::opaque::reread;
 use crate::packet::{self, Ethernet, Mac, Packet, ethertype};
 use crate::tables::{Tables, address_flags};
-use crate::{arp, ipv4, ipv6};
+use crate::transport::Segment;
+use crate::transport::protocol::ICMPV6;
+use crate::{arp, opaque};
 
 /// What becomes of a frame.
 #[must_use = "a verdict that is not returned lets the frame through"]
@@ -13,6 +22,10 @@ use crate::{arp, ipv4, ipv6};
 pub enum Verdict {
     /// On to the next program, and then to where it was going.
     Pass,
+    /// To another endpoint of the node.
+    Redirect(Target),
+    /// Back to the pod: it is the answer now.
+    Bounce,
     /// Nowhere.
     Drop(Reason),
 }
@@ -35,7 +48,15 @@ pub struct Case<'a, P, T> {
     pub eth: Ethernet,
 }
 
-impl<P: Packet, T: Tables> Case<'_, P, T> {
+impl<'a, P: Packet, T: Tables> Case<'a, P, T> {
+    /// The same case, found again in a function that was not handed it.
+    #[inline(always)]
+    pub fn again(packet: &'a P, tables: &'a T, id: u32, direction: Direction) -> Option<Self> {
+        let endpoint = tables.endpoint(id)?;
+        let mac = packet::mac(endpoint.mac);
+        Some(Self { packet, tables, id, endpoint, mac, direction, eth: packet.head(0)? })
+    }
+
     /// Whether the frame was sent by the pod.
     #[inline(always)]
     #[must_use]
@@ -58,19 +79,122 @@ impl<P: Packet, T: Tables> Case<'_, P, T> {
     }
 }
 
-/// Decides about a frame of endpoint `id` and counts it.
+/// What is worth telling about a frame, filled in as it becomes known. Without padding, as [`Datagram`].
+#[repr(C)]
+pub struct Note {
+    /// Frames on the wire.
+    pub frames: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Number of the rule that decided.
+    pub rule: u32,
+    /// Source port, memory order.
+    pub source_port: u16,
+    /// Destination port, memory order.
+    pub destination_port: u16,
+    /// What happened to the flow: 0, [`event::OPEN`] or [`event::CLOSE`].
+    pub event: u32,
+    /// Not 0 once it was reported.
+    pub reported: u32,
+}
+
+const _: () = assert!(size_of::<Note>() == 32);
+
+/// What is known of the frame at hand, kept beside the program's small stack.
+#[repr(C)]
+pub struct Scratch {
+    /// What is worth telling.
+    pub note: Note,
+    /// The IP header.
+    pub ip: Datagram,
+    /// Its flow.
+    pub place: Place,
+    /// The transport header.
+    pub segment: Segment,
+    /// Where it goes.
+    pub target: Target,
+}
+
+impl Scratch {
+    /// Of no frame.
+    #[must_use]
+    pub const fn new() -> Self {
+        let note =
+            Note { frames: 0, bytes: 0, rule: 0, source_port: 0, destination_port: 0, event: 0, reported: 0 };
+        Self { note, ip: Datagram::UNREAD, place: Place::NONE, segment: Segment::NONE, target: Target::HOST }
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Decides about a frame of endpoint `id`, counts it and reports what is worth it.
 #[inline(always)]
-pub fn judge<P: Packet, T: Tables>(packet: &P, tables: &T, id: u32, direction: Direction) -> Verdict {
-    match inspect(packet, tables, id, direction) {
-        Ok(()) => {
-            tables.passed(id, direction, 1, packet.len() as u64);
-            Verdict::Pass
+pub fn judge<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    id: u32,
+    direction: Direction,
+) -> Verdict {
+    let note = &mut scratch.note;
+    let zero = opaque::zero();
+    note.frames = 1;
+    note.bytes = packet.len() as u64;
+    note.rule = zero;
+    note.source_port = zero as u16;
+    note.destination_port = zero as u16;
+    note.event = zero;
+    note.reported = zero;
+    match inspect(packet, tables, id, direction, scratch) {
+        Ok(verdict) => {
+            tables.passed(id, direction, scratch.note.frames, scratch.note.bytes);
+            verdict
         }
         Err(reason) => {
+            if scratch.note.reported == 0 {
+                report(tables, (id, direction), Err(reason), &NOT_READ, &scratch.note);
+            }
             tables.dropped(id, direction, reason);
             Verdict::Drop(reason)
         }
     }
+}
+
+/// Stands for a datagram that could not be read.
+static NOT_READ: Datagram = Datagram::UNREAD;
+
+#[inline(never)]
+fn report<T: Tables>(
+    tables: &T,
+    // One argument for two, as five are allowed; named, as BTF refuses a pattern without a name.
+    way: (u32, Direction),
+    outcome: Result<(), Reason>,
+    ip: &Datagram,
+    note: &Note,
+) {
+    let (id, direction) = way;
+    let (kind, reason) = match outcome {
+        Err(reason) => (event::DENY, reason.number()),
+        Ok(()) => (note.event, 0),
+    };
+    tables.report(&Event {
+        time: tables.now(),
+        kind,
+        endpoint: id,
+        direction: direction.number(),
+        reason,
+        rule: note.rule,
+        source: ip.source,
+        destination: ip.destination,
+        source_port: note.source_port.to_ne_bytes(),
+        destination_port: note.destination_port.to_ne_bytes(),
+        protocol: u32::from(ip.protocol),
+        pad: 0,
+    });
 }
 
 #[inline(always)]
@@ -79,7 +203,8 @@ fn inspect<P: Packet, T: Tables>(
     tables: &T,
     id: u32,
     direction: Direction,
-) -> Result<(), Reason> {
+    scratch: &mut Scratch,
+) -> Result<Verdict, Reason> {
     let endpoint = tables.endpoint(id).ok_or(Reason::NoEndpoint)?;
     if endpoint.flags & READY == 0 {
         return Err(Reason::NotReady);
@@ -103,9 +228,58 @@ fn inspect<P: Packet, T: Tables>(
     }
     let case = Case { packet, tables, id, endpoint, mac, direction, eth };
     match eth.ethertype {
-        ethertype::IPV4 => ipv4::check(&case),
-        ethertype::IPV6 => ipv6::check(&case),
-        ethertype::ARP => arp::check(&case),
-        _ => Err(Reason::Ethertype),
+        ethertype::IPV4 | ethertype::IPV6 => {}
+        ethertype::ARP => {
+            arp::check(&case)?;
+            if endpoint.network == 0 {
+                return Ok(Verdict::Pass);
+            }
+            if case.from_pod() {
+                packet.answer_arp(&case)?;
+                return Ok(Verdict::Bounce);
+            }
+            return arp::check_member(&case).map(|()| Verdict::Pass);
+        }
+        _ => return Err(Reason::Ethertype),
     }
+    packet.datagram(eth.ethertype == ethertype::IPV4, &mut scratch.ip)?;
+    let Scratch { note, ip, .. } = scratch;
+    if ip.protocol == ICMPV6 && !ip.v4 && ip.part != Part::Later && packet.link_scope(&case, ip)? {
+        if endpoint.network == 0 {
+            return Ok(Verdict::Pass);
+        }
+        if case.from_pod() {
+            packet.answer_neighbor(&case, ip)?;
+            return Ok(Verdict::Bounce);
+        }
+        let key = MemberKey { network: endpoint.network, addr: ip.source };
+        return if tables.member(&key).is_some() { Ok(Verdict::Pass) } else { Err(Reason::NotMember) };
+    }
+    (note.frames, note.bytes) = wire(packet, ip);
+    scratch.target.ifindex = opaque::zero();
+    scratch.target.fast = opaque::zero();
+    let outcome = settle(&case, scratch);
+    let Scratch { note, ip, .. } = scratch;
+    if outcome.is_err() || note.event != 0 {
+        report(tables, (id, direction), outcome, ip, note);
+        note.reported = 1;
+    }
+    outcome?;
+    let target = reread(&scratch.target);
+    if target.ifindex == 0 { Ok(Verdict::Pass) } else { Ok(Verdict::Redirect(target)) }
+}
+
+/// Everything that is decided about a datagram.
+#[inline(always)]
+fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+    if is_tracked(case.endpoint) {
+        admit(case, scratch)?;
+    } else {
+        check_addresses(case, &scratch.ip)?;
+    }
+    case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
+    if case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
+        case.packet.deliver(case, scratch)?;
+    }
+    Ok(())
 }

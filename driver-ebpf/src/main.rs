@@ -10,11 +10,13 @@ fn main() {
 mod programs {
     use aya_ebpf::Global;
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+    use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_type};
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netferry_common::Direction;
+    use netferry_ebpf::deliver::Target;
     use netferry_ebpf::judge::{Verdict, judge};
-    use netferry_ebpf::maps::Maps;
+    use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::skb::Skb;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
@@ -47,13 +49,37 @@ mod programs {
 
     #[inline(always)]
     fn run(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::new(context);
-        match judge(&skb, &Maps, ENDPOINT.load(), direction) {
+        let skb = Skb::new(context.skb.skb);
+        let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+        match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.
             Verdict::Pass => TC_ACT_UNSPEC,
             Verdict::Drop(_) => TC_ACT_SHOT,
+            verdict => redirect(context, verdict),
         }
     }
+
+    /// Sends the frame out of another interface, or back out of its own.
+    #[inline(always)]
+    fn redirect(context: &TcContext, verdict: Verdict) -> i32 {
+        let skb = context.skb.skb;
+        // SAFETY: the context is valid, and the helpers check what they are given.
+        unsafe {
+            match verdict {
+                Verdict::Redirect(Target { ifindex, fast: 0 }) => bpf_redirect(ifindex, 0) as i32,
+                Verdict::Redirect(Target { ifindex, .. }) => {
+                    // The frame is for the receiver's address, not for the host end it arrived at, and so counts as
+                    // somebody else's until this is said.
+                    bpf_skb_change_type(skb, PACKET_HOST);
+                    bpf_redirect_peer(ifindex, 0) as i32
+                }
+                _ => bpf_redirect((*skb).ifindex, 0) as i32,
+            }
+        }
+    }
+
+    /// `PACKET_HOST` of linux/if_packet.h.
+    const PACKET_HOST: u32 = 0;
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -3,11 +3,24 @@
 //! Macros take names as literals only; a test of the loaded object compares them with `netferry_common::maps`.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::btf_maps::{HashMap, PerCpuHashMap};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use netferry_common::maps::{MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS};
-use netferry_common::{Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Reason, Traffic};
+use netferry_common::maps::{
+    EVENT_BYTES, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS,
+    MAX_MEMBERS, MAX_PEERS, MAX_RULES,
+};
+use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
+use netferry_common::{
+    Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
+};
 
+use crate::atomic::Word;
+use crate::flows::SharedFlow;
+use crate::judge::Scratch;
+use crate::opaque::hide;
 use crate::tables::Tables;
 
 #[btf_map(name = "nf_endpoints")]
@@ -16,16 +29,57 @@ static ENDPOINTS: HashMap<u32, Endpoint, MAX_ENDPOINTS> = HashMap::new();
 #[btf_map(name = "nf_addresses")]
 static ADDRESSES: HashMap<AddressKey, Address, MAX_ADDRESSES> = HashMap::new();
 
+#[btf_map(name = "nf_members")]
+static MEMBERS: HashMap<MemberKey, Member, MAX_MEMBERS> = HashMap::new();
+
+#[btf_map(name = "nf_peers")]
+static PEERS: LpmTrie<PeerKey, Peer, MAX_PEERS> = LpmTrie::new();
+
+#[btf_map(name = "nf_rules")]
+static RULES: LpmTrie<RuleKey, Rule, MAX_RULES> = LpmTrie::new();
+
+#[btf_map(name = "nf_limits")]
+static LIMITS: HashMap<LimitKey, Limit, MAX_LIMITS> = HashMap::new();
+
+#[btf_map(name = "nf_flows")]
+static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
+
+#[btf_map(name = "nf_fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
+
+#[btf_map(name = "nf_events")]
+static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
+
+#[btf_map(name = "nf_lost")]
+static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 #[btf_map(name = "nf_traffic")]
 static TRAFFIC: PerCpuHashMap<CounterKey, Traffic, MAX_COUNTERS> = PerCpuHashMap::new();
 
 #[btf_map(name = "nf_drops")]
 static DROPS: PerCpuHashMap<CounterKey, Drops, MAX_COUNTERS> = PerCpuHashMap::new();
 
+#[btf_map(name = "nf_scratch")]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// This CPU's scratch. A program runs to its end before another of its kind starts on the CPU, and nothing in it is
+/// read that the same run did not write.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: each program takes it once, at its entry; see above.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
 /// [`Tables`] on the maps of this object.
 pub struct Maps;
 
 impl Tables for Maps {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper reads a clock. It moves in ticks, and costs a tenth of the exact one.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
     #[inline(always)]
     fn endpoint(&self, id: u32) -> Option<&Endpoint> {
         // SAFETY: programs never write endpoints, and user space replaces an element instead of changing it.
@@ -36,6 +90,85 @@ impl Tables for Maps {
     fn address(&self, key: &AddressKey) -> Option<Address> {
         // SAFETY: as for endpoints; the value is copied at once.
         unsafe { ADDRESSES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn member(&self, key: &MemberKey) -> Option<Member> {
+        // SAFETY: as for endpoints; the value is copied at once.
+        unsafe { MEMBERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn peer(&self, key: PeerKey) -> Option<Peer> {
+        PEERS.get(&Key::new(PEER_BITS_ALL, key)).copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: RuleKey) -> Option<Rule> {
+        RULES.get(&Key::new(RULE_BITS_ALL, key)).copied()
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<&SharedFlow> {
+        let flow = FLOWS.get_ptr_mut(key)?;
+        // SAFETY: the layouts are the same, and all of a `SharedFlow` is atomic. If the element is given to another
+        // flow meanwhile, this frame may leave a bit or a time in that one's state: never a verdict for it, as a
+        // verdict is read from the element at its own look-up and bound to endpoint and policy version.
+        Some(unsafe { &*flow.cast::<SharedFlow>() })
+    }
+
+    #[inline(always)]
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        // A flow that is there now was opened by another CPU, by the same rules.
+        FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok() || FLOWS.get_ptr_mut(key).is_some()
+    }
+
+    #[inline(always)]
+    fn forget_flow(&self, key: &FlowKey) {
+        let _ = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: as for endpoints; the value is copied at once, and both of its fields err to a drop.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn add_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        let _ = FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool> {
+        let limit = LIMITS.get_ptr_mut(key)?;
+        // SAFETY: the state is only touched atomically; rate and burst do not change while the element lives.
+        let (state, limit) = unsafe { (&*(&raw const (*limit).paid_at).cast::<Word>(), &*limit) };
+        for _ in 0..TAKE_TRIES {
+            let paid_at = state.load();
+            let Some(next) = limit.take(paid_at, now, units) else { return Some(false) };
+            if state.exchange(paid_at, next) {
+                return Some(true);
+            }
+        }
+        // So many CPUs at once: refusing keeps the limit exact.
+        Some(false)
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &Event) {
+        match EVENTS.reserve_untyped::<Event>(0) {
+            Some(mut place) => {
+                place.write(*event);
+                place.submit(0);
+            }
+            None => {
+                if let Some(lost) = LOST.get_ptr_mut(0) {
+                    // SAFETY: the element is this CPU's own.
+                    unsafe { *lost += 1 };
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -62,7 +195,7 @@ impl Tables for Maps {
             drops = DROPS.get_ptr_mut(key);
         }
         if let Some(drops) = drops {
-            let place = reason.number() as usize;
+            let place = hide(reason.number()) as usize;
             if place < netferry_common::verdict::REASON_SLOTS {
                 // SAFETY: `Drops` is that many u64 and nothing else, asserted where it is defined.
                 unsafe { *drops.cast::<u64>().add(place) += 1 };
@@ -81,6 +214,9 @@ fn traffic(endpoint: u32, direction: Direction) -> Option<*mut Traffic> {
     let _ = TRAFFIC.insert(key, &NO_TRAFFIC, u64::from(BPF_NOEXIST));
     TRAFFIC.get_ptr_mut(key)
 }
+
+/// Tries at a limit that other CPUs take from at the same time.
+const TAKE_TRIES: usize = 4;
 
 // In read-only data, as a zero value built on the stack becomes a call of `memset`, a function of its own that
 // loaders other than aya refuse.

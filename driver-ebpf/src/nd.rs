@@ -3,14 +3,15 @@
 use bytemuck::{Pod, Zeroable};
 use netferry_common::{Addr, Reason};
 
-use crate::ipv6::Upper;
+use crate::ipv6::is_multicast;
 use crate::judge::Case;
-use crate::packet::{Ipv6, Mac, Packet};
+use crate::packet::{ETH_LEN, Ipv6, Mac, Packet};
 use crate::tables::Tables;
 
 /// ICMPv6 types.
 mod icmp {
-    pub(super) const MLD_REPORT: u8 = 131;
+    pub(super) const MLD_QUERY: u8 = 130;
+    pub(super) const MLD_DONE: u8 = 132;
     pub(super) const ROUTER_SOLICITATION: u8 = 133;
     pub(super) const ROUTER_ADVERTISEMENT: u8 = 134;
     pub(super) const NEIGHBOR_SOLICITATION: u8 = 135;
@@ -43,52 +44,66 @@ struct LinkOption {
     mac: Mac,
 }
 
-/// Checks an ICMPv6 message that starts at `upper.offset`, in a datagram that ends at `end`.
+/// Checks an ICMPv6 message that starts at `offset`, is not a later fragment, and ends at `end`. `fragment` tells of
+/// a fragment header, be it around the whole message. Answers whether it is of the link (and no flow's): neighbour
+/// discovery or multicast listening.
 #[inline(always)]
 pub(crate) fn check<P: Packet, T: Tables>(
     case: &Case<'_, P, T>,
-    ip: &Ipv6,
-    upper: Upper,
+    offset: usize,
     end: usize,
-) -> Result<(), Reason> {
-    let kind: [u8; 4] = case.packet.load(upper.offset).ok_or(Reason::MalformedIpv6)?;
-    let [kind, code, ..] = kind;
-    let unspecified = ip.src == [0; 4];
-    let options = match kind {
-        icmp::ROUTER_SOLICITATION => upper.offset + 8,
-        icmp::NEIGHBOR_SOLICITATION | icmp::NEIGHBOR_ADVERTISEMENT => upper.offset + size_of::<Neighbor>(),
-        icmp::ROUTER_ADVERTISEMENT | icmp::REDIRECT => {
-            return if case.from_pod() { Err(Reason::NdRouter) } else { genuine(ip, upper, code) };
-        }
-        icmp::MLD_REPORT | icmp::MLD2_REPORT => return Ok(()),
-        _ if case.from_pod() && unspecified => return Err(Reason::SourceIpv6),
-        _ => return Ok(()),
+    fragment: bool,
+) -> Result<bool, Reason> {
+    let ip: Ipv6 = case.packet.head(ETH_LEN).ok_or(Reason::MalformedIpv6)?;
+    let header: [u8; 4] = case.packet.load(offset).ok_or(Reason::MalformedIpv6)?;
+    let [kind, code, ..] = header;
+    let (length, listening) = match kind {
+        icmp::ROUTER_SOLICITATION => (8, false),
+        icmp::ROUTER_ADVERTISEMENT => (16, false),
+        icmp::NEIGHBOR_SOLICITATION | icmp::NEIGHBOR_ADVERTISEMENT => (size_of::<Neighbor>(), false),
+        icmp::REDIRECT => (40, false),
+        icmp::MLD_QUERY..=icmp::MLD_DONE | icmp::MLD2_REPORT => (8, true),
+        _ => return Ok(false),
     };
-    genuine(ip, upper, code)?;
-    if options > end {
+    let from_nobody = ip.src == [0; 4] && case.from_pod();
+    if !from_nobody {
+        let own_source = case.owns(Addr::from_words(ip.src));
+        if case.from_pod() && !own_source {
+            return Err(Reason::SourceIpv6);
+        }
+        if !case.from_pod() && own_source {
+            return Err(Reason::OwnAddress);
+        }
+    }
+    if !case.from_pod() && !is_multicast(ip.dst) && !case.owns(Addr::from_words(ip.dst)) {
+        return Err(Reason::DestinationAddress);
+    }
+    let options = offset + length;
+    // What RFC 4861 and RFC 6980 ask of every such message: not forwarded, not fragmented, code 0.
+    if options > end || (!listening && (ip.hop_limit != 255 || code != 0 || fragment)) {
         return Err(Reason::MalformedNd);
     }
-    if kind != icmp::ROUTER_SOLICITATION {
-        let message: Neighbor = case.packet.load(upper.offset).ok_or(Reason::MalformedNd)?;
-        let own = case.owns(Addr::from_words(message.target));
-        if kind == icmp::NEIGHBOR_ADVERTISEMENT {
-            if own != case.from_pod() {
-                return Err(if own { Reason::OwnAddress } else { Reason::NdSender });
+    match kind {
+        icmp::ROUTER_ADVERTISEMENT | icmp::REDIRECT if case.from_pod() => return Err(Reason::NdRouter),
+        icmp::NEIGHBOR_SOLICITATION | icmp::NEIGHBOR_ADVERTISEMENT => {
+            let message: Neighbor = case.packet.load(offset).ok_or(Reason::MalformedNd)?;
+            let own = case.owns(Addr::from_words(message.target));
+            if kind == icmp::NEIGHBOR_ADVERTISEMENT {
+                if own != case.from_pod() {
+                    return Err(if own { Reason::OwnAddress } else { Reason::NdSender });
+                }
+            } else if from_nobody && !own {
+                // Solicited from nobody: a probe that would keep another host from using its own address.
+                return Err(Reason::NdSender);
             }
-        } else if case.from_pod() && unspecified && !own {
-            // Solicited from nobody: a probe that would keep another host from using its own address.
-            return Err(Reason::NdSender);
         }
-    } else if case.from_pod() && unspecified {
-        return Err(Reason::SourceIpv6);
+        icmp::ROUTER_SOLICITATION | icmp::MLD_QUERY if from_nobody => return Err(Reason::SourceIpv6),
+        _ => {}
     }
-    if case.from_pod() { check_options(case, options, end, unspecified) } else { Ok(()) }
-}
-
-/// What RFC 4861 and RFC 6980 ask of every such message: not forwarded, not fragmented, code 0.
-#[inline(always)]
-fn genuine(ip: &Ipv6, upper: Upper, code: u8) -> Result<(), Reason> {
-    if ip.hop_limit == 255 && code == 0 && !upper.fragment { Ok(()) } else { Err(Reason::MalformedNd) }
+    if case.from_pod() && !listening {
+        check_options(case, options, end, from_nobody)?;
+    }
+    Ok(true)
 }
 
 /// Link-layer address options of the pod must carry its own address.

@@ -1,22 +1,91 @@
 //! A frame, and the headers read from it.
 
 use bytemuck::{AnyBitPattern, Pod, Zeroable};
+use netferry_common::{Direction, Reason};
+
+use crate::datagram::Datagram;
+use crate::ipv6::{self, Upper};
+use crate::judge::{Case, Note, Scratch};
+use crate::tables::Tables;
+use crate::{admit, answer, deliver, nd, rate, related};
 
 /// Bytes of an Ethernet header, where the next header starts.
 pub const ETH_LEN: usize = 14;
 
 /// Read access to one frame, Ethernet header first.
-pub trait Packet {
+pub trait Packet: Sized {
     /// Bytes of the frame, whether in its linear part or not.
     fn len(&self) -> usize;
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame (`skb->vlan_present`).
     fn vlan_tagged(&self) -> bool;
-    /// Whether it is a GSO frame, whose length field may be 0 because 16 bits do not hold it (BIG TCP).
-    fn is_gso(&self) -> bool;
+    /// Payload of each segment of a GSO frame, 0 for an ordinary frame. The length field of a GSO frame may be 0, where
+    /// 16 bits do not hold it (BIG TCP).
+    fn gso_size(&self) -> u32;
     /// A header at a constant offset within the first [`HEAD_LEN`] bytes; `None` if the frame is shorter.
     fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
     /// A header at any offset; `None` if the frame is shorter.
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
+    /// [`ipv6::walk`], where the verifier is not led through its loop again and again.
+    #[inline(always)]
+    fn extensions(&self, next: u8, offset: usize) -> Result<Upper, Reason> {
+        ipv6::walk(self, next, offset)
+    }
+    /// [`Datagram::read`], likewise.
+    #[inline(always)]
+    fn datagram(&self, v4: bool, ip: &mut Datagram) -> Result<(), Reason> {
+        *ip = Datagram::read(self, v4)?;
+        Ok(())
+    }
+    /// [`nd::check`], likewise.
+    #[inline(always)]
+    fn link_scope<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<bool, Reason> {
+        nd::check(case, ip.offset as usize, ip.end as usize, ip.fragment)
+    }
+    /// [`related::check`], likewise.
+    #[inline(always)]
+    fn related<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
+        related::check(case, ip.offset as usize, ip.v4)
+    }
+    /// [`admit::reconsider`], likewise.
+    #[inline(always)]
+    fn reconsider<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        admit::reconsider(case, scratch)
+    }
+    /// [`answer::arp`], likewise.
+    #[inline(always)]
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
+        answer::arp(case)
+    }
+    /// [`answer::neighbor`], likewise.
+    #[inline(always)]
+    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
+        answer::neighbor(case, ip.offset as usize)
+    }
+    /// [`deliver::deliver`], likewise.
+    #[inline(always)]
+    fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        deliver::deliver(case, scratch)
+    }
+    /// [`rate::charge`], likewise, for an endpoint that has limits.
+    #[inline(always)]
+    fn charge<T: Tables>(
+        &self,
+        tables: &T,
+        endpoint: u32,
+        direction: Direction,
+        flags: u32,
+        note: &Note,
+    ) -> Result<(), Reason> {
+        let limited = rate::is_limited(flags, direction);
+        if limited && !rate::charge(tables, endpoint, direction.number(), note.frames, note.bytes) {
+            return Err(Reason::RateLimit);
+        }
+        Ok(())
+    }
+    /// Replaces the whole frame. `false`: it is as it was, or cut.
+    fn replace<T: Pod>(&self, frame: &T) -> bool;
+    /// Replaces the destination hardware address.
+    fn set_destination(&self, mac: [u8; 6]) -> bool;
     /// Whether there is nothing in it, not even a header.
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -1,43 +1,52 @@
 //! A socket buffer as [`Packet`].
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::programs::TcContext;
-use bytemuck::AnyBitPattern;
+use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
+use bytemuck::{AnyBitPattern, Pod};
+use core::mem::MaybeUninit;
+use core::ptr;
+use netferry_common::{Direction, Reason};
 
+use crate::datagram::Datagram;
+use crate::ipv6::{self, Upper};
+use crate::judge::{Case, Note, Scratch};
+use crate::maps::Maps;
 use crate::packet::{HEAD_LEN, Packet};
+use crate::tables::Tables;
+use crate::{admit, answer, deliver, nd, rate, related};
 
 /// The frame of a TC program.
-pub struct Skb<'a> {
-    context: &'a TcContext,
+pub struct Skb {
+    skb: *mut __sk_buff,
 }
 
-impl<'a> Skb<'a> {
-    /// Wraps the context, with the headers made linear: a driver may leave them in page fragments, where direct
-    /// access does not reach.
+impl Skb {
+    /// Wraps the context of a program, with the headers made linear: a driver may leave them in page fragments,
+    /// where direct access does not reach.
     #[inline(always)]
     #[must_use]
-    pub fn new(context: &'a TcContext) -> Self {
-        let linear = context.data_end() - context.data();
-        let wanted = HEAD_LEN.min(context.len() as usize);
-        if linear < wanted {
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        let packet = Self { skb };
+        let raw = packet.raw();
+        if raw.data_end - raw.data < HEAD_LEN as u32 && raw.len > raw.data_end - raw.data {
             // Failing leaves a frame that reads as cut short, and is dropped as such.
-            let _ = context.pull_data(wanted as u32);
+            // SAFETY: the context is valid; pointers into the packet are taken anew at each access.
+            unsafe { bpf_skb_pull_data(skb, raw.len.min(HEAD_LEN as u32)) };
         }
-        Self { context }
+        packet
     }
 
     #[inline(always)]
     fn raw(&self) -> &__sk_buff {
         // SAFETY: the kernel hands a valid context to the program for its whole run.
-        unsafe { &*self.context.as_ptr().cast() }
+        unsafe { &*self.skb }
     }
 }
 
-impl Packet for Skb<'_> {
+impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.context.len() as usize
+        self.raw().len as usize
     }
 
     #[inline(always)]
@@ -46,14 +55,14 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn is_gso(&self) -> bool {
-        self.raw().gso_size != 0
+    fn gso_size(&self) -> u32 {
+        self.raw().gso_size
     }
 
     #[inline(always)]
     fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
-        let start = self.context.data() + offset;
-        if start + size_of::<T>() > self.context.data_end() {
+        let start = self.raw().data as usize + offset;
+        if start + size_of::<T>() > self.raw().data_end as usize {
             return None;
         }
         // SAFETY: the bytes are inside the packet, and any bytes are a `T`. Headers are not aligned for a `T`
@@ -64,6 +73,243 @@ impl Packet for Skb<'_> {
 
     #[inline(always)]
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
-        self.context.load(offset).ok()
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper fills all of `value`, or says that it did not; any bytes are a `T`.
+        unsafe {
+            let done = bpf_skb_load_bytes(
+                self.skb.cast(),
+                offset as u32,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            if done == 0 { Some(value.assume_init()) } else { None }
+        }
     }
+
+    #[inline(always)]
+    fn extensions(&self, next: u8, offset: usize) -> Result<Upper, Reason> {
+        Upper::unpack(nf_extensions(self.skb, u32::from(next), offset as u32))
+    }
+
+    #[inline(always)]
+    fn datagram(&self, v4: bool, ip: &mut Datagram) -> Result<(), Reason> {
+        match nf_datagram(self.skb, u32::from(v4), ip) {
+            PASS => Ok(()),
+            code => Err(reason(code)),
+        }
+    }
+
+    #[inline(always)]
+    fn link_scope<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<bool, Reason> {
+        let places = ip.offset & 0xffff | ip.end << 16;
+        match nf_link_scope(self.skb, case.id, case.direction.number(), places, u32::from(ip.fragment)) {
+            LINK => Ok(true),
+            NOT_LINK => Ok(false),
+            code => Err(reason(code)),
+        }
+    }
+
+    #[inline(always)]
+    fn related<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
+        match nf_related(self.skb, case.id, case.direction.number(), ip.offset, u32::from(ip.v4)) {
+            PASS => Ok(()),
+            code => Err(reason(code)),
+        }
+    }
+
+    #[inline(always)]
+    fn reconsider<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        match nf_reconsider(self.skb, case.id, case.direction.number(), scratch) {
+            PASS => Ok(()),
+            code => Err(reason(code)),
+        }
+    }
+
+    #[inline(always)]
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
+        passed(nf_answer_arp(self.skb, case.id))
+    }
+
+    #[inline(always)]
+    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
+        passed(nf_answer_nd(self.skb, case.id, ip.offset))
+    }
+
+    #[inline(always)]
+    fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(nf_deliver(self.skb, case.id, scratch))
+    }
+
+    #[inline(always)]
+    fn charge<T: Tables>(
+        &self,
+        _: &T,
+        endpoint: u32,
+        direction: Direction,
+        flags: u32,
+        note: &Note,
+    ) -> Result<(), Reason> {
+        if rate::is_limited(flags, direction) {
+            return passed(nf_charge(endpoint, direction.number(), note.frames, note.bytes));
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn replace<T: Pod>(&self, frame: &T) -> bool {
+        let length = size_of::<T>() as u32;
+        // SAFETY: the helpers check lengths against the frame, and read `length` bytes of a `T`.
+        unsafe {
+            (self.raw().len == length || bpf_skb_change_tail(self.skb, length, 0) == 0)
+                && bpf_skb_store_bytes(self.skb.cast(), 0, ptr::from_ref(frame).cast(), length, 0) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn set_destination(&self, mac: [u8; 6]) -> bool {
+        // SAFETY: the helper reads six bytes.
+        unsafe { bpf_skb_store_bytes(self.skb.cast(), 0, mac.as_ptr().cast(), 6, 0) == 0 }
+    }
+}
+
+// Global functions: the verifier looks at each once with arguments it knows nothing of, not again for each way that
+// leads there. They take and return plain numbers.
+
+const PASS: u32 = 0x100;
+const LINK: u32 = 0x101;
+const NOT_LINK: u32 = 0x102;
+
+#[inline(always)]
+fn passed(code: u32) -> Result<(), Reason> {
+    if code == PASS { Ok(()) } else { Err(reason(code)) }
+}
+
+#[inline(always)]
+fn code(result: Result<(), Reason>) -> u32 {
+    match result {
+        Ok(()) => PASS,
+        Err(reason) => reason.number(),
+    }
+}
+
+#[inline(always)]
+fn reason(code: u32) -> Reason {
+    if code as usize >= Reason::ALL.len() {
+        return Reason::NoEndpoint;
+    }
+    // SAFETY: reasons are numbered from 0 without gaps (asserted where they are listed). Looking it up in the list would
+    // be an access the verifier does not follow.
+    unsafe { core::mem::transmute::<u32, Reason>(code) }
+}
+
+#[inline(always)]
+fn direction(number: u32) -> Direction {
+    if number == Direction::FromPod.number() { Direction::FromPod } else { Direction::ToPod }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_extensions(skb: *mut __sk_buff, next: u32, offset: u32) -> u64 {
+    Upper::pack(ipv6::walk(&Skb { skb }, next as u8, offset as usize))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_link_scope(skb: *mut __sk_buff, id: u32, way: u32, places: u32, fragment: u32) -> u32 {
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
+        return Reason::NoEndpoint.number();
+    };
+    let (offset, end) = ((places & 0xffff) as usize, (places >> 16) as usize);
+    match nd::check(&case, offset, end, fragment != 0) {
+        Ok(true) => LINK,
+        Ok(false) => NOT_LINK,
+        Err(reason) => reason.number(),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_related(skb: *mut __sk_buff, id: u32, way: u32, offset: u32, v4: u32) -> u32 {
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
+        return Reason::NoEndpoint.number();
+    };
+    match related::check(&case, offset as usize, v4 != 0) {
+        Ok(()) => PASS,
+        Err(reason) => reason.number(),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_reconsider(skb: *mut __sk_buff, id: u32, way: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
+        return Reason::NoEndpoint.number();
+    };
+    match admit::reconsider(&case, scratch) {
+        Ok(()) => PASS,
+        Err(reason) => reason.number(),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_datagram(skb: *mut __sk_buff, v4: u32, ip: *mut Datagram) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(place) = (unsafe { ip.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
+    match Datagram::read(&Skb { skb }, v4 != 0) {
+        Ok(ip) => {
+            *place = ip;
+            PASS
+        }
+        Err(reason) => reason.number(),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32) -> u32 {
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+        return Reason::NoEndpoint.number();
+    };
+    code(answer::arp(&case))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, offset: u32) -> u32 {
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+        return Reason::NoEndpoint.number();
+    };
+    code(answer::neighbor(&case, offset as usize))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_deliver(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
+    let packet = Skb { skb };
+    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+        return Reason::NoEndpoint.number();
+    };
+    code(deliver::deliver(&case, scratch))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_charge(endpoint: u32, way: u32, frames: u64, bytes: u64) -> u32 {
+    if rate::charge(&Maps, endpoint, way, frames, bytes) { PASS } else { Reason::RateLimit.number() }
 }

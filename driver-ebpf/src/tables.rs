@@ -1,13 +1,40 @@
 //! The maps, as the decisions see them.
 
-use netferry_common::{Addr, Address, AddressKey, Direction, Endpoint, Reason};
+use netferry_common::{
+    Addr, Address, AddressKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, LimitKey,
+    Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+};
+
+use crate::flows::SharedFlow;
 
 /// Look-ups and counters. A look-up that fails is a `None`, and every `None` ends in a drop.
 pub trait Tables {
+    /// Coarse monotonic time, nanoseconds since boot.
+    fn now(&self) -> u64;
     /// The endpoint of an id.
     fn endpoint(&self, id: u32) -> Option<&Endpoint>;
     /// What an endpoint may do with an address.
     fn address(&self, key: &AddressKey) -> Option<Address>;
+    /// Who has an address on a network.
+    fn member(&self, key: &MemberKey) -> Option<Member>;
+    /// The class of an address: longest prefix.
+    fn peer(&self, key: PeerKey) -> Option<Peer>;
+    /// The rule for a port: longest prefix.
+    fn rule(&self, key: RuleKey) -> Option<Rule>;
+    /// A flow.
+    fn flow(&self, key: &FlowKey) -> Option<&SharedFlow>;
+    /// Adds a flow, unless it is there already. `false`: there is no room.
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Removes a flow.
+    fn forget_flow(&self, key: &FlowKey);
+    /// A datagram in fragments.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Adds a datagram in fragments. Later fragments are dropped if there is no room.
+    fn add_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    /// Takes units out of a limit. `None`: there is no such limit.
+    fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool>;
+    /// Reports an event, or counts it as lost.
+    fn report(&self, event: &Event);
     /// Counts a frame that passed.
     fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64);
     /// Counts a frame that was dropped.

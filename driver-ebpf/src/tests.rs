@@ -1,14 +1,18 @@
 //! The decision on the host: what the kernel's test run cannot be fed with, and frames made of anything.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use bytemuck::AnyBitPattern;
+use bytemuck::{AnyBitPattern, Pod};
 use netferry_common::endpoint::{ADDR_OWN, READY};
-use netferry_common::{Addr, Address, AddressKey, Direction, Endpoint, Reason};
+use netferry_common::{
+    Addr, Address, AddressKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, Limit,
+    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+};
 use proptest::prelude::*;
 
-use crate::judge::{Verdict, judge};
+use crate::flows::SharedFlow;
+use crate::judge::{Scratch, Verdict, judge};
 use crate::packet::Packet;
 use crate::tables::Tables;
 
@@ -30,8 +34,14 @@ impl Packet for Frame {
     fn vlan_tagged(&self) -> bool {
         self.vlan_tagged
     }
-    fn is_gso(&self) -> bool {
-        self.gso
+    fn gso_size(&self) -> u32 {
+        u32::from(self.gso)
+    }
+    fn replace<T: Pod>(&self, _: &T) -> bool {
+        true
+    }
+    fn set_destination(&self, _: [u8; 6]) -> bool {
+        true
     }
     fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
         assert!(offset + size_of::<T>() <= crate::packet::HEAD_LEN, "not made linear in the kernel");
@@ -46,7 +56,27 @@ impl Packet for Frame {
 struct Memory {
     endpoints: HashMap<u32, Endpoint>,
     addresses: HashMap<AddressKey, Address>,
+    members: HashMap<MemberKey, Member>,
+    peers: Vec<(u32, PeerKey, Peer)>,
+    rules: Vec<(u32, RuleKey, Rule)>,
+    limits: RefCell<HashMap<LimitKey, Limit>>,
+    flows: RefCell<HashMap<FlowKey, &'static SharedFlow>>,
+    fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    events: RefCell<Vec<Event>>,
+    clock: Cell<u64>,
     counted: RefCell<Vec<Result<u64, Reason>>>,
+}
+
+/// Whether the first `bits` bits agree.
+fn covers(bits: u32, prefix: &[u8], key: &[u8]) -> bool {
+    (0..bits as usize).all(|at| (prefix[at / 8] ^ key[at / 8]) >> (7 - at % 8) & 1 == 0)
+}
+
+fn longest<K: Pod, V: Copy>(entries: &[(u32, K, V)], key: &K) -> Option<V> {
+    let covering = entries
+        .iter()
+        .filter(|(bits, prefix, _)| covers(*bits, bytemuck::bytes_of(prefix), bytemuck::bytes_of(key)));
+    covering.max_by_key(|(bits, ..)| *bits).map(|entry| entry.2)
 }
 
 impl Memory {
@@ -68,6 +98,45 @@ impl Tables for Memory {
     }
     fn address(&self, key: &AddressKey) -> Option<Address> {
         self.addresses.get(key).copied()
+    }
+    fn now(&self) -> u64 {
+        self.clock.get()
+    }
+    fn member(&self, key: &MemberKey) -> Option<Member> {
+        self.members.get(key).copied()
+    }
+    fn peer(&self, key: PeerKey) -> Option<Peer> {
+        longest(&self.peers, &key)
+    }
+    fn rule(&self, key: RuleKey) -> Option<Rule> {
+        longest(&self.rules, &key)
+    }
+    fn flow(&self, key: &FlowKey) -> Option<&SharedFlow> {
+        self.flows.borrow().get(key).copied()
+    }
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        // Leaked, as a map's element may be read after it was removed.
+        self.flows.borrow_mut().entry(*key).or_insert_with(|| Box::leak(Box::new(SharedFlow::new(flow))));
+        true
+    }
+    fn forget_flow(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(key);
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+    fn add_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+    fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool> {
+        let mut limits = self.limits.borrow_mut();
+        let limit = limits.get_mut(key)?;
+        let next = limit.take(limit.paid_at, now, units);
+        limit.paid_at = next.unwrap_or(limit.paid_at);
+        Some(next.is_some())
+    }
+    fn report(&self, event: &Event) {
+        self.events.borrow_mut().push(*event);
     }
     fn passed(&self, _: u32, _: Direction, _: u64, bytes: u64) {
         self.counted.borrow_mut().push(Ok(bytes));
@@ -95,7 +164,7 @@ fn udp4() -> Frame {
 
 #[track_caller]
 fn from_pod(frame: &Frame) -> Verdict {
-    judge(frame, &Memory::ready(), ID, Direction::FromPod)
+    judge(frame, &Memory::ready(), &mut Scratch::new(), ID, Direction::FromPod)
 }
 
 #[test]
@@ -130,7 +199,10 @@ fn length_zero_is_for_gso_frames_alone() {
 #[test]
 fn an_endpoint_that_is_gone_drops_and_counts() {
     let memory = Memory::default();
-    assert_eq!(judge(&udp4(), &memory, ID, Direction::FromPod), Verdict::Drop(Reason::NoEndpoint));
+    assert_eq!(
+        judge(&udp4(), &memory, &mut Scratch::new(), ID, Direction::FromPod),
+        Verdict::Drop(Reason::NoEndpoint)
+    );
     assert_eq!(*memory.counted.borrow(), [Err(Reason::NoEndpoint)]);
 }
 
@@ -158,23 +230,22 @@ proptest! {
     #[test]
     fn what_passes_from_the_pod_has_its_source(frame in mostly_sensible()) {
         let memory = Memory::ready();
-        let verdict = judge(&frame, &memory, ID, Direction::FromPod);
+        let verdict = judge(&frame, &memory, &mut Scratch::new(), ID, Direction::FromPod);
         let counted = memory.counted.borrow();
         prop_assert_eq!(counted.len(), 1);
         let bytes = &frame.bytes;
-        match verdict {
-            Verdict::Drop(reason) => prop_assert_eq!(counted[0], Err(reason)),
-            Verdict::Pass => {
-                prop_assert_eq!(counted[0], Ok(bytes.len() as u64));
-                match bytes[12..14] {
-                    [8, 0] => prop_assert_eq!(&bytes[26..30], &V4),
-                    [8, 6] => prop_assert_eq!(&bytes[22..28], &MAC),
-                    [0x86, 0xdd] => {
-                        let source = &bytes[22..38];
-                        prop_assert!(source == Addr::link_local(MAC).bytes || source == [0; 16]);
-                    }
-                    _ => prop_assert!(false, "an ethertype that must not pass"),
+        if let Verdict::Drop(reason) = verdict {
+            prop_assert_eq!(counted[0], Err(reason));
+        } else {
+            prop_assert_eq!(counted[0], Ok(bytes.len() as u64));
+            match bytes[12..14] {
+                [8, 0] => prop_assert_eq!(&bytes[26..30], &V4),
+                [8, 6] => prop_assert_eq!(&bytes[22..28], &MAC),
+                [0x86, 0xdd] => {
+                    let source = &bytes[22..38];
+                    prop_assert!(source == Addr::link_local(MAC).bytes || source == [0; 16]);
                 }
+                _ => prop_assert!(false, "an ethertype that must not pass"),
             }
         }
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::programs::tc::{SchedClassifier, TcAttachOptions, TcAttachType};
 use netferry::datapath::{AyaDatapath, Datapath, DatapathError, Placement};
 use netferry::link::MacAddr;
 use world::{
@@ -191,6 +192,15 @@ fn programs_of_others_are_named_and_refused() {
     datapath.attach(here, &spec(2)).unwrap_err();
     run(&format!("tc qdisc del dev {LINK} clsact"));
 
+    let xdp = world::xdp_object();
+    run(&format!("ip link set dev {LINK} xdp obj {} sec xdp", xdp.path().display()));
+    let found = datapath.foreign_programs(here).unwrap();
+    let seen: Vec<_> = found.iter().map(|p| (p.hook.as_str(), p.name.as_str(), p.id > 0)).collect();
+    assert_eq!(seen, [("xdp", "passes", true)]);
+    let refused = datapath.attach(here, &spec(2)).unwrap_err().to_string();
+    assert!(refused.contains("xdp passes"), "{refused}");
+    run(&format!("ip link set dev {LINK} xdp off"));
+
     datapath.attach(here, &spec(2)).unwrap();
     let taken = datapath.attach(here, &spec(3)).unwrap_err().to_string();
     assert!(taken.contains("endpoint 2"), "{taken}");
@@ -298,6 +308,41 @@ fn a_root_that_is_no_bpffs_is_refused_with_the_command() {
 }
 
 #[test]
+fn programs_put_before_ours_are_seen_and_ours_put_first_again() {
+    if !able("programs_put_before_ours_are_seen_and_ours_put_first_again") {
+        return;
+    }
+    let world = World::new();
+    let datapath = world.open();
+    let here = ifindex(LINK);
+    let attached = datapath.attach(here, &spec(2)).unwrap();
+    assert!(datapath.drifted().unwrap().is_empty());
+    // Any program will do for somebody else's: another copy of ours, under no pin of ours.
+    let pin = world.root.join("maps/theirs");
+    run(&format!("bpftool prog pin id {} {}", attached[0].id, pin.display()));
+    let other = world.another_root();
+    run(&format!("ip link add {LINK}b type veth peer name {WIRE}b"));
+    let theirs = AyaDatapath::open(&other.0).unwrap();
+    let copy = theirs.attach(ifindex("link0b"), &spec(1)).unwrap();
+    std::fs::remove_file(&pin).unwrap();
+    run(&format!("bpftool prog pin id {} {}", copy[0].id, pin.display()));
+    let mut program = SchedClassifier::from_pin(&pin).unwrap();
+    let first = TcAttachOptions::TcxOrder(aya::programs::LinkOrder::first());
+    let link = program.attach_with_options(LINK, TcAttachType::Ingress, first).unwrap();
+
+    let drifted = datapath.drifted().unwrap();
+    assert_eq!(drifted.len(), 1);
+    assert!(drifted[0].1.to_string().contains("before its tcx/ingress"), "{}", drifted[0].1);
+    datapath.verify_inside(2, here).unwrap_err();
+    let repaired = datapath.repair_inside(2, here).unwrap();
+    assert_ne!(repaired[0].id, attached[0].id);
+    assert_eq!(repaired[1].id, attached[1].id, "egress was first all along");
+    assert!(datapath.drifted().unwrap().is_empty());
+    assert_eq!(datapath.foreign_programs(here).unwrap().len(), 1);
+    program.detach(link).unwrap();
+}
+
+#[test]
 fn an_upgrade_replaces_programs_in_place() {
     if !able("an_upgrade_replaces_programs_in_place") {
         return;
@@ -310,20 +355,16 @@ fn an_upgrade_replaces_programs_in_place() {
     let before = datapath.stats(3).unwrap();
     let peer = udp(PEER_V4);
     let pod = world.in_pod(|| udp(POD_V4));
+    let datapath = world.open();
     let sender = std::thread::spawn(move || {
         flood(&pod, PEER_V4, 20_000);
         pod
     });
-    let datapath = world.open();
     let mut upgrades = 0;
-    // At least once, however quick the sender is.
-    loop {
+    while upgrades == 0 || !sender.is_finished() {
         let upgrade = datapath.upgrade().unwrap();
         assert!(upgrade.updated == [3] && upgrade.failed.is_empty(), "{upgrade:?}");
         upgrades += 1;
-        if sender.is_finished() {
-            break;
-        }
     }
     sender.join().unwrap();
     let new = datapath.verify(3, 21).unwrap();
@@ -345,9 +386,12 @@ fn attach_is_quick() {
     let world = World::new();
     let datapath = world.open();
     let here = ifindex(LINK);
-    let measure = |what: &str, again: bool| {
+    let measure = |what: &str, preload: bool, again: bool| {
         let mut took: Vec<Duration> = (0..20)
             .map(|_| {
+                if preload {
+                    datapath.preload(&spec(6)).unwrap();
+                }
                 let start = Instant::now();
                 datapath.attach(here, &spec(6)).unwrap();
                 let took = start.elapsed();
@@ -361,6 +405,7 @@ fn attach_is_quick() {
         println!("{what}: median {:?}, most {:?}", took[took.len() / 2], took[took.len() - 1]);
         assert!(took[took.len() / 2] < Duration::from_millis(250));
     };
-    measure("attach", false);
-    measure("attach, programs there already", true);
+    measure("attach", false, false);
+    measure("attach, preloaded", true, false);
+    measure("attach, programs there already", false, true);
 }

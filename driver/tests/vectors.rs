@@ -9,8 +9,14 @@ mod bench;
 mod cost;
 #[path = "vectors/frames.rs"]
 mod frames;
+#[path = "vectors/network.rs"]
+mod network;
 #[path = "vectors/table.rs"]
 mod table;
+#[path = "vectors/tracked.rs"]
+mod tracked;
+#[path = "vectors/wire.rs"]
+mod wire;
 
 use std::collections::BTreeSet;
 
@@ -64,6 +70,8 @@ fn every_frame_has_its_verdict_and_every_reason_a_frame() {
             seen.insert(reason);
         }
     }
+    seen.extend(tracked::SHOWN);
+    seen.extend(network::SHOWN);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");

@@ -12,6 +12,7 @@ use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::object::{ProgramLoader, check_pinned};
 use super::pins::{PinnedLink, Pins};
+use super::policy::PolicyTables;
 use super::sys::{self, Hook};
 use super::tables::Tables;
 use super::{
@@ -21,17 +22,22 @@ use super::{
 
 /// The programs and maps of this host, found again by their pins after a restart.
 pub struct AyaDatapath {
-    pins: Pins,
-    programs: ProgramLoader,
+    pub(super) pins: Pins,
+    pub(super) programs: ProgramLoader,
     features: Features,
     /// One lock makes the verbs that write take turns.
     written: Mutex<Written>,
 }
 
-struct Written {
-    tables: Tables,
+pub(super) struct Written {
+    pub(super) tables: Tables,
+    pub(super) policies: PolicyTables,
+    /// Whether `policies` knows what an earlier process left.
+    pub(super) recovered: bool,
+    /// Programs loaded ahead for endpoints that are not attached yet.
+    preloaded: BTreeMap<EndpointId, Ebpf>,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
-    attached: BTreeMap<u32, (EndpointId, &'static str)>,
+    pub(super) attached: BTreeMap<u32, (EndpointId, &'static str)>,
 }
 
 /// What became of the endpoints in an upgrade of their programs.
@@ -53,12 +59,20 @@ impl AyaDatapath {
         check_pinned(&pins.maps())?;
         let programs = ProgramLoader::new(&pins)?;
         // Endpoint 0 is nobody's: this is for the maps only.
-        let tables = Tables::take(&mut programs.prepare(0)?)?;
+        let mut object = programs.prepare(0)?;
+        let tables = Tables::take(&mut object)?;
+        let policies = PolicyTables::take(&mut object, &pins.maps())?;
         Ok(Self {
             pins,
             programs,
             features: Features::probe(),
-            written: Mutex::new(Written { tables, attached: BTreeMap::new() }),
+            written: Mutex::new(Written {
+                tables,
+                policies,
+                recovered: false,
+                preloaded: BTreeMap::new(),
+                attached: BTreeMap::new(),
+            }),
         })
     }
 
@@ -91,19 +105,13 @@ impl AyaDatapath {
         }
         let mut object = self.programs.prepare(id)?;
         for link in links {
-            // The pin does not say which placement it was made for; the name of the program does.
-            let running = sys::program_name(link.info.program).map_err(|source| {
-                bpf_error(format!("read the name of a program of endpoint {id}"), source)
-            })?;
-            let name = PROGRAM_NAMES.into_iter().find(|name| *name == running).ok_or_else(|| {
-                not_protected(id, format!("it runs {running}, which this version does not have"))
-            })?;
+            let name = running_name(&link, id)?;
             update(&link, &mut object, name, id, written)?;
         }
         Ok(true)
     }
 
-    fn written(&self) -> MutexGuard<'_, Written> {
+    pub(super) fn written(&self) -> MutexGuard<'_, Written> {
         // A panic between two map writes leaves what a kill would leave, and the verbs repair that.
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,7 +175,8 @@ impl AyaDatapath {
             return Ok(());
         }
         if object.is_none() {
-            *object = Some(self.programs.prepare(spec.id)?);
+            let preloaded = written.preloaded.remove(&spec.id);
+            *object = Some(preloaded.map_or_else(|| self.programs.prepare(spec.id), Ok)?);
         }
         let Some(object) = object else { return Ok(()) };
         if let Some(link) = there {
@@ -188,7 +197,7 @@ impl AyaDatapath {
         ifindex: u32,
         spec: &EndpointSpec,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        written.tables.forget(spec.id)?;
+        written.forget(spec.id)?;
         written.tables.write(ifindex, spec)?;
         fail_point("datapath::attach::written")?;
         let mut object = None;
@@ -204,7 +213,8 @@ impl AyaDatapath {
         written.tables.set_ready(id, false)?;
         self.pins.remove(id)?;
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
-        written.tables.forget(id)
+        written.preloaded.remove(&id);
+        written.forget(id)
     }
 
     fn check(
@@ -263,12 +273,27 @@ enum Order {
 }
 
 impl Written {
-    fn remember(&mut self, link: &OwnedFd, id: EndpointId, name: &'static str) -> Result<(), DatapathError> {
+    pub(super) fn remember(
+        &mut self,
+        link: &OwnedFd,
+        id: EndpointId,
+        name: &'static str,
+    ) -> Result<(), DatapathError> {
         let info = sys::link_info(link.as_fd())
             .map_err(|source| bpf_error(format!("read the new link of endpoint {id}"), source))?;
         self.attached.insert(info.program, (id, name));
         Ok(())
     }
+}
+
+/// Which program a link runs. The pin does not say which placement it was made for; the program's name does.
+pub(super) fn running_name(link: &PinnedLink, id: EndpointId) -> Result<&'static str, DatapathError> {
+    let running = sys::program_name(link.info.program)
+        .map_err(|source| bpf_error(format!("read the name of a program of endpoint {id}"), source))?;
+    PROGRAM_NAMES
+        .into_iter()
+        .find(|name| *name == running)
+        .ok_or_else(|| not_protected(id, format!("it runs {running}, which this version does not have")))
 }
 
 /// Puts a program of this process in the place of what a link runs.
@@ -287,18 +312,28 @@ fn update(
 }
 
 /// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
-fn load<'a>(object: &'a mut Ebpf, name: &str, id: EndpointId) -> Result<BorrowedFd<'a>, DatapathError> {
+pub(super) fn load<'a>(
+    object: &'a mut Ebpf,
+    name: &str,
+    id: EndpointId,
+) -> Result<BorrowedFd<'a>, DatapathError> {
     let failed = |doing| format!("{doing} the program {name} for endpoint {id}");
     let program: &mut SchedClassifier = object
         .program_mut(name)
         .ok_or_else(|| bpf_error(failed("find"), "the eBPF object has no such program"))?
         .try_into()
         .map_err(|source| bpf_error(failed("use"), source))?;
-    program.load().map_err(|source| bpf_error(failed("load"), source))?;
+    if program.fd().is_err() {
+        program.load().map_err(|source| bpf_error(failed("load"), source))?;
+    }
     Ok(program.fd().map_err(|source| bpf_error(failed("use"), source))?.as_fd())
 }
 
 /// A place at which a test can make an attach fail, or kill the process.
+#[cfg_attr(
+    not(feature = "failpoints"),
+    allow(unused_variables, reason = "the point is not there without the feature")
+)]
 fn fail_point(name: &'static str) -> Result<(), DatapathError> {
     fail::fail_point!(name, |_| Err(bpf_error(format!("pass {name}"), "failure asked for by the test")));
     Ok(())
@@ -324,6 +359,9 @@ const fn program_name(placement: Placement, hook: Hook) -> &'static str {
         (Placement::HostVeth, Hook::Egress) => "to_pod",
     }
 }
+
+/// Endpoints whose programs are held loaded ahead of their attach: about 100 kB of kernel memory each.
+const MOST_PRELOADED: usize = 64;
 
 const PROGRAM_NAMES: [&str; 4] = ["link_ingress", "link_egress", "from_pod", "to_pod"];
 
@@ -353,6 +391,19 @@ impl Datapath for AyaDatapath {
         })
     }
 
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        let mut object = self.programs.prepare(spec.id)?;
+        for hook in Hook::BOTH {
+            load(&mut object, program_name(spec.placement, hook), spec.id)?;
+        }
+        let mut written = self.written();
+        if written.preloaded.len() >= MOST_PRELOADED {
+            written.preloaded.pop_first();
+        }
+        written.preloaded.insert(spec.id, object);
+        Ok(())
+    }
+
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.check(id, ifindex, Order::IfVisible)
     }
@@ -371,7 +422,8 @@ impl Datapath for AyaDatapath {
     }
 
     fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
-        self.remove(&mut self.written(), id)
+        self.remove(&mut self.written(), id)?;
+        self.reclaim()
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {

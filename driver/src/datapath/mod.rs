@@ -1,17 +1,23 @@
 //! The programs on every interface handed to a pod, behind one narrow seam.
 
+mod control;
+pub mod events;
+mod explain;
 #[cfg(any(test, feature = "failpoints"))]
 #[doc(hidden)]
 pub mod fake;
 pub mod features;
 mod foreign;
 mod kernel;
+pub mod limits;
 mod object;
 mod pins;
 pub mod policy;
 mod sys;
 mod tables;
 
+pub use control::NetworkMember;
+pub use explain::Explanation;
 pub use features::Features;
 pub use kernel::{AyaDatapath, Upgrade};
 pub use pins::DEFAULT_ROOT;
@@ -165,6 +171,12 @@ pub trait Datapath: Send + Sync {
     /// Load the endpoint's programs, attach them first on the host link and pin the links. The endpoint is
     /// written but not ready: everything is dropped, in both directions, until [`Datapath::set_ready`].
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError>;
+    /// Load ahead, without a link, what attach would load: most of its time is the kernel's verifier. For the time
+    /// between the kubelet's prepare and the sandbox; an attach without it works too. A detach forgets it.
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        let _ = spec;
+        Ok(())
+    }
     /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
     /// now) and, where the kernel can tell, first.
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;

@@ -27,6 +27,20 @@ pub(super) struct PinnedLink {
 }
 
 impl PinnedLink {
+    /// Pins a link in the place of this one, which is then detached. The pin is there all the time.
+    pub(super) fn replace(&self, new: &OwnedFd) -> Result<(), DatapathError> {
+        // bpffs takes no dots in names.
+        let beside = self.path.with_file_name(format!("{}_new", self.hook.pin()));
+        let swap = || {
+            absent(std::fs::remove_file(&beside))?;
+            sys::pin(new.as_fd(), &beside)?;
+            std::fs::rename(&beside, &self.path)
+        };
+        swap().map_err(|source| bpf_error(format!("pin the link {} anew", self.path.display()), source))?;
+        sys::detach(self.fd.as_fd())
+            .map_err(|source| bpf_error(format!("detach the old link {}", self.path.display()), source))
+    }
+
     /// Whether the device is in the caller's namespace: there, the list of its programs has this link's. The
     /// same index elsewhere is another device.
     pub(super) fn runs_here(&self) -> bool {

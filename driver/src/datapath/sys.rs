@@ -10,7 +10,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::maps::{MapData, RingBuf};
 use bytemuck::{Pod, Zeroable};
+use tokio::io::unix::AsyncFd;
 
 const BPF_OBJ_PIN: i64 = 6;
 const BPF_OBJ_GET: i64 = 7;
@@ -272,4 +274,17 @@ pub(super) fn query(ifindex: u32, hook: Hook) -> io::Result<Vec<u32>> {
     // SAFETY: `ids` is the array that `prog_ids` and `count` describe, and outlives the call.
     unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
     Ok(ids[..(attr.count as usize).min(ids.len())].to_vec())
+}
+
+/// Waits for a ring buffer with the Tokio runtime of the caller.
+pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring owns its descriptor, always returns the same, and closes it only when it is dropped.
+    unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
+}
+
+/// Waits until every program that runs now has finished: an RCU grace period, some milliseconds.
+pub(super) fn grace_period() -> io::Result<()> {
+    // SAFETY: no pointers in this call. MEMBARRIER_CMD_GLOBAL is the kernel's synchronize_rcu().
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -5,11 +5,14 @@ use std::net::IpAddr;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
 use ipnetwork::IpNetwork;
-use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, READY};
+use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, NETWORK_WIRE, READY};
+use netferry_common::limit::{self, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::{
-    Addr, Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Traffic as Counted, maps,
+    Addr, Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Limit, LimitKey, Member, MemberKey,
+    Traffic as Counted, maps,
 };
 
+use super::limits::Limits;
 use super::{
     DatapathError, EndpointId, EndpointSpec, EndpointStats, Placement, Traffic, bpf_error, not_protected,
 };
@@ -18,65 +21,177 @@ use super::{
 pub(super) struct Tables {
     endpoints: HashMap<MapData, EndpointId, Endpoint>,
     addresses: HashMap<MapData, AddressKey, Address>,
+    members: HashMap<MapData, MemberKey, Member>,
+    limits: HashMap<MapData, LimitKey, Limit>,
     traffic: PerCpuHashMap<MapData, CounterKey, Counted>,
     drops: PerCpuHashMap<MapData, CounterKey, Drops>,
+}
+
+/// Takes one map out of a prepared object.
+pub(super) fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = object
+        .take_map(name)
+        .ok_or_else(|| bpf_error(format!("find the map {name}"), "the eBPF object has no such map"))?;
+    M::try_from(map).map_err(|source| bpf_error(format!("use the map {name}"), source))
+}
+
+/// A removal of what is not there has succeeded.
+pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
 }
 
 impl Tables {
     /// Takes the maps out of a prepared object.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, DatapathError> {
-        fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
-        where
-            M: TryFrom<Map, Error = MapError>,
-        {
-            let map = object.take_map(name).ok_or_else(|| {
-                bpf_error(format!("find the map {name}"), "the eBPF object has no such map")
-            })?;
-            M::try_from(map).map_err(|source| bpf_error(format!("use the map {name}"), source))
-        }
         Ok(Self {
             endpoints: take(object, maps::ENDPOINTS)?,
             addresses: take(object, maps::ADDRESSES)?,
+            members: take(object, maps::MEMBERS)?,
+            limits: take(object, maps::LIMITS)?,
             traffic: take(object, maps::TRAFFIC)?,
             drops: take(object, maps::DROPS)?,
         })
     }
 
-    /// Writes an endpoint that is not ready, its addresses first.
+    /// Writes an endpoint that is not ready: its addresses, its place in its network, and the limit of new flows
+    /// that everybody has; the record last.
     pub(super) fn write(&mut self, ifindex: u32, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        let failed = |what: &str| {
+            let action = format!("write {what} of endpoint {}", spec.id);
+            move |source| bpf_error(action, source)
+        };
         for (key, value) in addresses(spec) {
-            self.addresses.insert(key, value, 0).map_err(|source| {
-                bpf_error(format!("write the addresses of endpoint {}", spec.id), source)
-            })?;
+            self.addresses.insert(key, value, 0).map_err(failed("the addresses"))?;
+            if spec.network != NETWORK_WIRE && value.flags & ADDR_OWN != 0 {
+                let key = MemberKey { network: spec.network, addr: key.addr };
+                let member = Member { endpoint: spec.id, mac: spec.mac.0, pad: [0; 2] };
+                self.members.insert(key, member, 0).map_err(failed("the membership"))?;
+            }
         }
-        self.endpoints
-            .insert(spec.id, record(ifindex, spec), 0)
-            .map_err(|source| bpf_error(format!("write endpoint {}", spec.id), source))
+        self.write_limits(spec.id, &Limits::default())?;
+        self.endpoints.insert(spec.id, record(ifindex, spec), 0).map_err(failed("the record"))
     }
 
-    /// Opens or closes the gate. Closing that of an endpoint that is not there is done already.
-    pub(super) fn set_ready(&mut self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
-        let mut endpoint = match self.endpoints.get(&id, 0) {
-            Ok(endpoint) => endpoint,
-            Err(MapError::KeyNotFound) if !ready => return Ok(()),
-            Err(MapError::KeyNotFound) => {
-                return Err(not_protected(
-                    id,
-                    "it is not in the map of endpoints, so it cannot be made ready",
-                ));
-            }
-            Err(source) => return Err(bpf_error(format!("read endpoint {id}"), source)),
-        };
-        endpoint.flags = if ready { endpoint.flags | READY } else { endpoint.flags & !READY };
+    /// The record of an endpoint, if it has one.
+    pub(super) fn record(&self, id: EndpointId) -> Result<Option<Endpoint>, DatapathError> {
+        found(self.endpoints.get(&id, 0)).map_err(|source| bpf_error(format!("read endpoint {id}"), source))
+    }
+
+    /// Changes the record of an endpoint that has one, by one write. The flags of `clear` go, those of `set` come.
+    pub(super) fn change(
+        &mut self,
+        id: EndpointId,
+        clear: u32,
+        set: u32,
+        policy: Option<u32>,
+    ) -> Result<(), DatapathError> {
+        let mut endpoint = self
+            .record(id)?
+            .ok_or_else(|| not_protected(id, "it is not in the map of endpoints, so it cannot be changed"))?;
+        endpoint.flags = endpoint.flags & !clear | set;
+        endpoint.policy = policy.unwrap_or(endpoint.policy);
         self.endpoints
             .insert(id, endpoint, 0)
             .map_err(|source| bpf_error(format!("write endpoint {id}"), source))
     }
 
+    /// Opens or closes the gate. Closing that of an endpoint that is not there is done already.
+    pub(super) fn set_ready(&mut self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
+        if !ready && self.record(id)?.is_none() {
+            return Ok(());
+        }
+        if ready { self.change(id, 0, READY, None) } else { self.change(id, READY, 0, None) }
+    }
+
+    /// Writes the limits of an endpoint and removes those it no longer has. Returns the flags its record needs.
+    pub(super) fn write_limits(&mut self, id: EndpointId, limits: &Limits) -> Result<u32, DatapathError> {
+        let failed = |source| bpf_error(format!("write the limits of endpoint {id}"), source);
+        let mut flags = 0;
+        for (direction, flag) in [(Direction::FromPod, LIMIT_FROM_POD), (Direction::ToPod, LIMIT_TO_POD)] {
+            for (kind, limit) in limits.entries(direction) {
+                let key = LimitKey { endpoint: id, direction: direction.number(), kind };
+                match limit {
+                    Some(limit) => self.limits.insert(key, limit, 0).map_err(failed)?,
+                    None => gone(self.limits.remove(&key)).map_err(failed)?,
+                }
+                if limit.is_some() && kind != limit::FLOWS {
+                    flags |= flag;
+                }
+            }
+        }
+        Ok(flags)
+    }
+
+    /// Says where an address of a network is, or with `None` that it is nowhere.
+    pub(super) fn set_member(
+        &mut self,
+        network: u32,
+        addr: IpAddr,
+        member: Option<Member>,
+    ) -> Result<(), DatapathError> {
+        let key = MemberKey { network, addr: addr.into() };
+        match member {
+            Some(member) => self.members.insert(key, member, 0),
+            None => gone(self.members.remove(&key)),
+        }
+        .map_err(|source| bpf_error(format!("write the member {addr} of network {network}"), source))
+    }
+
+    /// Whether an address is a member's.
+    pub(super) fn is_member(&self, network: u32, addr: IpAddr) -> Result<bool, DatapathError> {
+        found(self.members.get(&MemberKey { network, addr: addr.into() }, 0))
+            .map(|member| member.is_some())
+            .map_err(|source| bpf_error(format!("read the member {addr} of network {network}"), source))
+    }
+
+    /// Endpoints that have an address as their own.
+    pub(super) fn owners(&self, addr: IpAddr) -> Result<Vec<EndpointId>, DatapathError> {
+        let mut owners = Vec::new();
+        for entry in &self.addresses {
+            let (key, value) = entry.map_err(|source| bpf_error("list the addresses", source))?;
+            if key.addr == addr.into() && value.flags & ADDR_OWN != 0 {
+                owners.push(key.endpoint);
+            }
+        }
+        Ok(owners)
+    }
+
+    /// Members of all networks.
+    pub(super) fn members(&self) -> Result<Vec<(MemberKey, Member)>, DatapathError> {
+        self.members
+            .iter()
+            .filter(|entry| !matches!(entry, Err(MapError::KeyNotFound)))
+            .collect::<Result<_, _>>()
+            .map_err(|source| bpf_error("list the members of networks", source))
+    }
+
+    /// Policy version of every endpoint that has one.
+    pub(super) fn policies(&self) -> Result<Vec<(EndpointId, u32)>, DatapathError> {
+        let mut versions = Vec::new();
+        for id in self.endpoints.keys() {
+            let id = id.map_err(|source| bpf_error("list the endpoints", source))?;
+            versions.extend(
+                self.record(id)?.filter(|record| record.policy > 0).map(|record| (id, record.policy)),
+            );
+        }
+        Ok(versions)
+    }
+
     /// Removes every entry of an endpoint: the record first, so that its programs drop from then on.
     pub(super) fn forget(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         let failed = |source| bpf_error(format!("remove the map entries of endpoint {id}"), source);
-        present(self.endpoints.remove(&id)).map_err(failed)?;
+        gone(self.endpoints.remove(&id)).map_err(failed)?;
+        let members = self.members()?;
+        for (key, _) in members.iter().filter(|(_, member)| member.endpoint == id) {
+            gone(self.members.remove(key)).map_err(failed)?;
+        }
         let own: Vec<AddressKey> = self
             .addresses
             .keys()
@@ -84,12 +199,16 @@ impl Tables {
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         for key in own {
-            present(self.addresses.remove(&key)).map_err(failed)?;
+            gone(self.addresses.remove(&key)).map_err(failed)?;
         }
         for direction in Direction::ALL {
             let key = CounterKey { endpoint: id, direction: direction.number() };
-            present(self.traffic.remove(&key)).map_err(failed)?;
-            present(self.drops.remove(&key)).map_err(failed)?;
+            gone(self.traffic.remove(&key)).map_err(failed)?;
+            gone(self.drops.remove(&key)).map_err(failed)?;
+            for kind in [limit::BYTES, limit::FRAMES, limit::FLOWS] {
+                let key = LimitKey { endpoint: id, direction: direction.number(), kind };
+                gone(self.limits.remove(&key)).map_err(failed)?;
+            }
         }
         Ok(())
     }
@@ -129,20 +248,12 @@ impl Tables {
     }
 }
 
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+/// A look-up of what is not there is a `None`.
+pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-/// A removal of what is not there has succeeded.
-fn present(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
     }
 }
 

@@ -118,8 +118,43 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.root);
+        // Made by `ip link set … xdp obj`; they stay if somebody has pins there.
+        let bpffs = Path::new("/sys/fs/bpf");
+        let _ = std::fs::remove_dir(bpffs.join("tc/globals"));
+        if std::fs::remove_dir(bpffs.join("tc")).is_ok() {
+            let _ = std::fs::remove_file(bpffs.join("xdp"));
+            let _ = std::fs::remove_file(bpffs.join("ip"));
+        }
         let _ = Command::new("ip").args(["netns", "del", &self.pod]).status();
     }
+}
+
+/// An object file with an XDP program that lets everything pass.
+pub(crate) fn xdp_object() -> tempfile::NamedTempFile {
+    use object::write::{Object, StandardSegment, Symbol, SymbolSection};
+    use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
+    // r0 = XDP_PASS; exit
+    let code = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    let mut elf = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+    let text = elf.segment_name(StandardSegment::Text).to_vec();
+    let section = elf.add_section(text, b"xdp".to_vec(), SectionKind::Text);
+    elf.append_section_data(section, &code, 8);
+    elf.add_symbol(Symbol {
+        name: b"passes".to_vec(),
+        value: 0,
+        size: code.len() as u64,
+        kind: SymbolKind::Text,
+        scope: SymbolScope::Linkage,
+        weak: false,
+        section: SymbolSection::Section(section),
+        flags: SymbolFlags::None,
+    });
+    let data = elf.segment_name(StandardSegment::Data).to_vec();
+    let license = elf.add_section(data, b"license".to_vec(), SectionKind::Data);
+    elf.append_section_data(license, b"GPL\0", 1);
+    let file = tempfile::Builder::new().prefix("nf-xdp").suffix(".o").tempfile().expect("a file");
+    std::fs::write(&file, elf.write().expect("an ELF file")).expect("write");
+    file
 }
 
 pub(crate) fn spec(id: u32) -> EndpointSpec {

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use aya::maps::{HashMap, Map, PerCpuHashMap};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, PerCpuHashMap, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, READY};
+use netferry_common::policy::PEER_BITS;
 use netferry_common::{
-    Addr, Address, AddressKey, CounterKey, Direction, Drops, ENDPOINT_GLOBAL, Endpoint, Reason, Traffic, maps,
+    Addr, Address, AddressKey, CounterKey, Direction, Drops, ENDPOINT_GLOBAL, Endpoint, Event, Flow, FlowKey,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic, maps,
 };
 
 use super::frames::POD;
@@ -20,6 +23,8 @@ pub const ID: u32 = 7;
 pub enum Outcome {
     /// Let through, unchanged.
     Pass,
+    /// Sent on to an interface as this frame.
+    Redirect(Vec<u8>),
     /// Dropped, and counted for this reason alone.
     Drop(Reason),
 }
@@ -83,6 +88,74 @@ impl Bench {
         map.insert(AddressKey { endpoint: ID, addr }, Address { flags, prefix: 24 }, 0).expect("room");
     }
 
+    /// Writes the endpoint's record as given.
+    pub fn write(&mut self, endpoint: Endpoint) {
+        let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
+        map.insert(ID, Endpoint { mac: POD.mac, mtu: 1500, ..endpoint }, 0).expect("room for an endpoint");
+    }
+
+    /// Writes the record of another endpoint.
+    pub fn write_other(&mut self, id: u32, endpoint: Endpoint) {
+        let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
+        map.insert(id, endpoint, 0).expect("room for an endpoint");
+    }
+
+    /// Writes a prefix of a policy.
+    pub fn peer(&mut self, policy: u32, direction: Direction, addr: Addr, bits: u32, class: u32) {
+        let mut map = LpmTrie::<_, PeerKey, Peer>::try_from(self.map(maps::PEERS)).expect("a trie");
+        let key = PeerKey { policy, direction: direction.number(), addr };
+        map.insert(&Key::new(PEER_BITS + bits, key), Peer { class }, 0).expect("room for a prefix");
+    }
+
+    /// Writes a block of ports of a policy.
+    pub fn rule(&mut self, bits: u32, key: RuleKey, action: u32, rule: u32) {
+        let mut map = LpmTrie::<_, RuleKey, Rule>::try_from(self.map(maps::RULES)).expect("a trie");
+        map.insert(&Key::new(bits, key), Rule { action, rule }, 0).expect("room for a rule");
+    }
+
+    /// Writes an address of a network.
+    pub fn member(&mut self, network: u32, addr: Addr, member: Member) {
+        let mut map = HashMap::<_, MemberKey, Member>::try_from(self.map(maps::MEMBERS)).expect("a hash map");
+        map.insert(MemberKey { network, addr }, member, 0).expect("room for a member");
+    }
+
+    /// Writes a limit.
+    pub fn limit(&mut self, direction: Direction, kind: u32, limit: Limit) {
+        let mut map = HashMap::<_, LimitKey, Limit>::try_from(self.map(maps::LIMITS)).expect("a hash map");
+        map.insert(LimitKey { endpoint: ID, direction: direction.number(), kind }, limit, 0).expect("room");
+    }
+
+    /// All flows.
+    pub fn flows(&mut self) -> Vec<(FlowKey, Flow)> {
+        let map = HashMap::<_, FlowKey, Flow>::try_from(self.map(maps::FLOWS)).expect("a hash map");
+        map.iter().map(|entry| entry.expect("a flow")).collect()
+    }
+
+    /// Replaces a flow.
+    pub fn set_flow(&mut self, key: FlowKey, flow: Flow) {
+        let mut map = HashMap::<_, FlowKey, Flow>::try_from(self.map(maps::FLOWS)).expect("a hash map");
+        map.insert(key, flow, 0).expect("room for a flow");
+    }
+
+    /// The events reported since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut ring = RingBuf::try_from(self.map(maps::EVENTS)).expect("a ring");
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            events.push(bytemuck::pod_read_unaligned(&item));
+        }
+        events
+    }
+
+    /// Runs a frame through both programs of its way and checks what they do. Both see the same maps, so what the
+    /// first lets open is open for the second.
+    #[track_caller]
+    pub fn expect(&mut self, direction: Direction, frame: &[u8], outcome: &Outcome) {
+        for program in programs(direction) {
+            assert_eq!(&self.run(program, direction, frame), outcome, "{program}");
+        }
+    }
+
     /// A map by its name.
     pub fn map(&mut self, name: &str) -> &mut Map {
         self.ebpf.map_mut(name).unwrap_or_else(|| panic!("the object has no map {name}"))
@@ -96,10 +169,15 @@ impl Bench {
 
     /// Counters of a direction, summed over the CPUs.
     pub fn traffic(&mut self, direction: Direction) -> Traffic {
+        self.traffic_of(ID, direction)
+    }
+
+    /// Counters of any endpoint.
+    pub fn traffic_of(&mut self, endpoint: u32, direction: Direction) -> Traffic {
         let map =
             PerCpuHashMap::<_, CounterKey, Traffic>::try_from(self.map(maps::TRAFFIC)).expect("per CPU");
         let mut sum = Traffic::default();
-        if let Ok(values) = map.get(&key(direction), 0) {
+        if let Ok(values) = map.get(&CounterKey { endpoint, direction: direction.number() }, 0) {
             for one in values.iter() {
                 sum.packets += one.packets;
                 sum.bytes += one.bytes;
@@ -149,6 +227,15 @@ impl Bench {
                 assert_eq!(after.bytes, traffic.bytes + frame.len() as u64);
                 assert_eq!(after.dropped, traffic.dropped);
                 Outcome::Pass
+            }
+            // TC_ACT_REDIRECT
+            7 => {
+                assert_eq!(counted, [], "a frame that is redirected is no drop");
+                assert_eq!(
+                    (after.packets, after.bytes),
+                    (traffic.packets + 1, traffic.bytes + frame.len() as u64)
+                );
+                Outcome::Redirect(out)
             }
             2 => {
                 assert_eq!((raised, counted.len()), (1, 1), "one drop has one reason, got {counted:?}");

@@ -2,56 +2,97 @@
 
 use std::time::Instant;
 
-use aya::programs::{TestRun as _, TestRunOptions};
-use netferry_common::Direction;
+use aya::EbpfLoader;
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use netferry_common::endpoint::READY;
+use netferry_common::policy::DENY_TO_POD;
+use netferry_common::{Addr, Direction, Endpoint, maps};
 
 use super::bench::{Bench, object, programs};
-use super::frames::{PEER, POD, tcp4, udp4, udp6};
+use super::frames::{PEER, POD, answer, tcp_flags, tcp4, udp4, udp6};
+
+/// Median, least and most of nine runs of a million frames, nanoseconds a frame.
+fn nanoseconds(program: &SchedClassifier, frame: &[u8]) -> (u128, u128, u128) {
+    let mut runs: Vec<_> = (0..9)
+        .map(|_| {
+            let options =
+                TestRunOptions { data_in: Some(frame), repeat: 1_000_000, ..TestRunOptions::default() };
+            program.test_run(options).unwrap().duration.as_nanos()
+        })
+        .collect();
+    runs.sort_unstable();
+    (runs[4], runs[0], runs[8])
+}
 
 #[test]
 #[ignore = "a measurement, not a check"]
-fn cost_of_load_and_of_a_frame() {
-    let mut times: Vec<_> = (0..20)
-        .map(|_| {
-            let start = Instant::now();
-            let mut ebpf = aya::EbpfLoader::new().load_file(object()).unwrap();
-            let maps = start.elapsed();
-            for name in ["link_ingress", "link_egress"] {
-                let program: &mut aya::programs::SchedClassifier =
-                    ebpf.program_mut(name).unwrap().try_into().unwrap();
-                program.load().unwrap();
-            }
-            (start.elapsed(), maps)
-        })
-        .collect();
+fn cost_of_load() {
+    // As on a node: the maps are there, and each endpoint loads its two programs.
+    let pins = std::path::Path::new("/sys/fs/bpf").join(format!("nf-cost-{}", std::process::id()));
+    std::fs::create_dir_all(&pins).expect("bpffs is mounted");
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let start = Instant::now();
+        let mut loader = EbpfLoader::new();
+        for name in maps::ALL {
+            loader.map_pin_path(name, pins.join(name));
+        }
+        let mut ebpf = loader.load_file(object()).unwrap();
+        let parsed = start.elapsed();
+        for name in ["link_ingress", "link_egress"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
+        times.push((start.elapsed(), parsed));
+    }
+    std::fs::remove_dir_all(&pins).expect("pins can be removed");
     times.sort_unstable();
     println!(
-        "load of two programs with new maps: median {:?}, worst {:?} (maps and parse {:?})",
-        times[10].0, times[19].0, times[10].1
+        "two programs: median {:?} (of it parse and maps {:?}), worst {:?}",
+        times[10].0, times[10].1, times[19].0
     );
+}
 
-    let bench = Bench::ready();
+#[test]
+#[ignore = "a measurement, not a check"]
+fn cost_of_a_frame() {
+    let mut bench = Bench::load();
+    let show = |what: &str, (median, least, most): (u128, u128, u128)| {
+        println!("{what}: {median} ns a frame ({least} to {most})");
+    };
+    show("no endpoint (a drop)", nanoseconds(bench.program("from_pod"), &udp4(POD, PEER)));
+    bench = Bench::ready();
     for (what, direction, frame) in [
-        ("udp4", Direction::FromPod, udp4(POD, PEER)),
-        ("tcp4", Direction::FromPod, tcp4(POD, PEER)),
-        ("udp6", Direction::FromPod, udp6(POD, PEER)),
-        ("udp4", Direction::ToPod, udp4(PEER, POD)),
-        ("udp6", Direction::ToPod, udp6(PEER, POD)),
+        ("untracked udp4", Direction::FromPod, udp4(POD, PEER)),
+        ("untracked tcp4", Direction::FromPod, tcp4(POD, PEER)),
+        ("untracked udp6", Direction::FromPod, udp6(POD, PEER)),
+        ("untracked udp4", Direction::ToPod, udp4(PEER, POD)),
+        ("untracked udp6", Direction::ToPod, udp6(PEER, POD)),
     ] {
-        let mut nanoseconds: Vec<_> = (0..9)
-            .map(|_| {
-                let options =
-                    TestRunOptions { data_in: Some(&frame), repeat: 1_000_000, ..TestRunOptions::default() };
-                bench.program(programs(direction)[0]).test_run(options).unwrap().duration.as_nanos()
-            })
-            .collect();
-        nanoseconds.sort_unstable();
-        println!(
-            "{what} {}: median {} ns a frame, from {} to {}",
-            direction.name(),
-            nanoseconds[4],
-            nanoseconds[0],
-            nanoseconds[8]
+        show(
+            &format!("{what} {}", direction.name()),
+            nanoseconds(bench.program(programs(direction)[0]), &frame),
         );
+    }
+    for rules in [1, 1000, 10_000, 100_000] {
+        for at in 0..rules {
+            let [_, a, b, c] = u32::to_be_bytes(at);
+            bench.peer(9, Direction::FromPod, Addr::v4([10, a, b, c]), 128, at + 1);
+        }
+        let flags = READY | DENY_TO_POD;
+        bench.write(Endpoint { flags, policy: 9, ..Endpoint::default() });
+        for (what, frame) in [("tcp4", tcp4(POD, PEER)), ("udp6", udp6(POD, PEER))] {
+            bench.run("from_pod", Direction::FromPod, &frame);
+            let data = if what == "tcp4" { tcp_flags(frame.clone(), 16) } else { frame };
+            let back = answer(&data);
+            show(
+                &format!("{what} of a flow, {rules} rules, from_pod"),
+                nanoseconds(bench.program("from_pod"), &data),
+            );
+            show(
+                &format!("{what} of a flow, {rules} rules, to_pod"),
+                nanoseconds(bench.program("to_pod"), &back),
+            );
+        }
     }
 }

@@ -196,3 +196,57 @@ pub fn arp(
     PacketBuilder::ethernet2(eth_from, to).arp(packet).write(&mut frame).expect("a valid packet");
     frame
 }
+
+/// TCP with these flags (FIN 1, SYN 2, RST 4, ACK 16).
+pub fn tcp_flags(frame: Vec<u8>, flags: u8) -> Vec<u8> {
+    let transport = if frame[at::ETHERTYPE] == 0x08 { at::IP + 20 } else { at::IP + 40 };
+    patched(frame, transport + 13, &[flags])
+}
+
+/// The same two hosts and ports, the other way.
+pub fn answer(frame: &[u8]) -> Vec<u8> {
+    let (address, length) = if frame[at::ETHERTYPE] == 0x08 { (at::IP + 12, 4) } else { (at::IP + 8, 16) };
+    let transport = address + 2 * length;
+    let mut back = frame.to_vec();
+    for (one, other, length) in
+        [(0, 6, 6), (address, address + length, length), (transport, transport + 2, 2)]
+    {
+        back[one..one + length].copy_from_slice(&frame[other..other + length]);
+        back[other..other + length].copy_from_slice(&frame[one..one + length]);
+    }
+    back
+}
+
+/// The answer to an echo request.
+pub fn echo_reply(request: &[u8]) -> Vec<u8> {
+    let (v4, transport) = (request[at::ETHERTYPE] == 0x08, request.len() - 12);
+    let mut back = answer(request);
+    // `answer` swapped type and code with the checksum: no ports here.
+    back[transport..transport + 4].copy_from_slice(&[if v4 { 0 } else { 129 }, 0, 0, 0]);
+    back
+}
+
+/// Destination unreachable from `router` about a frame of `to`.
+pub fn unreachable(router: Host, to: Host, about: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    if about[at::ETHERTYPE] == 0x08 {
+        let builder = PacketBuilder::ethernet2(router.mac, to.mac).ipv4(router.v4, to.v4, 64);
+        builder
+            .icmpv4_raw(3, 3, [0; 4])
+            .write(&mut frame, &about[at::IP..at::IP + 28])
+            .expect("a valid packet");
+    } else {
+        let builder = PacketBuilder::ethernet2(router.mac, to.mac).ipv6(router.v6, to.v6, 64);
+        builder
+            .icmpv6_raw(1, 4, [0; 4])
+            .write(&mut frame, &about[at::IP..at::IP + 48])
+            .expect("a valid packet");
+    }
+    frame
+}
+
+/// An IPv4 frame as a fragment at `offset` units of 8 bytes.
+pub fn fragment4(frame: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
+    let field = offset | if more { 0x2000 } else { 0 };
+    patched(patched(frame, at::IP + 4, &[0x12, 0x34]), at::IP + 6, &field.to_be_bytes())
+}

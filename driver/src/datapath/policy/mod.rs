@@ -6,6 +6,7 @@
 
 mod compile;
 mod flat;
+mod install;
 mod ports;
 mod prefix;
 
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use compile::{Compiled, Room, RuleEntry, compile};
 pub use flat::{Decision, FlatRule, Peers, evaluate, flatten};
+pub use install::CompiledPolicy;
+pub(in crate::datapath) use install::PolicyTables;
 pub use prefix::Prefix;
 
 /// Rules for both directions.

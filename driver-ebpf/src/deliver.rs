@@ -1,0 +1,69 @@
+//! Delivery between two endpoints of a node: straight from the sender's program to the receiver.
+
+use netferry_common::endpoint::READY;
+use netferry_common::{Direction, MemberKey, Reason};
+
+use crate::datagram::Part;
+use crate::flows::{agreed, question};
+use crate::judge::{Case, Scratch};
+use crate::packet::{self, Packet};
+use crate::policy::decide;
+use crate::tables::Tables;
+use crate::transport::ERROR;
+
+/// Where a datagram that was let through goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Interface index of the receiver's host end; 0: on through the host.
+    pub ifindex: u32,
+    /// Not 0: straight into the receiver's namespace, as its endpoint has judged it here already.
+    pub fast: u32,
+}
+
+impl Target {
+    /// On through the host.
+    pub const HOST: Self = Self { ifindex: 0, fast: 0 };
+}
+
+/// Finds where a datagram of the pod goes that the sender's side let through. Fragments, errors and datagrams with
+/// options go through the receiver's own program; all others are judged for it here.
+#[inline(always)]
+pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+    let Scratch { note, ip, place, segment, target } = scratch;
+    let key = MemberKey { network: case.endpoint.network, addr: ip.destination };
+    let Some(member) = case.tables.member(&key) else {
+        // A rule lets it out of the network.
+        return Ok(());
+    };
+    if member.endpoint == 0 {
+        return Err(Reason::NoRoute);
+    }
+    let receiver = case.tables.endpoint(member.endpoint).ok_or(Reason::TargetNotReady)?;
+    if receiver.flags & READY == 0 || receiver.network != case.endpoint.network {
+        return Err(Reason::TargetNotReady);
+    }
+    if receiver.ifindex == 0 {
+        return Err(Reason::NoRoute);
+    }
+    if case.eth.dst != packet::mac(receiver.mac) && !case.packet.set_destination(receiver.mac) {
+        return Err(Reason::NoRoute);
+    }
+    target.ifindex = receiver.ifindex;
+    if ip.part != Part::Whole || ip.options || segment.means & ERROR != 0 {
+        return Ok(());
+    }
+    let flow = case.tables.flow(&place.key).ok_or(Reason::NoFlow)?;
+    if !flow.allowed(place, false, member.endpoint, receiver.policy) {
+        let asked = question(ip, segment, false, flow.opened_by_sender(place));
+        if let Err(reason) = agreed(decide(case.tables, receiver, &asked), &mut note.rule) {
+            case.tables.forget_flow(&place.key);
+            return Err(reason);
+        }
+        flow.allow(place, false, member.endpoint, receiver.policy);
+    }
+    case.packet.charge(case.tables, member.endpoint, Direction::ToPod, receiver.flags, note)?;
+    case.tables.passed(member.endpoint, Direction::ToPod, note.frames, note.bytes);
+    target.fast = 1;
+    Ok(())
+}
