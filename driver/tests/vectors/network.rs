@@ -115,3 +115,14 @@ fn limits_hold_both_ways() {
     assert_eq!(incoming[0], Pass);
     assert_eq!(incoming[8], Drop(Reason::RateLimit));
 }
+
+#[test]
+#[ignore = "a measurement, not a check"]
+fn cost_of_delivery() {
+    let mut bench = pair();
+    for frame in [udp4(POD, PEER), udp6(POD, PEER)] {
+        bench.run("from_pod", FromPod, &frame);
+        let (median, least, most) = super::cost::nanoseconds(bench.program("from_pod"), &frame);
+        println!("an open flow straight to a member: {median} ns a frame ({least} to {most})");
+    }
+}
