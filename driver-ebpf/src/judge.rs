@@ -234,11 +234,14 @@ fn inspect<P: Packet, T: Tables>(
             if endpoint.network == 0 {
                 return Ok(Verdict::Pass);
             }
-            if case.from_pod() {
+            if P::HOST_END && case.from_pod() {
                 packet.answer_arp(&case)?;
                 return Ok(Verdict::Bounce);
             }
-            return arp::check_member(&case).map(|()| Verdict::Pass);
+            if !case.from_pod() {
+                arp::check_member(&case)?;
+            }
+            return Ok(Verdict::Pass);
         }
         _ => return Err(Reason::Ethertype),
     }
@@ -248,12 +251,16 @@ fn inspect<P: Packet, T: Tables>(
         if endpoint.network == 0 {
             return Ok(Verdict::Pass);
         }
-        if case.from_pod() {
+        if P::HOST_END && case.from_pod() {
             packet.answer_neighbor(&case, ip)?;
             return Ok(Verdict::Bounce);
         }
         let key = MemberKey { network: endpoint.network, addr: ip.source };
-        return if tables.member(&key).is_some() { Ok(Verdict::Pass) } else { Err(Reason::NotMember) };
+        return if case.from_pod() || tables.member(&key).is_some() {
+            Ok(Verdict::Pass)
+        } else {
+            Err(Reason::NotMember)
+        };
     }
     (note.frames, note.bytes) = wire(packet, ip);
     scratch.target.ifindex = opaque::zero();
@@ -278,7 +285,7 @@ fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) ->
         check_addresses(case, &scratch.ip)?;
     }
     case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
-    if case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
+    if P::HOST_END && case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
         case.packet.deliver(case, scratch)?;
     }
     Ok(())

@@ -26,30 +26,30 @@ mod programs {
     /// Moved link, towards the pod.
     #[classifier]
     fn link_ingress(context: TcContext) -> i32 {
-        run(&context, Direction::ToPod)
+        run::<false>(&context, Direction::ToPod)
     }
 
     /// Moved link, from the pod.
     #[classifier]
     fn link_egress(context: TcContext) -> i32 {
-        run(&context, Direction::FromPod)
+        run::<false>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, ingress: what the pod sent.
     #[classifier]
     fn from_pod(context: TcContext) -> i32 {
-        run(&context, Direction::FromPod)
+        run::<true>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, egress: what the pod will receive.
     #[classifier]
     fn to_pod(context: TcContext) -> i32 {
-        run(&context, Direction::ToPod)
+        run::<true>(&context, Direction::ToPod)
     }
 
     #[inline(always)]
-    fn run(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::new(context.skb.skb);
+    fn run<const HOST_END: bool>(context: &TcContext, direction: Direction) -> i32 {
+        let skb = Skb::<HOST_END>::new(context.skb.skb);
         let Some(scratch) = scratch() else { return TC_ACT_SHOT };
         match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.

@@ -28,6 +28,7 @@ struct Frame {
 }
 
 impl Packet for Frame {
+    const HOST_END: bool = true;
     fn len(&self) -> usize {
         self.bytes.len()
     }
