@@ -149,9 +149,12 @@ pub fn judge<P: Packet, T: Tables>(
     note.destination_port = zero as u16;
     note.event = zero;
     note.reported = zero;
+    scratch.target.ifindex = zero;
+    scratch.target.path = zero;
     match inspect(packet, tables, id, direction, scratch) {
         Ok(verdict) => {
-            tables.passed(id, direction, scratch.note.frames, scratch.note.bytes);
+            let path = scratch.target.path;
+            tables.passed(id, direction, scratch.note.frames, scratch.note.bytes, path);
             verdict
         }
         Err(reason) => {
@@ -263,8 +266,6 @@ fn inspect<P: Packet, T: Tables>(
         };
     }
     (note.frames, note.bytes) = wire(packet, ip);
-    scratch.target.ifindex = opaque::zero();
-    scratch.target.fast = opaque::zero();
     let outcome = settle(&case, scratch);
     let Scratch { note, ip, .. } = scratch;
     if outcome.is_err() || note.event != 0 {

@@ -14,6 +14,7 @@ mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netferry_common::Direction;
+    use netferry_common::counters::path;
     use netferry_ebpf::deliver::Target;
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
@@ -66,13 +67,13 @@ mod programs {
         // SAFETY: the context is valid, and the helpers check what they are given.
         unsafe {
             match verdict {
-                Verdict::Redirect(Target { ifindex, fast: 0 }) => bpf_redirect(ifindex, 0) as i32,
-                Verdict::Redirect(Target { ifindex, .. }) => {
+                Verdict::Redirect(Target { ifindex, path: path::FAST }) => {
                     // The frame is for the receiver's address, not for the host end it arrived at, and so counts as
                     // somebody else's until this is said.
                     bpf_skb_change_type(skb, PACKET_HOST);
                     bpf_redirect_peer(ifindex, 0) as i32
                 }
+                Verdict::Redirect(Target { ifindex, .. }) => bpf_redirect(ifindex, 0) as i32,
                 _ => bpf_redirect((*skb).ifindex, 0) as i32,
             }
         }

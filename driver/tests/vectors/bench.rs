@@ -188,6 +188,10 @@ impl Bench {
                 sum.packets += one.packets;
                 sum.bytes += one.bytes;
                 sum.dropped += one.dropped;
+                sum.fast += one.fast;
+                sum.slow_fragment += one.slow_fragment;
+                sum.slow_options += one.slow_options;
+                sum.slow_error += one.slow_error;
             }
         }
         sum

@@ -100,6 +100,10 @@ fn fragments_take_the_slow_path() {
     bench.expect_at_host_end(FromPod, &first, &Redirect(first.clone()));
     bench.expect_at_host_end(FromPod, &later, &Redirect(later.clone()));
     assert_eq!(bench.traffic_of(PEER_ID, ToPod).packets, 0, "left to the receiver's own program");
+    let traffic = bench.traffic(FromPod);
+    assert_eq!((traffic.packets, traffic.fast, traffic.slow_fragment), (2, 0, 2));
+    bench.expect_at_host_end(FromPod, &udp4(POD, PEER), &Redirect(udp4(POD, PEER)));
+    assert_eq!(bench.traffic(FromPod).fast, 1);
 }
 
 #[test]
