@@ -26,6 +26,34 @@ pub struct Traffic {
     pub bytes: u64,
     /// Frames dropped, for all reasons together (as the kernel sees them: a GSO frame is one).
     pub dropped: u64,
+    /// Of `packets`, those sent straight into the receiver's namespace: the fast path. Only from the pod.
+    pub fast: u64,
+    /// Of `packets`, those that took the receiver's own program because they were fragments.
+    pub slow_fragment: u64,
+    /// Likewise, because of IPv4 options or IPv6 extension headers.
+    pub slow_options: u64,
+    /// Likewise, because they were ICMP errors.
+    pub slow_error: u64,
 }
 
-const _: () = assert!(size_of::<Traffic>() == 24);
+const _: () = assert!(size_of::<Traffic>() == 56);
+
+impl Traffic {
+    /// Nothing counted.
+    pub const ZERO: Self =
+        Self { packets: 0, bytes: 0, dropped: 0, fast: 0, slow_fragment: 0, slow_options: 0, slow_error: 0 };
+}
+
+/// Which way a frame that passed went on; the place of its counter in [`Traffic`].
+pub mod path {
+    /// Through the host, or to the wire: not counted apart.
+    pub const HOST: u32 = 0;
+    /// [`super::Traffic::fast`].
+    pub const FAST: u32 = 1;
+    /// [`super::Traffic::slow_fragment`].
+    pub const FRAGMENT: u32 = 2;
+    /// [`super::Traffic::slow_options`].
+    pub const OPTIONS: u32 = 3;
+    /// [`super::Traffic::slow_error`].
+    pub const ERROR: u32 = 4;
+}

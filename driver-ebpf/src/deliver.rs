@@ -1,5 +1,6 @@
 //! Delivery between two endpoints of a node: straight from the sender's program to the receiver.
 
+use netferry_common::counters::path;
 use netferry_common::endpoint::READY;
 use netferry_common::{Direction, MemberKey, Reason};
 
@@ -17,13 +18,14 @@ use crate::transport::ERROR;
 pub struct Target {
     /// Interface index of the receiver's host end; 0: on through the host.
     pub ifindex: u32,
-    /// Not 0: straight into the receiver's namespace, as its endpoint has judged it here already.
-    pub fast: u32,
+    /// `netferry_common::counters::path`. On the fast one it goes straight into the receiver's namespace, as its endpoint
+    /// has judged it here already.
+    pub path: u32,
 }
 
 impl Target {
     /// On through the host.
-    pub const HOST: Self = Self { ifindex: 0, fast: 0 };
+    pub const HOST: Self = Self { ifindex: 0, path: path::HOST };
 }
 
 /// Finds where a datagram of the pod goes that the sender's side let through. Fragments, errors and datagrams with
@@ -50,7 +52,16 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
         return Err(Reason::NoRoute);
     }
     target.ifindex = receiver.ifindex;
-    if ip.part != Part::Whole || ip.options || segment.means & ERROR != 0 {
+    if ip.part != Part::Whole {
+        target.path = path::FRAGMENT;
+        return Ok(());
+    }
+    if ip.options {
+        target.path = path::OPTIONS;
+        return Ok(());
+    }
+    if segment.means & ERROR != 0 {
+        target.path = path::ERROR;
         return Ok(());
     }
     let flow = case.tables.flow(&place.key).ok_or(Reason::NoFlow)?;
@@ -63,7 +74,7 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
         flow.allow(place, false, member.endpoint, receiver.policy);
     }
     case.packet.charge(case.tables, member.endpoint, Direction::ToPod, receiver.flags, note)?;
-    case.tables.passed(member.endpoint, Direction::ToPod, note.frames, note.bytes);
-    target.fast = 1;
+    case.tables.passed(member.endpoint, Direction::ToPod, note.frames, note.bytes, path::HOST);
+    target.path = path::FAST;
     Ok(())
 }

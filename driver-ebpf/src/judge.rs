@@ -149,9 +149,12 @@ pub fn judge<P: Packet, T: Tables>(
     note.destination_port = zero as u16;
     note.event = zero;
     note.reported = zero;
+    scratch.target.ifindex = zero;
+    scratch.target.path = zero;
     match inspect(packet, tables, id, direction, scratch) {
         Ok(verdict) => {
-            tables.passed(id, direction, scratch.note.frames, scratch.note.bytes);
+            let path = scratch.target.path;
+            tables.passed(id, direction, scratch.note.frames, scratch.note.bytes, path);
             verdict
         }
         Err(reason) => {
@@ -234,11 +237,14 @@ fn inspect<P: Packet, T: Tables>(
             if endpoint.network == 0 {
                 return Ok(Verdict::Pass);
             }
-            if case.from_pod() {
+            if P::HOST_END && case.from_pod() {
                 packet.answer_arp(&case)?;
                 return Ok(Verdict::Bounce);
             }
-            return arp::check_member(&case).map(|()| Verdict::Pass);
+            if !case.from_pod() {
+                arp::check_member(&case)?;
+            }
+            return Ok(Verdict::Pass);
         }
         _ => return Err(Reason::Ethertype),
     }
@@ -248,16 +254,18 @@ fn inspect<P: Packet, T: Tables>(
         if endpoint.network == 0 {
             return Ok(Verdict::Pass);
         }
-        if case.from_pod() {
+        if P::HOST_END && case.from_pod() {
             packet.answer_neighbor(&case, ip)?;
             return Ok(Verdict::Bounce);
         }
         let key = MemberKey { network: endpoint.network, addr: ip.source };
-        return if tables.member(&key).is_some() { Ok(Verdict::Pass) } else { Err(Reason::NotMember) };
+        return if case.from_pod() || tables.member(&key).is_some() {
+            Ok(Verdict::Pass)
+        } else {
+            Err(Reason::NotMember)
+        };
     }
     (note.frames, note.bytes) = wire(packet, ip);
-    scratch.target.ifindex = opaque::zero();
-    scratch.target.fast = opaque::zero();
     let outcome = settle(&case, scratch);
     let Scratch { note, ip, .. } = scratch;
     if outcome.is_err() || note.event != 0 {
@@ -278,7 +286,7 @@ fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) ->
         check_addresses(case, &scratch.ip)?;
     }
     case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
-    if case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
+    if P::HOST_END && case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
         case.packet.deliver(case, scratch)?;
     }
     Ok(())

@@ -14,6 +14,7 @@ mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netferry_common::Direction;
+    use netferry_common::counters::path;
     use netferry_ebpf::deliver::Target;
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
@@ -26,30 +27,30 @@ mod programs {
     /// Moved link, towards the pod.
     #[classifier]
     fn link_ingress(context: TcContext) -> i32 {
-        run(&context, Direction::ToPod)
+        run::<false>(&context, Direction::ToPod)
     }
 
     /// Moved link, from the pod.
     #[classifier]
     fn link_egress(context: TcContext) -> i32 {
-        run(&context, Direction::FromPod)
+        run::<false>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, ingress: what the pod sent.
     #[classifier]
     fn from_pod(context: TcContext) -> i32 {
-        run(&context, Direction::FromPod)
+        run::<true>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, egress: what the pod will receive.
     #[classifier]
     fn to_pod(context: TcContext) -> i32 {
-        run(&context, Direction::ToPod)
+        run::<true>(&context, Direction::ToPod)
     }
 
     #[inline(always)]
-    fn run(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::new(context.skb.skb);
+    fn run<const HOST_END: bool>(context: &TcContext, direction: Direction) -> i32 {
+        let skb = Skb::<HOST_END>::new(context.skb.skb);
         let Some(scratch) = scratch() else { return TC_ACT_SHOT };
         match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.
@@ -66,13 +67,13 @@ mod programs {
         // SAFETY: the context is valid, and the helpers check what they are given.
         unsafe {
             match verdict {
-                Verdict::Redirect(Target { ifindex, fast: 0 }) => bpf_redirect(ifindex, 0) as i32,
-                Verdict::Redirect(Target { ifindex, .. }) => {
+                Verdict::Redirect(Target { ifindex, path: path::FAST }) => {
                     // The frame is for the receiver's address, not for the host end it arrived at, and so counts as
                     // somebody else's until this is said.
                     bpf_skb_change_type(skb, PACKET_HOST);
                     bpf_redirect_peer(ifindex, 0) as i32
                 }
+                Verdict::Redirect(Target { ifindex, .. }) => bpf_redirect(ifindex, 0) as i32,
                 _ => bpf_redirect((*skb).ifindex, 0) as i32,
             }
         }

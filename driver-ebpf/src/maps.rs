@@ -7,6 +7,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
+use netferry_common::counters::path;
 use netferry_common::maps::{
     EVENT_BYTES, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS,
     MAX_MEMBERS, MAX_PEERS, MAX_RULES,
@@ -172,12 +173,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64) {
+    fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64, way: u32) {
         if let Some(traffic) = traffic(endpoint, direction) {
             // SAFETY: the element is this CPU's own, and a program is not interrupted by another of its kind.
             unsafe {
                 (*traffic).packets += packets;
                 (*traffic).bytes += bytes;
+                match way {
+                    path::HOST => {}
+                    path::FAST => (*traffic).fast += packets,
+                    path::FRAGMENT => (*traffic).slow_fragment += packets,
+                    path::OPTIONS => (*traffic).slow_options += packets,
+                    _ => (*traffic).slow_error += packets,
+                }
             }
         }
     }
@@ -220,5 +228,5 @@ const TAKE_TRIES: usize = 4;
 
 // In read-only data, as a zero value built on the stack becomes a call of `memset`, a function of its own that
 // loaders other than aya refuse.
-static NO_TRAFFIC: Traffic = Traffic { packets: 0, bytes: 0, dropped: 0 };
+static NO_TRAFFIC: Traffic = Traffic::ZERO;
 static NO_DROPS: Drops = Drops::ZERO;

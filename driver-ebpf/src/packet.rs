@@ -14,6 +14,8 @@ pub const ETH_LEN: usize = 14;
 
 /// Read access to one frame, Ethernet header first.
 pub trait Packet: Sized {
+    /// Whether the hook is the host end of a pair, where the frame can be sent elsewhere: back to the pod, or to another.
+    const HOST_END: bool;
     /// Bytes of the frame, whether in its linear part or not.
     fn len(&self) -> usize;
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame (`skb->vlan_present`).

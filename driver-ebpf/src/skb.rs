@@ -16,11 +16,11 @@ use crate::tables::Tables;
 use crate::{admit, answer, deliver, nd, rate, related};
 
 /// The frame of a TC program.
-pub struct Skb {
+pub struct Skb<const HOST_END: bool> {
     skb: *mut __sk_buff,
 }
 
-impl Skb {
+impl<const HOST_END: bool> Skb<HOST_END> {
     /// Wraps the context of a program, with the headers made linear: a driver may leave them in page fragments,
     /// where direct access does not reach.
     #[inline(always)]
@@ -43,7 +43,9 @@ impl Skb {
     }
 }
 
-impl Packet for Skb {
+impl<const HOST_END: bool> Packet for Skb<HOST_END> {
+    const HOST_END: bool = HOST_END;
+
     #[inline(always)]
     fn len(&self) -> usize {
         self.raw().len as usize
@@ -175,6 +177,9 @@ impl Packet for Skb {
 // Global functions: the verifier looks at each once with arguments it knows nothing of, not again for each way that
 // leads there. They take and return plain numbers.
 
+/// The frame in a global function, which is the same for all hooks.
+type Inner = Skb<true>;
+
 const PASS: u32 = 0x100;
 const LINK: u32 = 0x101;
 const NOT_LINK: u32 = 0x102;
@@ -210,13 +215,13 @@ fn direction(number: u32) -> Direction {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nf_extensions(skb: *mut __sk_buff, next: u32, offset: u32) -> u64 {
-    Upper::pack(ipv6::walk(&Skb { skb }, next as u8, offset as usize))
+    Upper::pack(ipv6::walk(&Inner { skb }, next as u8, offset as usize))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nf_link_scope(skb: *mut __sk_buff, id: u32, way: u32, places: u32, fragment: u32) -> u32 {
-    let packet = Skb { skb };
+    let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
         return Reason::NoEndpoint.number();
     };
@@ -231,7 +236,7 @@ extern "C" fn nf_link_scope(skb: *mut __sk_buff, id: u32, way: u32, places: u32,
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nf_related(skb: *mut __sk_buff, id: u32, way: u32, offset: u32, v4: u32) -> u32 {
-    let packet = Skb { skb };
+    let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
         return Reason::NoEndpoint.number();
     };
@@ -248,7 +253,7 @@ extern "C" fn nf_reconsider(skb: *mut __sk_buff, id: u32, way: u32, scratch: *mu
     let Some(scratch) = (unsafe { scratch.as_mut() }) else {
         return Reason::NoEndpoint.number();
     };
-    let packet = Skb { skb };
+    let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
         return Reason::NoEndpoint.number();
     };
@@ -265,7 +270,7 @@ extern "C" fn nf_datagram(skb: *mut __sk_buff, v4: u32, ip: *mut Datagram) -> u3
     let Some(place) = (unsafe { ip.as_mut() }) else {
         return Reason::NoEndpoint.number();
     };
-    match Datagram::read(&Skb { skb }, v4 != 0) {
+    match Datagram::read(&Inner { skb }, v4 != 0) {
         Ok(ip) => {
             *place = ip;
             PASS
@@ -277,7 +282,7 @@ extern "C" fn nf_datagram(skb: *mut __sk_buff, v4: u32, ip: *mut Datagram) -> u3
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32) -> u32 {
-    let packet = Skb { skb };
+    let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
@@ -287,7 +292,7 @@ extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, offset: u32) -> u32 {
-    let packet = Skb { skb };
+    let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
@@ -301,7 +306,7 @@ extern "C" fn nf_deliver(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) ->
     let Some(scratch) = (unsafe { scratch.as_mut() }) else {
         return Reason::NoEndpoint.number();
     };
-    let packet = Skb { skb };
+    let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };

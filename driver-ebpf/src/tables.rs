@@ -35,8 +35,8 @@ pub trait Tables {
     fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool>;
     /// Reports an event, or counts it as lost.
     fn report(&self, event: &Event);
-    /// Counts a frame that passed.
-    fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64);
+    /// Counts a frame that passed, and which way it went on (`netferry_common::counters::path`).
+    fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64, path: u32);
     /// Counts a frame that was dropped.
     fn dropped(&self, endpoint: u32, direction: Direction, reason: Reason);
 }

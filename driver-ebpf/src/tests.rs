@@ -28,6 +28,7 @@ struct Frame {
 }
 
 impl Packet for Frame {
+    const HOST_END: bool = true;
     fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -138,7 +139,7 @@ impl Tables for Memory {
     fn report(&self, event: &Event) {
         self.events.borrow_mut().push(*event);
     }
-    fn passed(&self, _: u32, _: Direction, _: u64, bytes: u64) {
+    fn passed(&self, _: u32, _: Direction, _: u64, bytes: u64, _: u32) {
         self.counted.borrow_mut().push(Ok(bytes));
     }
     fn dropped(&self, _: u32, _: Direction, reason: Reason) {

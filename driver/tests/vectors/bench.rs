@@ -156,6 +156,12 @@ impl Bench {
         }
     }
 
+    /// Likewise for the host end of a pair alone, from where a frame can be sent elsewhere.
+    #[track_caller]
+    pub fn expect_at_host_end(&mut self, direction: Direction, frame: &[u8], outcome: &Outcome) {
+        assert_eq!(&self.run(programs(direction)[0], direction, frame), outcome);
+    }
+
     /// A map by its name.
     pub fn map(&mut self, name: &str) -> &mut Map {
         self.ebpf.map_mut(name).unwrap_or_else(|| panic!("the object has no map {name}"))
@@ -182,6 +188,10 @@ impl Bench {
                 sum.packets += one.packets;
                 sum.bytes += one.bytes;
                 sum.dropped += one.dropped;
+                sum.fast += one.fast;
+                sum.slow_fragment += one.slow_fragment;
+                sum.slow_options += one.slow_options;
+                sum.slow_error += one.slow_error;
             }
         }
         sum
