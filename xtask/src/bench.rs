@@ -16,7 +16,9 @@ pub(crate) struct Options {
     /// The eBPF toolchain.
     #[command(flatten)]
     ebpf: build_ebpf::Options,
-    /// Names or options for the benchmarks, after `--`.
+    /// Benchmarks to run (`claim`); all of them if none is named.
+    names: Vec<String>,
+    /// Options for the benchmarks, after `--`.
     #[arg(last = true)]
     rest: Vec<String>,
 }
@@ -27,7 +29,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         setup::tests()?;
     }
     build_ebpf::run(&options.ebpf)?;
-    run_command(
-        cargo().args(["bench", "--locked", "--package", "netferry", "--benches", "--"]).args(&options.rest),
-    )
+    let mut bench = cargo();
+    bench.args(["bench", "--locked", "--package", "netferry"]);
+    if options.names.is_empty() {
+        bench.arg("--benches");
+    }
+    for name in &options.names {
+        bench.args(["--bench", name]);
+    }
+    run_command(bench.arg("--").args(&options.rest))
 }
