@@ -15,9 +15,8 @@ use world::{Places, World};
 /// Names what the child is to do; it is this binary again, with the failpoint in FAILPOINTS.
 const PART: &str = "NETFERRY_TEST_PART";
 
-/// Not a test by itself: the daemon that dies.
+/// The daemon that dies: what the other tests run as a child, and nothing to do without them.
 #[tokio::test]
-#[ignore = "run as a child by the other tests"]
 async fn daemon_that_dies() {
     let Ok(part) = env::var(PART) else { return };
     let place = |name: &str| PathBuf::from(env::var_os(name).expect("place"));
@@ -36,7 +35,7 @@ async fn daemon_that_dies() {
 fn dies(world: &World, part: &str, point: &str) -> bool {
     let places = &world.places;
     let status = Command::new(env::current_exe().expect("this binary"))
-        .args(["--ignored", "--exact", "daemon_that_dies"])
+        .args(["--exact", "daemon_that_dies"])
         .env(PART, part)
         .env("FAILPOINTS", point)
         .env("HOST", &places.host)

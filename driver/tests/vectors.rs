@@ -5,8 +5,6 @@
 
 #[path = "vectors/bench.rs"]
 mod bench;
-#[path = "vectors/cost.rs"]
-mod cost;
 #[path = "vectors/frames.rs"]
 mod frames;
 #[path = "vectors/network.rs"]

@@ -25,7 +25,7 @@ fn record(host: Host, flags: u32, policy: u32) -> Endpoint {
 }
 
 /// Two endpoints on one network.
-fn pair() -> Bench {
+pub fn pair() -> Bench {
     let mut bench = Bench::ready();
     bench.write(record(POD, READY, 0));
     bench.write_other(PEER_ID, record(PEER, READY, 0));
@@ -118,15 +118,4 @@ fn limits_hold_both_ways() {
     let incoming: Vec<_> = (0..9).map(|_| bench.run("to_pod", ToPod, &udp6(PEER, POD))).collect();
     assert_eq!(incoming[0], Pass);
     assert_eq!(incoming[8], Drop(Reason::RateLimit));
-}
-
-#[test]
-#[ignore = "a measurement, not a check"]
-fn cost_of_delivery() {
-    let mut bench = pair();
-    for frame in [udp4(POD, PEER), udp6(POD, PEER)] {
-        bench.run("from_pod", FromPod, &frame);
-        let (median, least, most) = super::cost::nanoseconds(bench.program("from_pod"), &frame);
-        println!("an open flow straight to a member: {median} ns a frame ({least} to {most})");
-    }
 }

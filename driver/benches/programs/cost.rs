@@ -1,4 +1,4 @@
-//! What the programs cost: time to load and nanoseconds a frame. Prints; run with `--ignored --nocapture`.
+//! What the programs cost: time to load and nanoseconds a frame.
 
 use std::time::Instant;
 
@@ -8,8 +8,9 @@ use netferry_common::endpoint::READY;
 use netferry_common::policy::DENY_TO_POD;
 use netferry_common::{Addr, Direction, Endpoint, maps};
 
-use super::bench::{Bench, object, programs};
-use super::frames::{PEER, POD, answer, tcp_flags, tcp4, udp4, udp6};
+use crate::bench::{Bench, object, programs};
+use crate::frames::{PEER, POD, answer, tcp_flags, tcp4, udp4, udp6};
+use crate::network::pair;
 
 /// Median, least and most of nine runs of a million frames, nanoseconds a frame.
 pub fn nanoseconds(program: &SchedClassifier, frame: &[u8]) -> (u128, u128, u128) {
@@ -24,9 +25,7 @@ pub fn nanoseconds(program: &SchedClassifier, frame: &[u8]) -> (u128, u128, u128
     (runs[4], runs[0], runs[8])
 }
 
-#[test]
-#[ignore = "a measurement, not a check"]
-fn cost_of_load() {
+pub(crate) fn cost_of_load() {
     // As on a node: the maps are there, and each endpoint loads its two programs.
     let pins = std::path::Path::new("/sys/fs/bpf").join(format!("nf-cost-{}", std::process::id()));
     std::fs::create_dir_all(&pins).expect("bpffs is mounted");
@@ -114,9 +113,7 @@ fn nothing() -> u64 {
     }
 }
 
-#[test]
-#[ignore = "a measurement, not a check"]
-fn cost_of_a_frame() {
+pub(crate) fn cost_of_a_frame() {
     println!("a program that does nothing: {} ns, to be taken off each of these", nothing());
     let mut bench = Bench::load();
     let show = |what: &str, (median, least, most): (u128, u128, u128)| {
@@ -156,5 +153,14 @@ fn cost_of_a_frame() {
                 nanoseconds(bench.program("to_pod"), &back),
             );
         }
+    }
+}
+
+pub(crate) fn cost_of_delivery() {
+    let mut bench = pair();
+    for frame in [udp4(POD, PEER), udp6(POD, PEER)] {
+        bench.run("from_pod", Direction::FromPod, &frame);
+        let (median, least, most) = nanoseconds(bench.program("from_pod"), &frame);
+        println!("an open flow straight to a member: {median} ns a frame ({least} to {most})");
     }
 }
