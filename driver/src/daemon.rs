@@ -143,7 +143,7 @@ impl Parts {
         ));
         let watcher = discover(config, &store, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
-            attacher,
+            attacher: Arc::clone(&attacher),
             store: Arc::clone(&store),
             reporter: reporter.clone(),
             metrics: Arc::clone(&metrics),
@@ -193,7 +193,7 @@ impl Parts {
         let dra = Dra {
             driver: config.driver_name.clone(),
             sockets: Sockets::below(&config.kubelet_root_dir, &config.driver_name),
-            claims: Arc::new(Measured { claims, metrics, watcher: watcher.clone() }),
+            claims: Arc::new(Measured { claims, metrics, attacher, watcher: watcher.clone() }),
             health: Health { pool: node.to_owned(), inventory: watcher.inventory, store },
             state: kubelet,
         };

@@ -1,10 +1,11 @@
-//! The kubelet's calls, counted and timed, with discovery told of what they change.
+//! What goes with the kubelet's calls: numbers, protection ahead of the sandbox, and word to discovery.
 
 use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 
 use crate::{
+    attach::Attacher,
     claim::ClaimRef,
     device::watch::Watcher,
     dra::plugin::{ClaimService, PreparedDevice},
@@ -17,6 +18,8 @@ pub struct Measured<S> {
     pub claims: S,
     /// Numbers.
     pub metrics: Arc<Metrics>,
+    /// Protects links ahead of their sandbox.
+    pub attacher: Arc<Attacher>,
     /// Which devices are held decides what discovery keeps.
     pub watcher: Watcher,
 }
@@ -27,6 +30,11 @@ impl<S: ClaimService> ClaimService for Measured<S> {
         let start = Instant::now();
         let result = self.claims.prepare(claim).await;
         self.metrics.prepared(result.is_ok(), start.elapsed());
+        if result.is_ok() {
+            // Not waited for: the kubelet has its answer, and an attach that comes sooner takes its turn.
+            let (attacher, uid) = (Arc::clone(&self.attacher), claim.uid.clone());
+            tokio::spawn(async move { attacher.protect(&uid).await });
+        }
         result
     }
 

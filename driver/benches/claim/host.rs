@@ -58,7 +58,7 @@ impl Host {
         let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
         let store = Arc::new(Store::open(disk.path()).expect("store").0);
         let claim = ClaimRef { namespace: "default".into(), name: "c7".into(), uid: "c7".into() };
-        let interfaces = vec![InterfaceRecord { plan: plan(), attachment: None }];
+        let interfaces = vec![InterfaceRecord::planned(plan())];
         store.put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
         let links = Arc::new(KernelLinks::new());
         let datapath = Arc::new(AyaDatapath::open(&pins).expect("datapath"));

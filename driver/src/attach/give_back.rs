@@ -36,7 +36,13 @@ impl Attacher {
     /// Bring home everything of a claim, wherever it is.
     pub async fn give_back_claim(&self, uid: &str) -> Outcome {
         let _turn = self.turn.lock().await;
-        self.give_back_where(|claim, _| claim.uid == uid).await
+        let mut outcome = self.give_back_where(|claim, _| claim.uid == uid).await;
+        if let Err(error) = self.unprotect(uid).await {
+            let claim = self.store.get(uid).map(|checkpoint| checkpoint.claim);
+            let note = format!("programs on a link that waits at home: {}", chain(&error));
+            outcome.problems.push(Problem { claim, pod: None, reason: Reason::ProgramsLeft, note });
+        }
+        outcome
     }
 
     /// Bring home what no event will: the links of sandboxes whose namespace is gone, and what an earlier
@@ -155,6 +161,7 @@ impl Return<'_> {
         let cleared = self.attacher.update(&self.claim, move |checkpoint| {
             for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
                 interface.attachment = None;
+                interface.reserved = None;
             }
         });
         cleared.await.map(drop).map_err(|error| (Reason::NotReturned, chain(&error)))

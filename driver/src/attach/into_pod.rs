@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use super::{AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of};
 use crate::{
     claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, Sandbox, Step},
-    datapath::{AttachedProgram, DatapathError, EndpointSpec, Isolation, Placement},
+    datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Isolation, Placement},
     link::{Address, Link, LinkError, LinkRef, Namespace},
     nri::PodSandbox,
 };
@@ -73,7 +73,7 @@ impl Attacher {
                 let failed = |cause| AttachFailed::of(&claim.claim, &plan.device, cause);
                 match self.already_attached(&claim.claim, interface, sandbox).await.map_err(failed)? {
                     Some(interface) => attached.push(interface),
-                    None => jobs.push(self.prepare(&claim.claim, plan, sandbox).await.map_err(failed)?),
+                    None => jobs.push(self.prepare(&claim.claim, interface, sandbox).await.map_err(failed)?),
                 }
             }
         }
@@ -125,9 +125,10 @@ impl Attacher {
     async fn prepare(
         &self,
         claim: &ClaimRef,
-        plan: &InterfacePlan,
+        interface: &InterfaceRecord,
         sandbox: &Sandbox,
     ) -> Result<Job, AttachError> {
+        let plan = &interface.plan;
         let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
         let home = self.links.home(&Namespace::Host, link.ifindex).await?;
         let endpoint = match plan.isolation {
@@ -137,7 +138,10 @@ impl Attacher {
                     return Err(AttachError::NoMac(link.name));
                 }
                 self.no_foreign_programs(&link).await?;
-                Some(self.new_endpoint().await?)
+                Some(match interface.reserved {
+                    Some(id) => id,
+                    None => self.new_endpoint().await?,
+                })
             }
         };
         let attachment =
@@ -164,7 +168,7 @@ impl Attacher {
     }
 
     /// Programs of others would travel with the link and could see or let through what ours do not.
-    async fn no_foreign_programs(&self, link: &Link) -> Result<(), DatapathError> {
+    pub(super) async fn no_foreign_programs(&self, link: &Link) -> Result<(), DatapathError> {
         let ifindex = link.ifindex;
         let foreign = self.datapath(move |datapath| datapath.foreign_programs(ifindex)).await?;
         if foreign.is_empty() {
@@ -208,15 +212,7 @@ impl Attacher {
         let pod = namespace_of(&attachment.sandbox);
         links.set_up(&Namespace::Host, home.ifindex, false).await?;
         if let Some(id) = attachment.endpoint {
-            let mac = plan.hardware_addr.or(home.mac).ok_or_else(|| AttachError::NoMac(home.name.clone()))?;
-            let spec = EndpointSpec {
-                id,
-                placement: Placement::MovedLink,
-                network: 0,
-                mac,
-                addresses: plan.addresses.clone(),
-                mtu: plan.mtu.unwrap_or(home.mtu),
-            };
+            let spec = endpoint_spec(plan, id, home)?;
             let ifindex = home.ifindex;
             self.datapath(move |datapath| datapath.attach(ifindex, &spec)).await?;
         }
@@ -248,6 +244,23 @@ impl Attacher {
         }
         Ok((ifindex, programs))
     }
+}
+
+/// What the programs of endpoint `id` hold the pod to. `link` is the link at home.
+pub(super) fn endpoint_spec(
+    plan: &InterfacePlan,
+    id: EndpointId,
+    link: &Link,
+) -> Result<EndpointSpec, AttachError> {
+    let mac = plan.hardware_addr.or(link.mac).ok_or_else(|| AttachError::NoMac(link.name.clone()))?;
+    Ok(EndpointSpec {
+        id,
+        placement: Placement::MovedLink,
+        network: 0,
+        mac,
+        addresses: plan.addresses.clone(),
+        mtu: plan.mtu.unwrap_or(link.mtu),
+    })
 }
 
 /// The allocator gave these addresses to this pod alone: waiting a second for the outcome of duplicate address

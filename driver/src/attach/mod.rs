@@ -11,6 +11,7 @@ mod find;
 mod give_back;
 mod into_pod;
 mod outcome;
+mod protect;
 mod recover;
 
 #[cfg(test)]
@@ -28,7 +29,7 @@ use tokio::{sync::Mutex, task::spawn_blocking};
 
 use crate::{
     claim::{
-        Checkpoint, ClaimRef,
+        Checkpoint, ClaimRef, InterfaceRecord,
         store::{Store, StoreError},
     },
     datapath::{Datapath, DatapathError, EndpointId},
@@ -106,7 +107,10 @@ impl Attacher {
     fn held_endpoints(&self) -> BTreeSet<EndpointId> {
         let checkpoints = self.store.all();
         let attachments = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
-        attachments.filter_map(|interface| interface.attachment.as_ref()?.endpoint).collect()
+        let endpoints = |interface: &InterfaceRecord| {
+            [interface.reserved, interface.attachment.as_ref().and_then(|attachment| attachment.endpoint)]
+        };
+        attachments.flat_map(endpoints).flatten().collect()
     }
 }
 

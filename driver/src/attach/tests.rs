@@ -93,7 +93,7 @@ impl World {
     }
 
     fn claim(&self, uid: &str, pod_name: &str, plans: Vec<InterfacePlan>) {
-        let interfaces = plans.into_iter().map(|plan| InterfaceRecord { plan, attachment: None }).collect();
+        let interfaces = plans.into_iter().map(InterfaceRecord::planned).collect();
         let claim = ClaimRef { namespace: "default".into(), name: uid.into(), uid: uid.into() };
         self.store.put(Checkpoint { claim, pods: vec![pod(pod_name)], interfaces }).unwrap();
     }
@@ -381,4 +381,40 @@ async fn a_sweep_returns_what_no_event_tells_of_and_nothing_else() {
     let outcome = world.attacher.sweep().await;
     assert_eq!(outcome.returned.len(), 1, "{outcome:?}");
     world.assert_all_home(&before, "after the sweep");
+}
+
+#[tokio::test]
+async fn links_are_closed_ahead_and_opened_by_the_attach() {
+    let world = World::new();
+    let before = world.links.links_in(&Namespace::Host);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    world.attacher.protect("c1").await;
+    let reserved = world.store.get("c1").unwrap().interfaces[0].reserved.unwrap();
+    assert!(!world.datapath.endpoint(reserved).unwrap().ready, "closed while it waits");
+
+    // Once more, by a daemon that has restarted, and by its recovery: nothing changes.
+    let mut world = world;
+    world.restart();
+    world.attacher.protect("c1").await;
+    assert_eq!(world.attacher.recover(&[]).await, Outcome::default());
+    assert_eq!(world.datapath.endpoints().unwrap(), [reserved]);
+
+    let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
+    assert_eq!(attached[0].endpoint, Some(reserved));
+    assert!(world.datapath.endpoint(reserved).unwrap().ready);
+    world.attacher.give_back("s1").await;
+    assert_eq!(world.store.get("c1").unwrap().interfaces[0].reserved, None);
+    world.assert_all_home(&before, "after the return");
+}
+
+#[tokio::test]
+async fn a_claim_that_is_never_used_leaves_no_programs() {
+    let world = World::new();
+    let before = world.links.links_in(&Namespace::Host);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    world.attacher.protect("c1").await;
+    assert!(world.store.remove("c1").is_err(), "its link is still closed");
+    assert_eq!(world.attacher.give_back_claim("c1").await, Outcome::default());
+    world.store.remove("c1").unwrap();
+    world.assert_all_home(&before, "after unprepare");
 }

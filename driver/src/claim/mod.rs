@@ -134,9 +134,20 @@ pub struct Attachment {
 pub struct InterfaceRecord {
     /// The plan.
     pub plan: InterfacePlan,
+    /// The endpoint whose closed programs are on the link already while it waits at home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<EndpointId>,
     /// Where the link is; `None` means at home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Attachment>,
+}
+
+impl InterfaceRecord {
+    /// Planned, and nothing done yet.
+    #[must_use]
+    pub const fn planned(plan: InterfacePlan) -> Self {
+        Self { plan, reserved: None, attachment: None }
+    }
 }
 
 /// The checkpoint of one claim: one file, replaced whole.

@@ -86,7 +86,8 @@ impl ClaimService for Claims {
     async fn unprepare(&self, claim: &ClaimRef) -> Result<(), String> {
         let uid = claim.uid.clone();
         let Some(checkpoint) = self.store.get(&uid) else { return Ok(()) };
-        if checkpoint.interfaces.iter().any(|interface| interface.attachment.is_some()) {
+        let engaged = |it: &InterfaceRecord| it.attachment.is_some() || it.reserved.is_some();
+        if checkpoint.interfaces.iter().any(engaged) {
             self.release.release(&uid).await?;
         }
         let store = Arc::clone(&self.store);
@@ -130,8 +131,7 @@ fn checkpoint(
     let all = store.all();
     let plan = plan(claim, asked, &Place { driver, pool, inventory, prepared: &all })
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
-    let interfaces =
-        plan.interfaces.into_iter().map(|plan| InterfaceRecord { plan, attachment: None }).collect();
+    let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
     let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces };
     store.put(checkpoint.clone()).map_err(|error| chain(&error))?;
     Ok(checkpoint)

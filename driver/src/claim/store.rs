@@ -53,6 +53,14 @@ pub enum StoreError {
         /// Who has it.
         holder: Box<ClaimRef>,
     },
+    /// Programs of the claim wait on a link at home: forgetting the claim would leave it closed.
+    #[error("claim {claim} still has programs on {device}")]
+    StillProtected {
+        /// The claim.
+        claim: Box<ClaimRef>,
+        /// The device.
+        device: String,
+    },
     /// A link of the claim is not at home: forgetting the claim would lose it.
     #[error("claim {claim} still has {device} in pod {pod}")]
     StillOut {
@@ -237,12 +245,17 @@ impl Store {
         Ok(checkpoint)
     }
 
-    /// Forget a claim; one that is not there is no error, one with an interface that has an attachment is.
+    /// Forget a claim; one that is not there is no error, one with an interface that has an attachment or
+    /// programs is.
     pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
         let _writing = lock(&self.writing);
         let path = self.path(uid)?;
         if let Some(checkpoint) = self.get(uid) {
             for interface in checkpoint.interfaces {
+                if interface.attachment.is_none() && interface.reserved.is_some() {
+                    let claim = Box::new(checkpoint.claim);
+                    return Err(StoreError::StillProtected { claim, device: interface.plan.device });
+                }
                 if let Some(attachment) = interface.attachment {
                     return Err(StoreError::StillOut {
                         claim: checkpoint.claim.into(),

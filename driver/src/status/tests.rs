@@ -55,7 +55,11 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         home: home(),
         pod_ifindex: Some(3),
     });
-    Checkpoint { claim, pods: vec![pod], interfaces: vec![InterfaceRecord { plan, attachment }] }
+    Checkpoint {
+        claim,
+        pods: vec![pod],
+        interfaces: vec![InterfaceRecord { plan, reserved: None, attachment }],
+    }
 }
 
 fn at(second: i64) -> Timestamp {

@@ -107,7 +107,7 @@ impl World {
         let store = self.places.store();
         for (uid, plan) in [("c7", plan_of_eth7()), ("c8", plan_of_eth8())] {
             let claim = ClaimRef { namespace: "default".into(), name: uid.into(), uid: uid.into() };
-            let interfaces = vec![InterfaceRecord { plan, attachment: None }];
+            let interfaces = vec![InterfaceRecord::planned(plan)];
             store.put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
         }
     }

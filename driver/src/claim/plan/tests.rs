@@ -62,7 +62,7 @@ fn checkpoint(uid: &str, pod: &str, device: &str, name: &str) -> Checkpoint {
     plan.claim = ClaimRef { namespace: "default".into(), name: format!("claim-{uid}"), uid: uid.into() };
     plan.pods[0].uid = pod.into();
     plan.pods[0].name = if pod == "p1" { "web".into() } else { pod.into() };
-    let records = plan.interfaces.into_iter().map(|plan| InterfaceRecord { plan, attachment: None });
+    let records = plan.interfaces.into_iter().map(InterfaceRecord::planned);
     Checkpoint { claim: plan.claim, pods: plan.pods, interfaces: records.collect() }
 }
 

@@ -20,6 +20,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
         claim: claim(uid),
         pods: vec![pod("p1")],
         interfaces: vec![InterfaceRecord {
+            reserved: None,
             plan: InterfacePlan {
                 request: "nic".into(),
                 pool: "node-1".into(),

@@ -1,0 +1,84 @@
+//! Programs on a claimed link while it still waits at home, between prepare and the sandbox's hook.
+//!
+//! Attaching a tcx program waits for an RCU grace period under the kernel's lock over links, twice a link, and
+//! the hook has to be quick. A claimed link is nobody else's, so it may be closed as soon as it is prepared.
+
+use super::{AttachError, Attacher, blocking, into_pod::endpoint_spec};
+use crate::{
+    claim::{ClaimRef, InterfaceRecord},
+    datapath::{EndpointId, Isolation},
+    link::{LinkRef, Namespace},
+    telemetry::chain,
+};
+
+impl Attacher {
+    /// Put closed programs on the links of a prepared claim. What fails here is left to the attach, which does
+    /// it again and tells the error.
+    pub async fn protect(&self, claim_uid: &str) {
+        let _turn = self.turn.lock().await;
+        let Some(checkpoint) = self.store.get(claim_uid) else { return };
+        for interface in &checkpoint.interfaces {
+            if interface.attachment.is_none()
+                && interface.plan.isolation == Isolation::Strict
+                && let Err(error) = self.protect_at_home(&checkpoint.claim, interface).await
+            {
+                let device = &interface.plan.device;
+                tracing::info!(claim = %checkpoint.claim, device, "not protected ahead: {}", chain(&error));
+            }
+        }
+    }
+
+    async fn protect_at_home(
+        &self,
+        claim: &ClaimRef,
+        interface: &InterfaceRecord,
+    ) -> Result<(), AttachError> {
+        let plan = &interface.plan;
+        let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
+        self.no_foreign_programs(&link).await?;
+        let id = match interface.reserved {
+            Some(id) => id,
+            None => self.reserve(claim, &plan.device).await?,
+        };
+        let spec = endpoint_spec(plan, id, &link)?;
+        self.datapath(move |datapath| datapath.attach(link.ifindex, &spec)).await?;
+        Ok(())
+    }
+
+    /// Written down before the programs are there: whatever happens next, unprepare takes them away.
+    async fn reserve(&self, claim: &ClaimRef, device: &str) -> Result<EndpointId, AttachError> {
+        let id = self.new_endpoint().await?;
+        self.set_reserved(claim, device, Some(id)).await?;
+        Ok(id)
+    }
+
+    /// Take away programs that wait on links at home. Returns what could not be done.
+    pub(super) async fn unprotect(&self, claim_uid: &str) -> Result<(), AttachError> {
+        let Some(checkpoint) = self.store.get(claim_uid) else { return Ok(()) };
+        for interface in checkpoint.interfaces.iter().filter(|interface| interface.attachment.is_none()) {
+            if let Some(id) = interface.reserved {
+                self.datapath(move |datapath| datapath.detach(id)).await?;
+                self.set_reserved(&checkpoint.claim, &interface.plan.device, None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_reserved(
+        &self,
+        claim: &ClaimRef,
+        device: &str,
+        id: Option<EndpointId>,
+    ) -> Result<(), AttachError> {
+        let (store, uid, device) = (self.store.clone(), claim.uid.clone(), device.to_owned());
+        let change = move || {
+            store.update(&uid, |checkpoint| {
+                for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
+                    interface.reserved = id;
+                }
+            })
+        };
+        blocking(change).await?;
+        Ok(())
+    }
+}
