@@ -5,6 +5,7 @@
     dead_code,
     unused_imports,
     clippy::unwrap_used,
+    clippy::wildcard_imports,
     reason = "shares the tests' bench"
 )]
 

@@ -26,6 +26,8 @@ async fn daemon_that_dies() {
     let _scenario = fail::FailScenario::setup();
     match part.as_str() {
         "attach" => drop(attacher.attach(&places.sandbox()).await),
+        "protect" => attacher.protect("c7").await,
+        "unprotect" => drop(attacher.give_back_claim("c7").await),
         "return" => drop(attacher.give_back("s1").await),
         _ => drop(attacher.recover(&[places.sandbox()]).await),
     }
@@ -115,4 +117,35 @@ async fn a_death_in_the_recovery_is_recovered_from() {
         world.assert_home(&point);
     }
     assert_eq!(deaths, 10);
+}
+
+/// Programs that wait on a link at home, between prepare and the sandbox, or until unprepare.
+#[tokio::test]
+async fn a_death_while_links_wait_at_home_is_cleared_up() {
+    let Some(world) = World::new("a_death_while_links_wait_at_home_is_cleared_up") else { return };
+    world.claim();
+    let mut deaths = 0;
+    let points =
+        ["store-before-write", "store-after-write", "datapath::attach::written", "datapath::attach::ingress"];
+    for point in points.map(|name| format!("{name}=return(abort)")) {
+        for part in ["protect", "unprotect"] {
+            if part == "unprotect" {
+                world.places.attacher().protect("c7").await;
+            }
+            deaths += u32::from(dies(&world, part, &point));
+            // The pod comes all the same, and goes.
+            let outcome = world.places.attacher().recover(&[world.places.sandbox()]).await;
+            assert_eq!((outcome.problems, outcome.attached.len()), (vec![], 2), "{part} {point}");
+            world.pod.exec("ping -c 1 -W 2 198.51.100.1");
+            assert_eq!(world.places.attacher().give_back("s1").await.problems, [], "{part} {point}");
+            world.assert_home(&point);
+
+            // Or it never comes.
+            dies(&world, "protect", &point);
+            assert_eq!(world.places.attacher().recover(&[]).await.problems, [], "{part} {point}");
+            assert_eq!(world.places.attacher().give_back_claim("c7").await.problems, [], "{part} {point}");
+            world.assert_home(&point);
+        }
+    }
+    assert!(deaths >= 8, "only {deaths} deaths");
 }

@@ -36,6 +36,9 @@ pub(crate) struct Host {
     _disk: TempDir,
 }
 
+/// The claim whose link goes to and fro.
+const CLAIM: &str = "c7";
+
 impl Host {
     /// In the namespace of the process.
     pub(crate) fn new(runtime: &Runtime) -> Self {
@@ -57,7 +60,7 @@ impl Host {
         }
         let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
         let store = Arc::new(Store::open(disk.path()).expect("store").0);
-        let claim = ClaimRef { namespace: "default".into(), name: "c7".into(), uid: "c7".into() };
+        let claim = ClaimRef { namespace: "default".into(), name: CLAIM.into(), uid: CLAIM.into() };
         let interfaces = vec![InterfaceRecord::planned(plan())];
         store.put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
         let links = Arc::new(KernelLinks::new());
@@ -86,6 +89,7 @@ impl Host {
         let taken = || std::mem::take(&mut *steps.lock().expect("steps"));
         let (mut way_in, mut way_home) = (Spread::default(), Spread::default());
         for _ in 0..times {
+            attacher.protect(CLAIM).await;
             let (whole, outcome) = timed(attacher.attach(&self.sandbox())).await;
             assert_eq!(outcome.expect("attach").attached.len(), 1);
             way_in.add_run(&with_rest(taken(), whole));
@@ -96,6 +100,8 @@ impl Host {
     }
 
     async fn round(&self, attacher: &Attacher) -> (Duration, Duration) {
+        // As on a node: the programs go on when the kubelet has its answer.
+        attacher.protect(CLAIM).await;
         let (attach, outcome) = timed(attacher.attach(&self.sandbox())).await;
         assert_eq!(outcome.expect("attach").attached.len(), 1);
         let (home, outcome) = timed(attacher.give_back("s1")).await;

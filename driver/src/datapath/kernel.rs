@@ -335,7 +335,13 @@ pub(super) fn load<'a>(
     allow(unused_variables, reason = "the point is not there without the feature")
 )]
 fn fail_point(name: &'static str) -> Result<(), DatapathError> {
-    fail::fail_point!(name, |_| Err(bpf_error(format!("pass {name}"), "failure asked for by the test")));
+    fail::fail_point!(name, |argument| {
+        if argument.as_deref() == Some("abort") {
+            std::process::abort();
+        }
+        Err(bpf_error(format!("pass {name}"), "failure asked for by the test"))
+    });
+    let _ = name;
     Ok(())
 }
 

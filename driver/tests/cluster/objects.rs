@@ -90,7 +90,7 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         routes: Vec::new(),
         isolation: Isolation::Strict,
     };
-    let interfaces = vec![InterfaceRecord { plan, attachment }];
+    let interfaces = vec![InterfaceRecord { plan, reserved: None, attachment }];
     Checkpoint { claim: claim.clone(), pods: vec![pod()], interfaces }
 }
 
