@@ -57,7 +57,7 @@ fn a_switch_of_policy_cuts_open_flows_and_leaves_no_entries() {
     datapath.attach(ifindex(LINK), &spec(5)).unwrap();
     world.move_link(12);
     let allow = policy(&datapath, ALLOW);
-    let first = datapath.set_policy(5, &allow).unwrap();
+    let first = datapath.set_compiled(5, &allow).unwrap();
     datapath.set_ready(5, true).unwrap();
     let (peer, pod) = (udp(PEER_V4), world.in_pod(|| udp(POD_V4)));
     flood(&pod, PEER_V4, 20);
@@ -69,7 +69,7 @@ fn a_switch_of_policy_cuts_open_flows_and_leaves_no_entries() {
     assert_eq!((flow.opener.0.to_string(), flow.responder.1, flow.rule), (POD_V4.to_owned(), 4000, Some(1)));
     assert!(flow.answered && !flow.ended);
 
-    let second = datapath.set_policy(5, &policy(&datapath, DENY)).unwrap();
+    let second = datapath.set_compiled(5, &policy(&datapath, DENY)).unwrap();
     assert!(second > first);
     flood(&pod, PEER_V4, 20);
     flood(&peer, POD_V4, 20);
@@ -85,7 +85,7 @@ fn a_switch_of_policy_cuts_open_flows_and_leaves_no_entries() {
     // A new process finds the policy in force, and what was left.
     drop(datapath);
     let datapath = world.open();
-    datapath.set_policy(5, &allow).unwrap();
+    datapath.set_compiled(5, &allow).unwrap();
     assert_eq!((entries(&world, "nf_peers"), entries(&world, "nf_rules")), (1, 1));
     flood(&pod, PEER_V4, 20);
     assert_eq!(drain(&peer), 20);
@@ -128,19 +128,19 @@ fn policy_swaps_lose_and_leak_nothing() {
     datapath.attach(ifindex(LINK), &spec(5)).expect("swap");
     world.move_link(12);
     let policies = [policy(&datapath, ALLOW), policy(&datapath, "egress: {rules: [{action: allow}]}")];
-    datapath.set_policy(5, &policies[0]).expect("swap");
+    datapath.set_compiled(5, &policies[0]).expect("swap");
     datapath.set_ready(5, true).expect("swap");
     let stop = Arc::new(AtomicBool::new(false));
     let traffic = traffic(&world, &stop);
     let before = datapath.policy_room().expect("swap");
     for nth in 0..rounds() {
-        datapath.set_policy(5, &policies[nth % 2]).expect("swap");
+        datapath.set_compiled(5, &policies[nth % 2]).expect("swap");
     }
     stop.store(true, Ordering::Relaxed);
     let (sent, came) = traffic.join().expect("swap");
     assert!(sent > 1000);
     assert_eq!(came, sent);
-    datapath.set_policy(5, &policies[0]).expect("swap");
+    datapath.set_compiled(5, &policies[0]).expect("swap");
     assert_eq!(datapath.policy_room().expect("swap"), before);
     assert_eq!((entries(&world, "nf_peers"), entries(&world, "nf_rules")), (1, 1));
 }
@@ -155,7 +155,7 @@ fn upgrades_lose_and_leak_nothing() {
     let datapath = world.open();
     datapath.attach(ifindex(LINK), &spec(5)).unwrap();
     world.move_link(12);
-    datapath.set_policy(5, &policy(&datapath, ALLOW)).unwrap();
+    datapath.set_compiled(5, &policy(&datapath, ALLOW)).unwrap();
     datapath.set_ready(5, true).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let traffic = traffic(&world, &stop);
@@ -206,13 +206,13 @@ fn a_hundred_thousand_rules_load_quickly_or_are_refused() {
     let policy = compiled(100_000).unwrap();
     let compiling = start.elapsed();
     let start = Instant::now();
-    datapath.set_policy(5, &policy).unwrap();
+    datapath.set_compiled(5, &policy).unwrap();
     println!("100,000 rules: compiled in {compiling:?}, loaded in {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(20));
     let refused = compiled(200_000).unwrap_err().to_string();
     assert!(refused.contains("are free; nothing was changed"), "{refused}");
     let before = datapath.policy_room().unwrap();
-    datapath.set_policy(5, &compiled(10).unwrap()).unwrap();
+    datapath.set_compiled(5, &compiled(10).unwrap()).unwrap();
     let after = datapath.policy_room().unwrap();
     assert_eq!(after.peers - before.peers, 100_000 - 10);
 }
@@ -247,7 +247,7 @@ fn events_tell_of_flows_and_drops() {
     let datapath = world.open();
     datapath.attach(ifindex(LINK), &spec(5)).unwrap();
     world.move_link(12);
-    datapath.set_policy(5, &policy(&datapath, ALLOW)).unwrap();
+    datapath.set_compiled(5, &policy(&datapath, ALLOW)).unwrap();
     datapath.set_ready(5, true).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -289,11 +289,11 @@ fn explain_says_which_rule_decides() {
     assert_eq!(ask(pod, peer, 4000), ("from_pod", None, Some("not_ready")));
     datapath.set_ready(5, true).unwrap();
     assert_eq!(ask(pod, peer, 4000), ("from_pod", None, None));
-    datapath.set_policy(5, &policy(&datapath, ALLOW)).unwrap();
+    datapath.set_compiled(5, &policy(&datapath, ALLOW)).unwrap();
     assert_eq!(ask(pod, peer, 4000), ("from_pod", Some(1), None));
     assert_eq!(ask(pod, peer, 4001), ("from_pod", None, Some("policy_default")));
     assert_eq!(ask(peer, pod, 4001), ("to_pod", None, None));
-    datapath.set_policy(5, &policy(&datapath, DENY)).unwrap();
+    datapath.set_compiled(5, &policy(&datapath, DENY)).unwrap();
     assert_eq!(ask(pod, peer, 4000), ("from_pod", Some(1), Some("policy_denied")));
     assert_eq!(ask(pod, "192.0.2.21".parse().unwrap(), 4000), ("from_pod", None, None));
 

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use netferry::{
     datapath::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
+        limits::Limits, policy::Policy,
     },
     link::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route},
 };
@@ -131,6 +132,14 @@ impl<T: Datapath> Datapath for Watched<T> {
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         let start = Instant::now();
         self.note("programs verify_inside", start, self.inner.verify_inside(id, ifindex))
+    }
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs set_policy", start, self.inner.set_policy(id, policy))
+    }
+    fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs set_limits", start, self.inner.set_limits(id, limits))
     }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         let start = Instant::now();

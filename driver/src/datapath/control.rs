@@ -1,5 +1,6 @@
 //! What is changed for endpoints while they run: policy, limits, members.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 
 use super::kernel::{AyaDatapath, Written, load, running_name};
 use super::limits::Limits;
-use super::policy::{CompiledPolicy, Otherwise, Room};
+use super::policy::{CompiledPolicy, Otherwise, Peers, Policy, Room};
 use super::{AttachedProgram, Datapath as _, DatapathError, EndpointId, bpf_error, not_protected, sys};
 use crate::link::MacAddr;
 
@@ -29,7 +30,30 @@ pub struct NetworkMember {
     pub mac: MacAddr,
 }
 
+/// No network and no pod has a name yet. A policy that names one is refused before anybody is asked.
+struct NoNames;
+
+impl Peers for NoNames {
+    fn network(&self, _: &str) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
+    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
+        Vec::new()
+    }
+}
+
 impl AyaDatapath {
+    /// Compiles a policy and puts it in force, see [`Self::set_compiled`].
+    pub(super) fn compile_and_set(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        let refused = |source| bpf_error(format!("compile the policy of endpoint {id}"), source);
+        // A deny rule for peers that cannot be told would let them through.
+        policy.names_no_peers().map_err(refused)?;
+        let compiled = CompiledPolicy::new(policy, &NoNames, self.policy_room()?).map_err(refused)?;
+        self.set_compiled(id, &Arc::new(compiled))?;
+        Ok(())
+    }
+
     /// Entries that are free for a policy now.
     pub fn policy_room(&self) -> Result<Room, DatapathError> {
         let mut written = self.written();
@@ -40,7 +64,7 @@ impl AyaDatapath {
     /// Puts a policy in force for an endpoint: all of its entries are written first, then one write switches the
     /// endpoint, then the old ones are deleted. Open flows are judged again by their next frame. Fails before the
     /// first write if the entries do not fit. Returns the version.
-    pub fn set_policy(&self, id: EndpointId, policy: &Arc<CompiledPolicy>) -> Result<u32, DatapathError> {
+    pub fn set_compiled(&self, id: EndpointId, policy: &Arc<CompiledPolicy>) -> Result<u32, DatapathError> {
         let version = self.switch_policy(id, policy)?;
         self.reclaim()?;
         Ok(version)
@@ -78,8 +102,7 @@ impl AyaDatapath {
         Ok(())
     }
 
-    /// Sets the rate limits of an endpoint. Their state starts afresh.
-    pub fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
+    pub(super) fn write_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         limits.validate().map_err(|source| bpf_error(format!("set the limits of endpoint {id}"), source))?;
         let mut written = self.written();
         if written.tables.record(id)?.is_none() {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
     AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
-    not_protected, refuse_foreign,
+    limits::Limits, not_protected, policy::Policy, refuse_foreign,
 };
 
 /// One verb of [`Datapath`], to say where to fail.
@@ -19,6 +19,10 @@ pub enum Verb {
     Attach,
     /// [`Datapath::verify`].
     Verify,
+    /// [`Datapath::set_policy`].
+    SetPolicy,
+    /// [`Datapath::set_limits`].
+    SetLimits,
     /// [`Datapath::set_ready`].
     SetReady,
     /// [`Datapath::attached_ifindex`].
@@ -36,11 +40,18 @@ pub enum Verb {
 pub struct FakeEndpoint {
     /// As given to attach.
     pub spec: EndpointSpec,
+    /// The policy in force.
+    pub policy: Option<Policy>,
+    /// The limits in force.
+    pub limits: Option<Limits>,
     /// Whether the gate is open.
     pub ready: bool,
     /// Where its programs are attached: `None` once the device is gone.
     pub ifindex: Option<u32>,
 }
+
+/// What the kernel's tables would say.
+const UNKNOWN: &str = "it is not in the map of endpoints";
 
 #[derive(Default)]
 struct State {
@@ -151,7 +162,13 @@ impl Datapath for FakeDatapath {
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
         let mut state = self.enter(Verb::Attach, Some(spec.id))?;
         refuse_foreign(ifindex, state.foreign.get(&ifindex).map_or(&[], Vec::as_slice))?;
-        let endpoint = FakeEndpoint { spec: spec.clone(), ready: false, ifindex: Some(ifindex) };
+        let endpoint = FakeEndpoint {
+            spec: spec.clone(),
+            policy: None,
+            limits: None,
+            ready: false,
+            ifindex: Some(ifindex),
+        };
         let programs = endpoint.programs();
         state.endpoints.insert(spec.id, endpoint);
         Ok(programs)
@@ -168,11 +185,25 @@ impl Datapath for FakeDatapath {
         }
     }
 
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        let mut state = self.enter(Verb::SetPolicy, Some(id))?;
+        let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
+        endpoint.policy = Some(policy.clone());
+        Ok(())
+    }
+
+    fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
+        let mut state = self.enter(Verb::SetLimits, Some(id))?;
+        let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
+        endpoint.limits = Some(*limits);
+        Ok(())
+    }
+
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         let mut state = self.enter(Verb::SetReady, Some(id))?;
         match state.endpoints.get_mut(&id) {
             Some(endpoint) => endpoint.ready = ready,
-            None if ready => return Err(not_protected(id, "it is not in the map of endpoints")),
+            None if ready => return Err(not_protected(id, UNKNOWN)),
             None => {}
         }
         Ok(())

@@ -12,12 +12,12 @@ use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::object::{ProgramLoader, check_pinned};
 use super::pins::{PinnedLink, Pins};
-use super::policy::PolicyTables;
+use super::policy::{Policy, PolicyTables};
 use super::sys::{self, Hook};
 use super::tables::Tables;
 use super::{
     AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
-    Placement, bpf_error, not_protected, refuse_foreign,
+    Placement, bpf_error, limits::Limits, not_protected, refuse_foreign,
 };
 
 /// The programs and maps of this host, found again by their pins after a restart.
@@ -261,7 +261,7 @@ impl AyaDatapath {
                 None => {}
             }
         }
-        Ok(links.into_iter().map(attached).collect())
+        Ok(links.into_iter().map(AttachedProgram::from).collect())
     }
 }
 
@@ -345,16 +345,6 @@ fn fail_point(name: &'static str) -> Result<(), DatapathError> {
     Ok(())
 }
 
-fn attached(link: PinnedLink) -> AttachedProgram {
-    AttachedProgram {
-        hook: link.hook.name().to_owned(),
-        id: link.info.program,
-        name: sys::program_name(link.info.program).unwrap_or_default(),
-        pin: link.path,
-        ifindex: link.info.ifindex,
-    }
-}
-
 /// Names in driver-ebpf. On a moved link, what the device receives goes to the pod; on the host end of a
 /// veth pair it comes from the pod.
 const fn program_name(placement: Placement, hook: Hook) -> &'static str {
@@ -416,6 +406,14 @@ impl Datapath for AyaDatapath {
 
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.check(id, ifindex, Order::Seen)
+    }
+
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.compile_and_set(id, policy)
+    }
+
+    fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
+        self.write_limits(id, limits)
     }
 
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {

@@ -185,6 +185,13 @@ pub trait Datapath: Send + Sync {
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.verify(id, ifindex)
     }
+    /// Put a policy in force for an attached endpoint, in the place of the one before: a frame is judged by one
+    /// of them whole. Nothing is changed if it does not fit into the maps or names peers by anything but `cidr`.
+    /// It is pinned with the endpoint, and goes with it at detach.
+    fn set_policy(&self, id: EndpointId, policy: &policy::Policy) -> Result<(), DatapathError>;
+    /// Set the rate limits of an attached endpoint, in the place of those before. Their state starts afresh. They
+    /// are pinned with the endpoint, and go with it at detach.
+    fn set_limits(&self, id: EndpointId, limits: &limits::Limits) -> Result<(), DatapathError>;
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
     /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device

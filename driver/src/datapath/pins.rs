@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::sys::{self, Hook, TcxInfo};
-use super::{DatapathError, EndpointId, bpf_error};
+use super::{AttachedProgram, DatapathError, EndpointId, bpf_error};
 
 /// The root of this version's pins on a host.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/netferry/v1";
@@ -190,4 +190,16 @@ fn check_bpffs(root: &Path) -> Result<(), DatapathError> {
         format!("use {} for pins", root.display()),
         io::Error::other("it is not on a bpf file system; run: mount -t bpf bpf /sys/fs/bpf"),
     ))
+}
+
+impl From<PinnedLink> for AttachedProgram {
+    fn from(link: PinnedLink) -> Self {
+        Self {
+            hook: link.hook.name().to_owned(),
+            id: link.info.program,
+            name: sys::program_name(link.info.program).unwrap_or_default(),
+            pin: link.path,
+            ifindex: link.info.ifindex,
+        }
+    }
 }

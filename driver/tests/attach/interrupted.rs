@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use netferry::{
     datapath::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
+        limits::Limits, policy::Policy,
     },
     link::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route},
 };
@@ -123,6 +124,14 @@ impl<T: Datapath> Datapath for Interrupted<T> {
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.bpf("verify")?;
         self.inner.verify(id, ifindex)
+    }
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.bpf("set_policy")?;
+        self.inner.set_policy(id, policy)
+    }
+    fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
+        self.bpf("set_limits")?;
+        self.inner.set_limits(id, limits)
     }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         self.bpf("set_ready")?;

@@ -13,7 +13,7 @@ use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
-        ForeignProgram, Isolation,
+        ForeignProgram, Isolation, limits::Limits, policy::Policy,
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
@@ -234,6 +234,12 @@ impl Datapath for InHost {
     }
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.verify(id, ifindex))
+    }
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.set_policy(id, policy))
+    }
+    fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.set_limits(id, limits))
     }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_ready(id, ready))

@@ -212,6 +212,25 @@ impl Policy {
         }
         Ok(())
     }
+
+    /// Refuses peers that are known by a name. Until networks are objects, nobody can say who they are.
+    pub fn names_no_peers(&self) -> Result<(), PolicyError> {
+        const ALLOWED: &str = "cidr: networks and pods cannot be named yet";
+        for (name, rules) in [("ingress", &self.ingress), ("egress", &self.egress)] {
+            for (at, rule) in rules.rules.iter().enumerate() {
+                for (nth, peer) in rule.peers.iter().flatten().enumerate() {
+                    let field = |field| format!("{name}.rules[{at}].peers[{nth}].{field}");
+                    if let Some(network) = &peer.network {
+                        return Err(invalid(field("network"), &format!("{network:?}"), ALLOWED));
+                    }
+                    if let Some(labels) = &peer.pod_selector {
+                        return Err(invalid(field("podSelector"), &format!("{labels:?}"), ALLOWED));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Rules {
