@@ -165,5 +165,7 @@ fn plan() -> InterfacePlan {
             route("::/0", Some("2001:db8:7::1")),
         ],
         isolation: Isolation::Strict,
+        policy: None,
+        limits: None,
     }
 }

@@ -11,11 +11,12 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    datapath::Isolation,
+    datapath::{Isolation, limits::Limits, policy::Policy},
     link::{MacAddr, Route, Scope},
 };
 
 mod field;
+mod restriction;
 #[cfg(test)]
 mod tests;
 
@@ -110,6 +111,10 @@ pub struct InterfaceConfig {
     pub routes: Option<Vec<Route>>,
     /// Protection.
     pub isolation: Option<Isolation>,
+    /// What it may talk to.
+    pub policy: Option<Policy>,
+    /// How much it may send and be sent.
+    pub limits: Option<Limits>,
 }
 
 impl InterfaceConfig {
@@ -142,10 +147,12 @@ impl InterfaceConfig {
                 "hardwareAddr" => field::hardware_addr(value).map(|mac| config.hardware_addr = Some(mac)),
                 "routes" => field::routes(value).map(|routes| config.routes = Some(routes)),
                 "isolation" => field::isolation(value).map(|found| config.isolation = Some(found)),
+                "policy" => restriction::policy(value).map(|policy| config.policy = Some(policy)),
+                "limits" => restriction::limits(value).map(|limits| config.limits = Some(limits)),
                 unknown => Err(vec![FieldError::new(
                     unknown_name(unknown),
                     "this field",
-                    "apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation",
+                    "apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits",
                 )]),
             };
             errors.extend(read.err().into_iter().flatten());
@@ -155,13 +162,15 @@ impl InterfaceConfig {
 
     /// Lay a later configuration over this one: a field it has replaces the earlier one whole, lists too.
     pub fn merge(&mut self, later: Self) {
-        let Self { name, addresses, mtu, hardware_addr, routes, isolation } = later;
+        let Self { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits } = later;
         self.name = name.or(self.name.take());
         self.addresses = addresses.or(self.addresses.take());
         self.mtu = mtu.or(self.mtu);
         self.hardware_addr = hardware_addr.or(self.hardware_addr);
         self.routes = routes.or(self.routes.take());
         self.isolation = isolation.or(self.isolation);
+        self.policy = policy.or(self.policy.take());
+        self.limits = limits.or(self.limits);
     }
 
     /// What the fields of a merged configuration must be to each other.
@@ -178,6 +187,13 @@ impl InterfaceConfig {
         }
         for (index, route) in routes.iter().enumerate() {
             check_route(index, route, addresses, routes, &mut errors);
+        }
+        if self.isolation == Some(Isolation::Off) {
+            let set = [("policy", self.policy.is_some()), ("limits", self.limits.is_some())];
+            for (field, _) in set.into_iter().filter(|(_, set)| *set) {
+                let allowed = "it with isolation \"strict\" only: without programs nothing would enforce it";
+                errors.push(FieldError::new(field, "this field", allowed));
+            }
         }
         errors
     }
@@ -205,6 +221,12 @@ impl InterfaceConfig {
         }
         if let Some(isolation) = self.isolation {
             object.insert("isolation".into(), json!(isolation));
+        }
+        if let Some(policy) = &self.policy {
+            object.insert("policy".into(), json!(policy));
+        }
+        if let Some(limits) = &self.limits {
+            object.insert("limits".into(), json!(limits));
         }
         Value::Object(object)
     }

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{EndpointId, Isolation},
+    datapath::{EndpointId, Isolation, limits::Limits, policy::Policy},
     link::{Home, MacAddr, Route},
 };
 
@@ -85,6 +85,12 @@ pub struct InterfacePlan {
     pub routes: Vec<Route>,
     /// Protection.
     pub isolation: Isolation,
+    /// What the interface may talk to; `None` is everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// How much it may send and be sent; `None` is the datapath's own limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 /// The sandbox a claim's interfaces are put into.

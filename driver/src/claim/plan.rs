@@ -209,6 +209,7 @@ fn merged_config(
     result: &DeviceRequestAllocationResult,
 ) -> Result<InterfaceConfig, Vec<PlanError>> {
     let mut merged = InterfaceConfig::default();
+    let mut of_class = InterfaceConfig::default();
     let mut errors = Vec::new();
     for Configuration { index, from_class, entry } in configs {
         let Some(opaque) = entry.opaque.as_ref().filter(|_| applies(entry, &result.request)) else {
@@ -221,13 +222,11 @@ fn merged_config(
         }
         match InterfaceConfig::parse(&opaque.parameters.0) {
             Ok(config) => {
-                // Classes are written by administrators, claims by users: protection that a class asks for
-                // in so many words is not for a user to take off.
-                let weaker =
-                    merged.isolation == Some(Isolation::Strict) && config.isolation == Some(Isolation::Off);
-                if weaker && !from_class {
-                    let allowed = "\"strict\", which the device class sets";
-                    errors.push(PlanError::new("isolation", "\"off\"", allowed).under(&parameters));
+                if *from_class {
+                    of_class.merge(config.clone());
+                } else {
+                    let weaker = weaker(&of_class, &config);
+                    errors.extend(weaker.into_iter().map(|error| error.under(&parameters)));
                 }
                 merged.merge(config);
             }
@@ -238,6 +237,24 @@ fn merged_config(
         errors.extend(merged.check().into_iter().map(|error| of_request(&result.request, error)));
     }
     if errors.is_empty() { Ok(merged) } else { Err(errors) }
+}
+
+/// What a claim's configuration takes off its class's. Classes are written by administrators, claims by users:
+/// protection that a class asks for in so many words is not for a user to take off. Whether one policy lets more
+/// through than another is more than a reader should have to work out, so the class's stands alone.
+fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError> {
+    let mut errors = Vec::new();
+    if of_class.isolation == Some(Isolation::Strict) && claim.isolation == Some(Isolation::Off) {
+        errors.push(PlanError::new("isolation", "\"off\"", "\"strict\", which the device class sets"));
+    }
+    let class_has = [
+        ("policy", of_class.policy.is_some() && claim.policy.is_some()),
+        ("limits", of_class.limits.is_some() && claim.limits.is_some()),
+    ];
+    for (field, _) in class_has.into_iter().filter(|(_, both)| *both) {
+        errors.push(PlanError::new(field, "this field", "it in the device class only, which sets it"));
+    }
+    errors
 }
 
 /// An error of what several configurations make together, which has no single path.
@@ -337,5 +354,7 @@ fn interface(
         addresses: config.addresses.unwrap_or_default(),
         routes,
         isolation: config.isolation.unwrap_or_default(),
+        policy: config.policy,
+        limits: config.limits,
     })
 }

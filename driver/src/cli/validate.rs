@@ -147,6 +147,24 @@ name: net1
     }
 
     #[test]
+    fn a_rule_that_is_wrong_is_named_by_its_path() {
+        let text = "
+apiVersion: netferry.dev/v1alpha1
+kind: InterfaceConfig
+policy: {egress: {rules: [{action: allow, ports: [{protocol: TCP, port: 99999}]}]}}
+limits: {egress: {bitsPerSecond: 10}}
+";
+        let findings = check("f.yaml", text, "netferry.dev");
+        assert_eq!(
+            findings[0].errors,
+            [
+                "limits.egress.bitsPerSecond: 10 is not allowed; 8000 to 10000000000000",
+                "policy.egress.rules[0].ports[0].port: 99999 is not allowed; a whole number from 0 to 65535",
+            ]
+        );
+    }
+
+    #[test]
     fn broken_yaml_is_a_finding() {
         let findings = check("f.yaml", "a: [", "netferry.dev");
         assert!(findings[0].errors[0].starts_with("not YAML"));

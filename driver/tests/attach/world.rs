@@ -189,6 +189,8 @@ pub(crate) fn plan_of_eth7() -> InterfacePlan {
             route("::/0", Some("2001:db8:7::1")),
         ],
         isolation: Isolation::Strict,
+        policy: None,
+        limits: None,
     }
 }
 

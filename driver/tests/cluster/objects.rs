@@ -89,6 +89,8 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         addresses: vec!["10.0.0.2/24".parse().expect("address")],
         routes: Vec::new(),
         isolation: Isolation::Strict,
+        policy: None,
+        limits: None,
     };
     let interfaces = vec![InterfaceRecord { plan, reserved: None, attachment }];
     Checkpoint { claim: claim.clone(), pods: vec![pod()], interfaces }

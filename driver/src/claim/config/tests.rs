@@ -1,6 +1,10 @@
 use proptest::{collection, option, prelude::*};
 
 use super::*;
+use crate::datapath::{
+    limits::RateLimit,
+    policy::{Action, Otherwise, Peer, Port, Protocol, Rule, Rules},
+};
 
 fn config(fields: &Value) -> Value {
     let mut object = json!({"apiVersion": API_VERSION, "kind": KIND});
@@ -31,14 +35,27 @@ fn reads_every_field() {
             {"destination": "2001:db8:1::/48", "gateway": "fe80::1"},
             {"destination": "203.0.113.9/32", "scope": "link"},
         ],
-        "isolation": "off",
+        "isolation": "strict",
+        "policy": {
+            "ingress": {"otherwise": "deny"},
+            "egress": {"rules": [{
+                "action": "allow",
+                "peers": [{"cidr": "198.51.100.0/24"}, {"cidr": "2001:db8:1::/48"}],
+                "ports": [{"protocol": "TCP", "port": 8000, "endPort": 8080}],
+            }]},
+        },
+        "limits": {"egress": {"bitsPerSecond": 100_000_000, "packetsPerSecond": 50_000}},
     }));
     let config = InterfaceConfig::parse(&value).unwrap();
     assert_eq!(config.check(), []);
     assert_eq!(config.name.as_deref(), Some("fast0"));
     assert_eq!(config.mtu, Some(9000));
     assert_eq!(config.hardware_addr, Some(MacAddr([2, 0, 0, 0, 0, 10])));
-    assert_eq!(config.isolation, Some(Isolation::Off));
+    assert_eq!(config.isolation, Some(Isolation::Strict));
+    let policy = config.policy.as_ref().unwrap();
+    assert_eq!(policy.ingress.otherwise, Some(Otherwise::Deny));
+    assert_eq!(policy.egress.rules[0].ports.as_ref().unwrap()[0].end_port, Some(8080));
+    assert_eq!(config.limits.unwrap().egress.unwrap().packets_per_second, Some(50_000));
     let routes = config.routes.clone().unwrap();
     assert_eq!(
         (routes[0].table, routes[0].scope, routes[0].protocol),
@@ -62,7 +79,7 @@ fn names_field_value_and_what_is_allowed() {
         ),
         (
             json!({"mtus": 1}),
-            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation",
+            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits",
         ),
         (json!({"isolation": "none"}), "isolation: \"none\" is not allowed; \"strict\" or \"off\""),
         (
@@ -242,6 +259,11 @@ fn later_configurations_override_field_by_field() {
     let mut merged = parse(&json!({"mtu": 9000, "addresses": ["192.0.2.1/24"], "isolation": "strict"}));
     merged.merge(parse(&json!({"addresses": [], "name": "net7"})));
     assert_eq!(merged, parse(&json!({"mtu": 9000, "addresses": [], "isolation": "strict", "name": "net7"})));
+
+    let deny = json!({"rules": [{"action": "deny"}]});
+    let mut merged = parse(&json!({"policy": {"egress": deny}, "limits": {"egress": {}}}));
+    merged.merge(parse(&json!({"policy": {"ingress": deny}})));
+    assert_eq!(merged, parse(&json!({"policy": {"ingress": deny}, "limits": {"egress": {}}})), "whole");
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -262,6 +284,12 @@ fn any_json() -> impl Strategy<Value = Value> {
             "hardwareAddr",
             "routes",
             "isolation",
+            "policy",
+            "limits",
+            "ingress",
+            "egress",
+            "rules",
+            "otherwise",
             "destination",
             "gateway",
             "source",
@@ -288,6 +316,36 @@ fn any_address() -> impl Strategy<Value = IpNetwork> {
     ]
 }
 
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let cidr = any_address()
+        .prop_map(|any| Peer { cidr: IpNetwork::new(any.network(), any.prefix()).ok(), ..Peer::default() });
+    let protocol = proptest::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
+    let port = (protocol, option::of(1_u16..=9999), option::of(10_000_u16..))
+        .prop_map(|(protocol, port, end)| Port { protocol, port, end_port: port.and(end) });
+    let rule = (
+        prop_oneof![Just(Action::Allow), Just(Action::Deny)],
+        option::of(collection::vec(cidr, 1..3)),
+        option::of(collection::vec(port, 1..3)),
+    )
+        .prop_map(|(action, peers, ports)| Rule { action, peers, ports });
+    let otherwise = option::of(prop_oneof![Just(Otherwise::Deny), Just(Otherwise::Network)]);
+    let rules = (otherwise, collection::vec(rule, 0..3))
+        .prop_map(|(otherwise, rules)| Rules { otherwise, rules })
+        .boxed();
+    (rules.clone(), rules).prop_map(|(ingress, egress)| Policy { ingress, egress })
+}
+
+fn any_limits() -> impl Strategy<Value = Limits> {
+    let rate = (option::of(8_000_u64..=80_000_000_000), any::<bool>(), option::of(1_u64..1_000_000))
+        .prop_map(|(bits_per_second, burst, rate)| RateLimit {
+            bits_per_second,
+            burst_bytes: bits_per_second.map(|bits| bits / 8).filter(|_| burst),
+            packets_per_second: rate,
+            new_flows_per_second: rate,
+        });
+    (option::of(rate.clone()), option::of(rate)).prop_map(|(ingress, egress)| Limits { ingress, egress })
+}
+
 fn any_config() -> impl Strategy<Value = InterfaceConfig> {
     let route = (any_address(), 1_u32..254).prop_map(|(network, table)| Route {
         destination: IpNetwork::new(network.network(), network.prefix()).unwrap(),
@@ -306,14 +364,11 @@ fn any_config() -> impl Strategy<Value = InterfaceConfig> {
         option::of(any::<[u8; 5]>().prop_map(|b| MacAddr([2, b[0], b[1], b[2], b[3], b[4]]))),
         option::of(collection::vec(route, 0..4)),
         option::of(prop_oneof![Just(Isolation::Strict), Just(Isolation::Off)]),
+        option::of(any_policy()),
+        option::of(any_limits()),
     )
-        .prop_map(|(name, addresses, mtu, hardware_addr, routes, isolation)| InterfaceConfig {
-            name,
-            addresses,
-            mtu,
-            hardware_addr,
-            routes,
-            isolation,
+        .prop_map(|(name, addresses, mtu, hardware_addr, routes, isolation, policy, limits)| {
+            InterfaceConfig { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits }
         })
 }
 
@@ -339,8 +394,17 @@ proptest! {
 
     #[test]
     fn what_it_accepts_reads_back_the_same(config in any_config()) {
-        if let Ok(read) = InterfaceConfig::parse(&config.to_value()) {
-            prop_assert_eq!(read, config);
+        let value = config.to_value();
+        // Addresses are drawn from all there are, hosts or not; nothing else may be refused.
+        match InterfaceConfig::parse(&value) {
+            Ok(read) => prop_assert_eq!(read, config),
+            Err(errors) => for error in errors {
+                prop_assert!(
+                    ["addresses[", "routes["].iter().any(|field| error.field.starts_with(field))
+                        || error.allowed.contains("written as IPv4"),
+                    "{}", error
+                );
+            }
         }
     }
 }

@@ -210,6 +210,43 @@ fn a_claim_cannot_take_off_what_its_class_demands() {
 }
 
 #[test]
+fn the_policy_and_limits_of_a_class_stand_alone() {
+    let results = [result("nic", "ens5")];
+    let plan = |configs: &[Value]| planned(&claim(&results, configs), &inventory(&["ens5"]), &[]);
+    let policy = json!({"egress": {"rules": [{"action": "deny", "peers": [{"cidr": "198.51.100.0/24"}]}]}});
+    let fields = json!({"policy": policy, "limits": {"egress": {"packetsPerSecond": 1000}}});
+    let of_class = config("FromClass", &[], &fields);
+
+    let interface = plan(&[of_class.clone()]).unwrap().interfaces.remove(0);
+    assert_eq!(serde_json::to_value(&interface.policy).unwrap()["egress"], policy["egress"]);
+    assert_eq!(interface.limits.unwrap().egress.unwrap().packets_per_second, Some(1000));
+
+    // Nor may an empty one take it off, whatever else the claim says.
+    let of_claim = config("FromClaim", &[], &json!({"policy": {}, "limits": {}, "mtu": 1400}));
+    let at = "status.allocation.devices.config[1].opaque.parameters";
+    let only = "this field is not allowed; it in the device class only, which sets it";
+    assert_eq!(
+        plan(&[of_class.clone(), of_claim]).unwrap_err(),
+        format!("{at}.policy: {only}\n{at}.limits: {only}")
+    );
+    let off = config("FromClaim", &[], &json!({"isolation": "off"}));
+    let why = "it with isolation \"strict\" only: without programs nothing would enforce it";
+    assert_eq!(
+        plan(&[of_class, off]).unwrap_err(),
+        format!(
+            "request nic: policy: this field is not allowed; {why}\nrequest nic: limits: this field is not allowed; {why}"
+        )
+    );
+
+    // A claim's own may be replaced by the claim.
+    let own = config("FromClaim", &[], &fields);
+    let later = config("FromClaim", &[], &json!({"policy": {"ingress": {"otherwise": "deny"}}}));
+    let interface = plan(&[own, later]).unwrap().interfaces.remove(0);
+    assert!(interface.policy.unwrap().egress.rules.is_empty());
+    assert!(interface.limits.is_some());
+}
+
+#[test]
 fn a_device_has_one_holder() {
     let value = claim(&[result("nic", "ens5")], &[]);
     let held = [checkpoint("u7", "p7", "ens5", "x0")];

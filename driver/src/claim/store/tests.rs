@@ -32,6 +32,8 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
                 addresses: vec!["192.0.2.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()],
                 routes: vec![],
                 isolation: Isolation::Strict,
+                policy: None,
+                limits: None,
             },
             attachment: None,
         }],
@@ -90,6 +92,27 @@ fn survives_reopening() {
     assert_eq!(again.held_devices()["ens5"], (claim("u1"), Some(pod("p9"))));
     let text = fs::read_to_string(dir.path().join("u1.json")).unwrap();
     assert!(text.starts_with("{\n  \"version\": 1,\n  \"claim\": {"), "{text}");
+}
+
+#[test]
+fn policy_and_limits_are_in_a_checkpoint_that_has_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    // As it was written before there were policies.
+    store.put(checkpoint("u1", "ens5")).unwrap();
+    let text = fs::read_to_string(dir.path().join("u1.json")).unwrap();
+    assert!(!text.contains("policy") && !text.contains("limits"), "{text}");
+    let with = store
+        .update("u1", |checkpoint| {
+            let plan = &mut checkpoint.interfaces[0].plan;
+            let rules = "egress: {rules: [{action: deny, peers: [{cidr: 198.51.100.0/24}]}]}";
+            plan.policy = Some(serde_yaml_ng::from_str(rules).unwrap());
+            plan.limits = Some(serde_yaml_ng::from_str("ingress: {bitsPerSecond: 8000}").unwrap());
+        })
+        .unwrap();
+    let (again, problems) = Store::open(dir.path()).unwrap();
+    assert_eq!(problems, []);
+    assert_eq!(again.get("u1"), Some(with));
 }
 
 #[test]
