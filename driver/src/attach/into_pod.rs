@@ -215,6 +215,7 @@ impl Attacher {
             let spec = endpoint_spec(plan, id, home)?;
             let ifindex = home.ifindex;
             self.datapath(move |datapath| datapath.attach(ifindex, &spec)).await?;
+            self.restrict(id, plan).await?;
         }
         crossing("attach-after-programs")?;
         let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;

@@ -13,6 +13,7 @@ mod into_pod;
 mod outcome;
 mod protect;
 mod recover;
+mod restrict;
 
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,8 @@ use crate::{
     nri::PodSandbox,
 };
 
+mod restrict;
+
 struct World {
     links: Arc<FakeLinks>,
     datapath: Arc<FakeDatapath>,
@@ -62,6 +64,8 @@ fn plan(device: &str, name: &str) -> InterfacePlan {
             onlink: false,
         }],
         isolation: Isolation::Strict,
+        policy: None,
+        limits: None,
     }
 }
 
