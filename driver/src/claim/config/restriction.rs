@@ -65,11 +65,11 @@ fn locate<'a, 'v>(
     for segment in segments {
         match segment {
             Segment::Seq { index } => {
-                path.push_str(&format!("[{index}]"));
+                path = format!("{path}[{index}]");
                 found = found.and_then(|value| value.get(*index));
             }
             Segment::Map { key } => {
-                path.push_str(&format!(".{}", unknown_name(key)));
+                path = format!("{path}.{}", unknown_name(key));
                 found = found.and_then(|value| value.get(key));
             }
             // The value of an enum, not a field.

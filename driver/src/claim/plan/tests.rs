@@ -217,7 +217,7 @@ fn the_policy_and_limits_of_a_class_stand_alone() {
     let fields = json!({"policy": policy, "limits": {"egress": {"packetsPerSecond": 1000}}});
     let of_class = config("FromClass", &[], &fields);
 
-    let interface = plan(&[of_class.clone()]).unwrap().interfaces.remove(0);
+    let interface = plan(std::slice::from_ref(&of_class)).unwrap().interfaces.remove(0);
     assert_eq!(serde_json::to_value(&interface.policy).unwrap()["egress"], policy["egress"]);
     assert_eq!(interface.limits.unwrap().egress.unwrap().packets_per_second, Some(1000));
 
