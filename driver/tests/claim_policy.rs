@@ -159,6 +159,37 @@ async fn a_claim_reaches_what_its_policy_allows_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn new_flows_are_limited_without_a_policy_too() {
+    let Some(world) = World::new("new_flows_are_limited_without_a_policy_too") else { return };
+    prepare(&world, &json!({"limits": {"egress": {"newFlowsPerSecond": 5}}}));
+    let attached = world.places.attacher().attach(&world.places.sandbox()).await.expect("attach").attached;
+    let id = attached[0].endpoint.expect("an endpoint");
+    for peer in [PEER_V4, PEER_V6] {
+        let to = SocketAddr::new(peer.parse().expect("an address"), 4000);
+        let receiver = world.peer.run(move || UdpSocket::bind(to).expect("bind"));
+        receiver.set_read_timeout(Some(Duration::from_millis(400))).expect("timeout");
+        let took = world.pod.run(move || {
+            let start = Instant::now();
+            for _ in 0..100 {
+                let any = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+                let _ = UdpSocket::bind((any, 0)).expect("bind").send_to(b"first", to);
+            }
+            start.elapsed().as_secs_f64()
+        });
+        let came = std::iter::from_fn(|| receiver.recv(&mut [0; 64]).ok()).take(100).count();
+        println!("{peer}: {came} of 100 flows in {took} s");
+        // A second's worth at once, and the last may overdraw.
+        assert!(
+            came > 0 && f64::from(u32::try_from(came).expect("few")) <= 5.0 * (took + 1.0) + 1.0,
+            "{came}"
+        );
+        thread::sleep(Duration::from_secs(1));
+    }
+    let stats = world.places.datapath().stats(id).expect("stats");
+    assert!(stats.drops["flow_limit"] > 0, "{stats:?}");
+}
+
+#[tokio::test]
 async fn a_failure_on_the_way_leaves_neither_policy_nor_limits() {
     let Some(world) = World::new("a_failure_on_the_way_leaves_neither_policy_nor_limits") else { return };
     prepare(&world, &policy_and_limits());

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use netferry_common::Member;
+use netferry_common::flow::TRACK;
 use netferry_common::limit::{LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 
@@ -109,7 +110,7 @@ impl AyaDatapath {
             return Err(not_protected(id, "it is not in the map of endpoints, so it can have no limits"));
         }
         let flags = written.tables.write_limits(id, limits)?;
-        written.tables.change(id, LIMIT_FROM_POD | LIMIT_TO_POD, flags, None)
+        written.tables.change(id, LIMIT_FROM_POD | LIMIT_TO_POD | TRACK, flags, None)
     }
 
     /// Says who has an address of an isolated network. Members on this node are written when they are attached;

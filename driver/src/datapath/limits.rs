@@ -29,7 +29,7 @@ pub struct RateLimit {
     /// Frames a second as on the wire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets_per_second: Option<u64>,
-    /// New flows a second. Left out: [`NEW_FLOWS`].
+    /// New flows a second. Left out: [`NEW_FLOWS`] where flows are followed, as for a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_flows_per_second: Option<u64>,
 }

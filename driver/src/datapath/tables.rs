@@ -6,6 +6,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
 use ipnetwork::IpNetwork;
 use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, NETWORK_WIRE, READY};
+use netferry_common::flow::TRACK;
 use netferry_common::limit::{self, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Limit, LimitKey, Member, MemberKey,
@@ -125,6 +126,11 @@ impl Tables {
                     flags |= flag;
                 }
             }
+        }
+        // Flows are not followed where nothing asks for it, and then nothing counts the new ones.
+        let mut asked = [limits.egress, limits.ingress].into_iter().flatten();
+        if asked.any(|limit| limit.new_flows_per_second.is_some()) {
+            flags |= TRACK;
         }
         Ok(flags)
     }
