@@ -154,6 +154,10 @@ pub struct RunConfig {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub resync: Duration,
 
+    /// Check the programs of links in pods every so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub check_programs: Duration,
+
     /// How to log; what to log is set by `RUST_LOG`.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,

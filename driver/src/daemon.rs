@@ -25,6 +25,7 @@ use crate::{
         watch::{WatchOptions, Watcher},
     },
     dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    drift::{DriftWatch, Tell},
     flow_log::{self, FlowLog},
     holdings::holdings,
     http,
@@ -184,6 +185,9 @@ impl Parts {
         tasks.spawn("flow log", flow_log.context("cannot tell flow events")?.run(stop.clone()));
         let flows = Flows::open(&pins).context("cannot open the table of flows")?;
         tasks.spawn("flow cleaner", flow_log::clean_until(flows, Arc::clone(&metrics), stop.clone()));
+        let told = Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&sandboxes) as _);
+        let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };
+        tasks.spawn("drift watch", drift.watch(config.check_programs, stop.clone()));
 
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));

@@ -58,6 +58,7 @@ pub struct Metrics {
     flow_events_lost: Counter,
     flow_readers_dropped: Counter,
     flows_cleaned: Counter,
+    programs_drifted: Family<Outcome, Counter>,
 }
 
 /// What is read at each scrape.
@@ -92,6 +93,7 @@ impl Metrics {
             flow_events_lost: Counter::default(),
             flow_readers_dropped: Counter::default(),
             flows_cleaned: Counter::default(),
+            programs_drifted: Family::default(),
             registry: Registry::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -116,6 +118,8 @@ impl Metrics {
         let help = "Readers of flow events that were too slow";
         registry.register("flow_readers_dropped", help, self.flow_readers_dropped.clone());
         registry.register("flows_cleaned", "Flows taken out of the table", self.flows_cleaned.clone());
+        let help = "Interfaces whose programs were not where they must be; ok means put right";
+        registry.register("programs_drifted", help, self.programs_drifted.clone());
     }
 
     /// A claim was prepared, or not.
@@ -154,6 +158,11 @@ impl Metrics {
     /// So many flows were over and are out of the table.
     pub fn flows_cleaned(&self, flows: usize) {
         self.flows_cleaned.inc_by(u64::try_from(flows).unwrap_or(u64::MAX));
+    }
+
+    /// The programs of an interface were not where they must be; `ok` means they are now.
+    pub fn drifted(&self, ok: bool) {
+        self.programs_drifted.get_or_create(&Outcome::of(ok)).inc();
     }
 
     /// The OpenMetrics text.
