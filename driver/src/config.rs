@@ -1,9 +1,16 @@
 //! The command line: every setting of the daemon and its sub-commands.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod words;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::words::{FlowPort, PodName, protocol_name};
 use crate::DRIVER_NAME;
 
 /// Kubernetes network driver: DRA claims, NRI attach, eBPF isolation.
@@ -24,6 +31,11 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Which pods hold which interfaces, with their counters.
     Pods(PodsArgs),
+    /// The flows that are tracked, or with `--follow` what happens to flows.
+    Flows(FlowsArgs),
+    /// What policy says.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Check what the daemon needs from this machine.
     Doctor(DoctorArgs),
     /// Check configuration files: interface configurations, claims, templates and classes that embed one.
@@ -82,6 +94,12 @@ impl StateArgs {
         self.bpffs.join("v1")
     }
 
+    /// Where the daemon tells flow events.
+    #[must_use]
+    pub fn flows_socket(&self) -> PathBuf {
+        self.state_dir.join("flows.sock")
+    }
+
     /// Where the checkpoints are.
     #[must_use]
     pub fn claims_dir(&self) -> PathBuf {
@@ -136,6 +154,10 @@ pub struct RunConfig {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub resync: Duration,
 
+    /// Check the programs of links in pods every so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub check_programs: Duration,
+
     /// How to log; what to log is set by `RUST_LOG`.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -169,6 +191,53 @@ pub struct PodsArgs {
     /// State.
     #[command(flatten)]
     pub state: StateArgs,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Settings of `netferry flows`.
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Only flows of this pod.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub pod: Option<PodName>,
+    /// Only frames that were dropped: the table has no flow that was not let open.
+    #[arg(long, requires = "follow")]
+    pub drops: bool,
+    /// What happens from now on, as the daemon tells it: flows opened and closed, frames dropped.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Format; with `--follow`, `json` is one object a line.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Sub-commands of `netferry policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Whether a pod may open a flow, by the maps that the programs use now.
+    Explain(ExplainArgs),
+}
+
+/// Settings of `netferry policy explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// The pod that would open the flow.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub from: PodName,
+    /// The address it would speak to.
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: IpAddr,
+    /// Protocol and destination port, as `tcp/8080`; for `icmp`, type and code, as `icmp/8/0`.
+    #[arg(long, value_name = "PROTOCOL/PORT")]
+    pub port: FlowPort,
     /// Format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

@@ -19,12 +19,14 @@ use crate::{
     claim::{service::Claims, store::Store},
     cluster::{Cluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
-    datapath::AyaDatapath,
+    datapath::{AyaDatapath, events::Flows},
     device::{
         rule::Rule,
         watch::{WatchOptions, Watcher},
     },
     dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    drift::{DriftWatch, Tell},
+    flow_log::{self, FlowLog},
     holdings::holdings,
     http,
     link::kernel::KernelLinks,
@@ -177,6 +179,15 @@ impl Parts {
         tasks.spawn("nri", crate::nri::session::run(nri, Arc::clone(&sandboxes) as _, runtime, stop.clone()));
 
         tasks.spawn("sweep", Arc::clone(&sandboxes).sweep_until(stop.clone()));
+
+        let (pins, socket) = (config.state.pin_root(), config.state.flows_socket());
+        let flow_log = FlowLog::open(&pins, &socket, Arc::clone(&store), Arc::clone(&metrics));
+        tasks.spawn("flow log", flow_log.context("cannot tell flow events")?.run(stop.clone()));
+        let flows = Flows::open(&pins).context("cannot open the table of flows")?;
+        tasks.spawn("flow cleaner", flow_log::clean_until(flows, Arc::clone(&metrics), stop.clone()));
+        let told = Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&sandboxes) as _);
+        let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };
+        tasks.spawn("drift watch", drift.watch(config.check_programs, stop.clone()));
 
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));

@@ -1,7 +1,9 @@
 //! Who holds what: checkpoints joined with the counters of their endpoints.
 
+use std::collections::BTreeMap;
+
 use ipnetwork::IpNetwork;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     claim::{Checkpoint, ClaimRef, PodRef, Step},
@@ -61,4 +63,26 @@ pub fn holdings(checkpoints: &[Checkpoint], datapath: &dyn Datapath) -> Vec<Hold
         .collect();
     all.sort_by(|a, b| (&a.pod, &a.interface).cmp(&(&b.pod, &b.interface)));
     all
+}
+
+/// Who holds an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The pod.
+    pub pod: PodRef,
+    /// Name of the interface in the pod.
+    pub interface: String,
+}
+
+/// The holder of every endpoint.
+#[must_use]
+pub fn holders(checkpoints: &[Checkpoint]) -> BTreeMap<EndpointId, Holder> {
+    let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
+    interfaces
+        .filter_map(|interface| {
+            let attachment = interface.attachment.as_ref()?;
+            let pod = attachment.sandbox.pod.clone();
+            Some((attachment.endpoint?, Holder { pod, interface: interface.plan.name.clone() }))
+        })
+        .collect()
 }

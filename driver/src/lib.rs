@@ -15,6 +15,8 @@ pub mod daemon;
 pub mod datapath;
 pub mod device;
 pub mod dra;
+pub mod drift;
+pub mod flow_log;
 pub mod holdings;
 pub mod http;
 pub mod link;

@@ -36,6 +36,15 @@ impl Outcome {
     }
 }
 
+/// What was told of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FlowKind {
+    kind: &'static str,
+    direction: &'static str,
+    /// Empty unless `kind` is `deny`.
+    reason: &'static str,
+}
+
 /// The daemon's numbers.
 #[derive(Debug)]
 pub struct Metrics {
@@ -45,6 +54,11 @@ pub struct Metrics {
     attaches: Family<Outcome, Counter>,
     attach_time: Histogram,
     returns: Family<Outcome, Counter>,
+    flow_events: Family<FlowKind, Counter>,
+    flow_events_lost: Counter,
+    flow_readers_dropped: Counter,
+    flows_cleaned: Counter,
+    programs_drifted: Family<Outcome, Counter>,
 }
 
 /// What is read at each scrape.
@@ -75,6 +89,11 @@ impl Metrics {
             attaches: Family::default(),
             attach_time: time(),
             returns: Family::default(),
+            flow_events: Family::default(),
+            flow_events_lost: Counter::default(),
+            flow_readers_dropped: Counter::default(),
+            flows_cleaned: Counter::default(),
+            programs_drifted: Family::default(),
             registry: Registry::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -86,8 +105,21 @@ impl Metrics {
         let help = "Time to attach a pod's links, in the runtime's hook";
         registry.register_with_unit("attach", help, Unit::Seconds, metrics.attach_time.clone());
         registry.register("returns", "Pods whose links were taken home", metrics.returns.clone());
+        metrics.register_flows(&mut registry);
         registry.register_collector(Box::new(sources));
         Self { registry, ..metrics }
+    }
+
+    fn register_flows(&self, registry: &mut Registry) {
+        let help = "Flows opened and closed, and frames dropped, as they were told";
+        registry.register("flow_events", help, self.flow_events.clone());
+        let help = "Flow events that found no room in the ring since the maps were made";
+        registry.register("flow_events_lost", help, self.flow_events_lost.clone());
+        let help = "Readers of flow events that were too slow";
+        registry.register("flow_readers_dropped", help, self.flow_readers_dropped.clone());
+        registry.register("flows_cleaned", "Flows taken out of the table", self.flows_cleaned.clone());
+        let help = "Interfaces whose programs were not where they must be; ok means put right";
+        registry.register("programs_drifted", help, self.programs_drifted.clone());
     }
 
     /// A claim was prepared, or not.
@@ -105,6 +137,32 @@ impl Metrics {
     /// A pod's links were taken home; `ok` means as they were.
     pub fn returned(&self, ok: bool) {
         self.returns.get_or_create(&Outcome::of(ok)).inc();
+    }
+
+    /// Something was told of a flow.
+    pub fn flow_event(&self, kind: &'static str, direction: &'static str, reason: Option<&'static str>) {
+        let reason = reason.unwrap_or_default();
+        self.flow_events.get_or_create(&FlowKind { kind, direction, reason }).inc();
+    }
+
+    /// The kernel's count of flow events that found no room.
+    pub fn flow_events_lost(&self, all: u64) {
+        self.flow_events_lost.inner().store(all, Ordering::Relaxed);
+    }
+
+    /// A reader of flow events was too slow.
+    pub fn flow_reader_dropped(&self) {
+        self.flow_readers_dropped.inc();
+    }
+
+    /// So many flows were over and are out of the table.
+    pub fn flows_cleaned(&self, flows: usize) {
+        self.flows_cleaned.inc_by(u64::try_from(flows).unwrap_or(u64::MAX));
+    }
+
+    /// The programs of an interface were not where they must be; `ok` means they are now.
+    pub fn drifted(&self, ok: bool) {
+        self.programs_drifted.get_or_create(&Outcome::of(ok)).inc();
     }
 
     /// The OpenMetrics text.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
+#[path = "node/visible.rs"]
+mod visible;
 #[path = "node/world.rs"]
 mod world;
 

@@ -1,7 +1,10 @@
-//! One file a command. The commands read the same checkpoints and pins as the daemon and need no daemon.
+//! One file a command. The commands read the same checkpoints and pins as the daemon and need no daemon, but
+//! for `flows --follow`.
 
 pub mod devices;
 pub mod doctor;
+pub mod flows;
 pub mod pods;
+pub mod policy;
 mod show;
 pub mod validate;

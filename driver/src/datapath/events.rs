@@ -224,7 +224,7 @@ fn is_over(key: &FlowKey, value: &Flow, now: u64) -> bool {
 }
 
 /// Nanoseconds on the programs' clock.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
         u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
     })

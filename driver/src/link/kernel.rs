@@ -52,6 +52,15 @@ impl KernelLinks {
         Self { host: Some(path.into()) }
     }
 
+    /// Run `work` on a thread of its own inside the namespace: for what the kernel tells or does only there.
+    pub async fn within<T: Send + 'static>(
+        &self,
+        namespace: &Namespace,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, LinkError> {
+        namespace::within(namespace, self.host(), work).await
+    }
+
     /// Start on a link: a socket in its namespace.
     async fn on(&self, namespace: &Namespace, link: impl ToString) -> Result<Subject, LinkError> {
         let conversation = Conversation::open(namespace, self.host()).await?;
