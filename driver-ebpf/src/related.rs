@@ -18,11 +18,16 @@ struct Inner {
 }
 
 /// Checks that the datagram inside an ICMP error is of a flow that the endpoint allowed under the policy in force,
-/// and that the error goes to the host that sent it.
+/// and that the error, from `offset` to `end`, goes to the host that sent it.
 #[inline(always)]
-pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>, offset: usize, v4: bool) -> Result<(), Reason> {
+pub fn check<P: Packet, T: Tables>(
+    case: &Case<'_, P, T>,
+    offset: usize,
+    end: usize,
+    v4: bool,
+) -> Result<(), Reason> {
     let at = offset + 8;
-    let inner = if v4 { inner_v4(case.packet, at) } else { inner_v6(case.packet, at) };
+    let inner = if v4 { inner_v4(case.packet, at, end) } else { inner_v6(case.packet, at, end) };
     let inner = inner.ok_or(Reason::MalformedTransport)?;
     let destination = if v4 {
         Addr::from_v4_word(case.packet.head::<Ipv4>(ETH_LEN).ok_or(Reason::MalformedIpv4)?.dst)
@@ -68,24 +73,29 @@ pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>, offset: usize, v4: boo
 }
 
 #[inline(always)]
-fn inner_v4<P: Packet>(packet: &P, at: usize) -> Option<Inner> {
+fn inner_v4<P: Packet>(packet: &P, at: usize, end: usize) -> Option<Inner> {
     let ip: Ipv4 = packet.load(at)?;
-    if ip.version_ihl >> 4 != 4 || ip.fragment & 0x1fff_u16.to_be() != 0 {
+    let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
+    if ip.version_ihl >> 4 != 4
+        || header_len < size_of::<Ipv4>()
+        || at + header_len + 8 > end
+        || ip.fragment & 0x1fff_u16.to_be() != 0
+    {
         return None;
     }
     Some(Inner {
         source: Addr::from_v4_word(ip.src),
         destination: Addr::from_v4_word(ip.dst),
         protocol: ip.protocol,
-        transport: packet.load(at + usize::from(ip.version_ihl & 0x0f) * 4)?,
+        transport: packet.load(at + header_len)?,
     })
 }
 
 #[inline(always)]
-fn inner_v6<P: Packet>(packet: &P, at: usize) -> Option<Inner> {
+fn inner_v6<P: Packet>(packet: &P, at: usize, end: usize) -> Option<Inner> {
     let ip: Ipv6 = packet.load(at)?;
-    let upper = packet.extensions(ip.next, at + size_of::<Ipv6>()).ok()?;
-    if ip.version_class >> 4 != 6 || upper.part == Part::Later {
+    let upper = packet.extensions(ip.next, at + size_of::<Ipv6>(), end).ok()?;
+    if ip.version_class >> 4 != 6 || upper.part == Part::Later || upper.offset + 8 > end {
         return None;
     }
     Some(Inner {
