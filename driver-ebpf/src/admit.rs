@@ -82,7 +82,10 @@ pub fn reconsider<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scr
         return Err(Reason::NoReceiver);
     }
     if ip.group {
-        // Answers come from hosts, not from the group: there is no flow to keep.
+        // Answers come from hosts, not from the group: there is no flow to keep, and none to belong to.
+        if segment.means & OPENS == 0 {
+            return Err(Reason::NoFlow);
+        }
         let asked = question(ip, &segment, case.from_pod(), true);
         agreed(decide(case.tables, case.endpoint, &asked), &mut note.rule)?;
     } else {
