@@ -31,7 +31,7 @@ impl Random {
         self.next().to_be_bytes()[0]
     }
 
-    fn chance(&mut self, of: usize) -> bool {
+    pub fn chance(&mut self, of: usize) -> bool {
         self.below(of) == 0
     }
 
@@ -79,6 +79,54 @@ impl Source {
         }
         (direction, frame)
     }
+}
+
+/// A frame that may open a flow, and one that may belong to it.
+pub fn pair(random: &mut Random) -> [(Direction, Vec<u8>); 2] {
+    let direction = random.pick(&Direction::ALL);
+    let peer = random.pick(&[PEER, PEER, PEER, PEER, OTHER, STRANGER]);
+    let (from, to) = if direction == Direction::FromPod { (POD, peer) } else { (peer, POD) };
+    let back = if direction == Direction::FromPod { Direction::ToPod } else { Direction::FromPod };
+    let mut first = transport(random, from, to);
+    let v4 = first[at::ETHERTYPE] == 8;
+    let start = if v4 { at::IP + 20 } else { at::IP + 40 };
+    let (way, mut second) = match random.below(8) {
+        0 => (direction, transport(random, from, to)),
+        1 => (direction, first.clone()),
+        2 | 3 => (back, answer(&first)),
+        4 => {
+            first = if random.chance(2) { icmp4(from, to) } else { icmp6(from, to) };
+            let kind = random.pick(&[0, 0, 14, 129, 129, 8, 10, 128]);
+            let reply = echo_reply(&first);
+            (back, patched(reply, first.len() - 12, &[kind]))
+        }
+        5 => {
+            let protocol = first[if v4 { at::IP + 9 } else { at::IP + 6 }];
+            let is_extension = matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139);
+            let last = if is_extension { IpNumber::UDP } else { IpNumber(protocol) };
+            let whole = first.clone();
+            let part = |offset, more| {
+                if v4 {
+                    return fragment4(whole.clone(), offset, more);
+                }
+                let fragment = Some(fragment_header(offset, more));
+                let extensions = Ipv6Extensions { fragment, ..Ipv6Extensions::default() };
+                extended6(from, to, extensions, last, &whole[start..])
+            };
+            first = part(0, true);
+            (direction, part(random.pick(&[5, 100, 0x1fff]), random.chance(2)))
+        }
+        6 => (back, unreachable(random.pick(&[to, to, OTHER]), from, &first)),
+        _ => (back, unreachable(to, from, &answer(&first))),
+    };
+    if second[if v4 { at::IP + 9 } else { at::IP + 6 }] == 6 && random.chance(2) && second.len() > start + 13
+    {
+        second = patched(second, start + 13, &[random.pick(&[2, 16, 18, 17, 4, 20, 0])]);
+    }
+    for _ in 0..random.pick(&[0, 0, 0, 1, 2]) {
+        mutate(random, &mut second);
+    }
+    [(direction, first), (way, second)]
 }
 
 fn host(random: &mut Random) -> Host {

@@ -1,5 +1,5 @@
 //! The documented rules (the reasons of `netferry_common::verdict`, the order of `netferry_common::policy`), applied to
-//! what another implementation reads from a frame. No flow and no fragment is known: each frame is the first.
+//! what another implementation reads from a frame.
 
 use std::net::IpAddr;
 
@@ -9,6 +9,7 @@ use netferry_common::{Addr, Direction, Reason};
 
 use super::bench::Outcome;
 use super::frames::{Host, OTHER, PEER, POD};
+use super::known::Known;
 use super::neighbors;
 use super::parse::{self, Datagram, Means, Part, Reasons};
 use super::world::{MEMBERS, Setting, UNREADY};
@@ -45,6 +46,7 @@ pub struct Frame<'a> {
     pub setting: Setting,
     pub direction: Direction,
     pub bytes: &'a [u8],
+    pub known: &'a Known,
 }
 
 impl Frame<'_> {
@@ -80,8 +82,8 @@ fn is_group(mac: [u8; 6]) -> bool {
     mac[0] & 1 != 0
 }
 
-pub fn expect(setting: Setting, direction: Direction, bytes: &[u8]) -> Expected {
-    let frame = Frame { setting, direction, bytes };
+pub fn expect(setting: Setting, direction: Direction, bytes: &[u8], known: &Known) -> Expected {
+    let frame = Frame { setting, direction, bytes, known };
     let Ok(eth) = Ethernet2HeaderSlice::from_slice(bytes) else {
         return Expected::Drop(Reasons::from([Reason::MalformedEthernet]));
     };
@@ -125,33 +127,41 @@ fn datagram(frame: &Frame<'_>, ip: &Datagram<'_>) -> Expected {
         return passed_unless(reasons);
     }
     if ip.part == Part::Later {
-        reasons.insert(Reason::Fragment);
-        return Expected::Drop(reasons);
+        if !frame.known.continues(frame.direction, ip) {
+            reasons.insert(Reason::Fragment);
+        }
+        return delivered_unless(reasons, frame, ip, None);
     }
-    let Some((port, means)) = parse::transport(ip) else {
+    let Some(transport) = parse::transport(ip) else {
         reasons.insert(Reason::MalformedTransport);
         return Expected::Drop(reasons);
     };
-    match means {
-        Means::Error if ip.part == Part::Whole && !parse::quotes_a_datagram(ip) => {
+    let belongs = frame.known.belongs(frame.direction, ip, &transport);
+    match transport.means {
+        Means::Error if ip.part == Part::Whole && parse::quoted(ip).is_none() => {
             reasons.insert(Reason::MalformedTransport);
         }
+        Means::Error if ip.part == Part::Whole && frame.known.concerns(frame.direction, ip) => {}
+        Means::Answers if belongs.is_some() => {}
         Means::Error | Means::Answers => {
             reasons.insert(Reason::NoFlow);
         }
-        Means::Opens => {}
+        Means::Opens if belongs.is_some() => {}
+        Means::Opens => {
+            let peer = if frame.from_pod() { ip.destination } else { ip.source };
+            let flow = (peer, ip.protocol, transport.port);
+            reasons.extend(denied(frame.setting, true, frame.direction, flow));
+        }
     }
-    if means != Means::Error && ip.is_for_group() && frame.setting.isolated() {
+    if transport.means != Means::Error && ip.is_for_group() && frame.setting.isolated() {
         reasons.insert(Reason::NoReceiver);
     }
-    if means == Means::Opens {
-        let peer = if frame.from_pod() { ip.destination } else { ip.source };
-        reasons.extend(denied(frame.setting, true, frame.direction, (peer, ip.protocol, port)));
-    }
-    if !reasons.is_empty() || !frame.answered() {
-        return passed_unless(reasons);
-    }
-    deliver(frame, ip, port)
+    // What belongs to a flow that was delivered is judged already.
+    let judged = transport.means != Means::Error
+        && ip.part == Part::Whole
+        && !ip.options
+        && !(belongs == Some(true) && frame.known.was_delivered());
+    delivered_unless(reasons, frame, ip, judged.then_some((transport.port, belongs.unwrap_or(true))))
 }
 
 fn passed_unless(reasons: Reasons) -> Expected {
@@ -195,18 +205,26 @@ fn denied(
     }
 }
 
-/// Where a datagram of the pod goes that the pod's side lets through.
-fn deliver(frame: &Frame<'_>, ip: &Datagram<'_>, port: u16) -> Expected {
-    let Some(host) = member(ip.destination) else { return Expected::Pass };
-    let mut reasons = Reasons::new();
+/// Where a datagram goes that the pod's side lets through. The receiver's side is judged here for a flow to that port,
+/// opened by this sender or not; the rest (`None`) is left to the receiver's own program.
+fn delivered_unless(
+    mut reasons: Reasons,
+    frame: &Frame<'_>,
+    ip: &Datagram<'_>,
+    judged: Option<(u16, bool)>,
+) -> Expected {
+    let host = member(ip.destination);
+    let Some(host) = host.filter(|_| reasons.is_empty() && frame.answered()) else {
+        return passed_unless(reasons);
+    };
     if host.mac == OTHER.mac || host.mac == POD.mac {
         reasons.insert(Reason::NoRoute);
     } else if host.mac == UNREADY.mac {
         reasons.insert(Reason::TargetNotReady);
-    } else if ip.part == Part::Whole && !ip.options {
-        // What is left is judged by the receiver's own program.
-        let flow = (ip.source, ip.protocol, port);
-        reasons.extend(denied(frame.setting, false, Direction::ToPod, flow));
+    } else if let Some((port, by_sender)) = judged {
+        // The peer has no rules about flows of its own, so the port does not matter there.
+        let direction = if by_sender { Direction::ToPod } else { Direction::FromPod };
+        reasons.extend(denied(frame.setting, false, direction, (ip.source, ip.protocol, port)));
     }
     if !reasons.is_empty() {
         return Expected::Drop(reasons);

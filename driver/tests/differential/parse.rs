@@ -27,6 +27,8 @@ pub struct Datagram<'a> {
     pub protocol: IpNumber,
     pub hop_limit: u8,
     pub part: Part,
+    /// Identification among the fragments of datagrams.
+    pub id: u32,
     /// IPv4 options, or extension headers other than one fragment header.
     pub options: bool,
     /// An IPv6 fragment header.
@@ -67,6 +69,7 @@ pub fn ipv4(bytes: &[u8]) -> Result<Datagram<'_>, Reasons> {
             (0, true) => Part::First,
             _ => Part::Later,
         },
+        id: header.identification().into(),
         options: !header.options().is_empty(),
         fragment: false,
         payload: &bytes[header.slice().len()..total],
@@ -89,6 +92,7 @@ pub fn ipv6(bytes: &[u8]) -> Result<Datagram<'_>, Reasons> {
         protocol: upper.protocol,
         hop_limit: header.hop_limit(),
         part: upper.part,
+        id: upper.id,
         options: upper.others,
         fragment: upper.fragment,
         payload: upper.payload,
@@ -99,6 +103,7 @@ pub fn ipv6(bytes: &[u8]) -> Result<Datagram<'_>, Reasons> {
 struct Upper<'a> {
     protocol: IpNumber,
     part: Part,
+    id: u32,
     fragment: bool,
     others: bool,
     payload: &'a [u8],
@@ -106,7 +111,7 @@ struct Upper<'a> {
 
 impl<'a> Upper<'a> {
     fn walk(mut next: IpNumber, mut rest: &'a [u8]) -> Result<Self, Reasons> {
-        let (mut part, mut fragment, mut others) = (Part::Whole, false, false);
+        let (mut part, mut id, mut fragment, mut others) = (Part::Whole, 0, false, false);
         for seen in 1.. {
             let wrong = |reason| {
                 let many = (seen > 6).then_some(Reason::ExtensionHeader);
@@ -119,6 +124,7 @@ impl<'a> Upper<'a> {
                     others |= fragment;
                     fragment = true;
                     next = header.next_header();
+                    id = header.identification();
                     if header.fragment_offset().value() != 0 {
                         part = Part::Later;
                     } else if header.more_fragments() {
@@ -161,7 +167,7 @@ impl<'a> Upper<'a> {
                 break;
             }
         }
-        Ok(Self { protocol: next, part, fragment, others, payload: rest })
+        Ok(Self { protocol: next, part, id, fragment, others, payload: rest })
     }
 }
 
@@ -173,50 +179,96 @@ pub enum Means {
     Error,
 }
 
-/// The port that policy is asked about, and what the datagram means. `None`: cut short, or contradicts itself.
-pub fn transport(ip: &Datagram<'_>) -> Option<(u16, Means)> {
+/// What a transport header says.
+pub struct Transport {
+    /// Port of the sender, as it names the flow: for ICMP the identifier of a request, on the side that asked.
+    pub from: u16,
+    /// Port of the receiver, likewise.
+    pub to: u16,
+    /// What policy is asked about, if the datagram opens a flow.
+    pub port: u16,
+    pub means: Means,
+    /// Whether there is a flow it could be a part of.
+    pub may_belong: bool,
+}
+
+fn port(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// Names of the two sides in a flow, from at least 8 bytes of a transport header.
+fn names(protocol: IpNumber, bytes: &[u8]) -> Option<(u16, u16)> {
+    let identifier = port(bytes, 4)?;
+    Some(match (protocol, bytes[0]) {
+        (IpNumber::TCP | IpNumber::UDP | IpNumber::SCTP, _) => (port(bytes, 0)?, port(bytes, 2)?),
+        (IpNumber::ICMP, 8 | 13) | (IpNumber::IPV6_ICMP, 128) => (identifier, 0),
+        (IpNumber::ICMP, 0 | 14) | (IpNumber::IPV6_ICMP, 129) => (0, identifier),
+        _ => (0, 0),
+    })
+}
+
+/// Reads a transport header. `None`: cut short, or contradicts itself.
+pub fn transport(ip: &Datagram<'_>) -> Option<Transport> {
     let bytes = ip.payload;
-    match ip.protocol {
+    let (port, means, may_belong) = match ip.protocol {
         IpNumber::TCP => {
             let header = TcpHeaderSlice::from_slice(bytes).ok()?;
             let opens = !header.rst() && (header.syn() != header.ack());
-            Some((header.destination_port(), if opens { Means::Opens } else { Means::Answers }))
+            (header.destination_port(), if opens { Means::Opens } else { Means::Answers }, true)
         }
-        IpNumber::UDP => {
-            UdpHeaderSlice::from_slice(bytes).ok().map(|udp| (udp.destination_port(), Means::Opens))
-        }
+        IpNumber::UDP => (UdpHeaderSlice::from_slice(bytes).ok()?.destination_port(), Means::Opens, true),
         IpNumber::SCTP => {
             // A common header and the head of a chunk; etherparse does not know SCTP.
             let head: &[u8; 16] = bytes.first_chunk()?;
             // INIT ACK, ABORT, SHUTDOWN, SHUTDOWN ACK, COOKIE ACK, SHUTDOWN COMPLETE.
             let answers = matches!(head[12], 2 | 6 | 7 | 8 | 11 | 14);
-            let port = u16::from_be_bytes([head[2], head[3]]);
-            Some((port, if answers { Means::Answers } else { Means::Opens }))
+            (port(head, 2)?, if answers { Means::Answers } else { Means::Opens }, true)
         }
         IpNumber::ICMP | IpNumber::IPV6_ICMP => {
             let head: &[u8; 8] = bytes.first_chunk()?;
-            let means = match (ip.protocol, head[0]) {
-                (IpNumber::ICMP, 8 | 13) | (IpNumber::IPV6_ICMP, 128) => Means::Opens,
-                (IpNumber::ICMP, 3 | 4 | 5 | 11 | 12) | (IpNumber::IPV6_ICMP, 0..128) => Means::Error,
-                _ => Means::Answers,
+            let (means, may_belong) = match (ip.protocol, head[0]) {
+                (IpNumber::ICMP, 8 | 13) | (IpNumber::IPV6_ICMP, 128) => (Means::Opens, true),
+                (IpNumber::ICMP, 3 | 4 | 5 | 11 | 12) | (IpNumber::IPV6_ICMP, 0..128) => {
+                    (Means::Error, false)
+                }
+                (IpNumber::ICMP, 0 | 14) | (IpNumber::IPV6_ICMP, 129) => (Means::Answers, true),
+                _ => (Means::Answers, false),
             };
-            Some((u16::from_be_bytes([head[0], head[1]]), means))
+            (port(head, 0)?, means, may_belong)
         }
-        _ => Some((0, Means::Opens)),
-    }
+        _ => return Some(Transport { from: 0, to: 0, port: 0, means: Means::Opens, may_belong: true }),
+    };
+    let (from, to) = names(ip.protocol, bytes)?;
+    Some(Transport { from, to, port, means, may_belong })
 }
 
-/// Whether an ICMP error carries the IP header it must and 8 bytes after it.
-pub fn quotes_a_datagram(error: &Datagram<'_>) -> bool {
-    let Some(inner) = error.payload.get(8..) else { return false };
-    if error.is_v4() {
-        Ipv4HeaderSlice::from_slice(inner).is_ok_and(|header| {
-            header.fragments_offset().value() == 0 && inner.len() >= header.slice().len() + 8
-        })
+/// The datagram an ICMP error carries.
+pub struct Quoted {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: IpNumber,
+    pub from: u16,
+    pub to: u16,
+}
+
+/// Reads what an ICMP error carries: the IP header it must, and 8 bytes after it. `None`: it does not.
+pub fn quoted(error: &Datagram<'_>) -> Option<Quoted> {
+    let inner = error.payload.get(8..)?;
+    let (source, destination, protocol, rest): (IpAddr, IpAddr, _, _) = if error.is_v4() {
+        let header = Ipv4HeaderSlice::from_slice(inner).ok()?;
+        if header.fragments_offset().value() != 0 {
+            return None;
+        }
+        let rest = &inner[header.slice().len()..];
+        (header.source_addr().into(), header.destination_addr().into(), header.protocol(), rest)
     } else {
-        Ipv6HeaderSlice::from_slice(inner).is_ok_and(|header| {
-            Upper::walk(header.next_header(), &inner[40..])
-                .is_ok_and(|upper| upper.part != Part::Later && upper.payload.len() >= 8)
-        })
-    }
+        let header = Ipv6HeaderSlice::from_slice(inner).ok()?;
+        let upper = Upper::walk(header.next_header(), &inner[40..]).ok()?;
+        if upper.part == Part::Later {
+            return None;
+        }
+        (header.source_addr().into(), header.destination_addr().into(), upper.protocol, upper.payload)
+    };
+    let (from, to) = names(protocol, rest.get(..8)?)?;
+    Some(Quoted { source, destination, protocol, from, to })
 }

@@ -182,7 +182,7 @@ impl World {
         self.bench.write_other(13, record(UNREADY, 0, 0));
     }
 
-    /// Runs a frame without any memory of those before. `None`: the kernel does not run such a short one.
+    /// Runs a frame. Flows and fragments stay until [`Self::forget`]. `None`: the kernel does not run such a short one.
     pub fn run(&mut self, direction: Direction, frame: &[u8]) -> Option<Outcome> {
         let program = programs(direction)[usize::from(!self.setting.host_end())];
         let mut out = vec![0; frame.len() + 256];
@@ -194,7 +194,6 @@ impl World {
             Err(error) => panic!("{program} on {}: {error:?}", super::hex(frame)),
         };
         out.truncate(result.data_size_out as usize);
-        self.forget();
         let outcome = match result.return_value.cast_signed() {
             -1 => {
                 assert_eq!(out, frame, "a frame that passes is not changed");
@@ -231,7 +230,8 @@ impl World {
         Reason::from_number(raised[0]).unwrap()
     }
 
-    fn forget(&mut self) {
+    /// Removes all flows and fragments.
+    pub fn forget(&mut self) {
         if !self.setting.tracked() {
             return;
         }
