@@ -7,7 +7,7 @@ use crate::flows;
 use crate::judge::Case;
 use crate::packet::{ETH_LEN, Ipv4, Ipv6, Packet};
 use crate::tables::Tables;
-use crate::transport::{OPENS, Segment, protocol};
+use crate::transport::{OPENS, Segment, TIMESTAMP_PORT, protocol};
 
 /// The datagram an error carries: addresses, protocol, and the first 8 bytes after its IP header.
 struct Inner {
@@ -41,8 +41,10 @@ pub fn check<P: Packet, T: Tables>(
     let identifier: [u16; 2] = bytemuck::cast(inner.transport[1]);
     let [kind, ..]: [u8; 4] = bytemuck::cast(inner.transport[0]);
     let (source, destination) = match (inner.protocol, kind) {
-        (protocol::ICMP, 8 | 13) | (protocol::ICMPV6, 128) => (identifier[0], 0),
-        (protocol::ICMP, 0 | 14) | (protocol::ICMPV6, 129) => (0, identifier[0]),
+        (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => (identifier[0], 0),
+        (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => (0, identifier[0]),
+        (protocol::ICMP, 13) => (identifier[0], TIMESTAMP_PORT),
+        (protocol::ICMP, 14) => (TIMESTAMP_PORT, identifier[0]),
         (protocol::TCP | protocol::UDP | protocol::SCTP, _) => (ports[0], ports[1]),
         _ => (0, 0),
     };

@@ -201,8 +201,10 @@ fn names(protocol: IpNumber, bytes: &[u8]) -> Option<(u16, u16)> {
     let identifier = port(bytes, 4)?;
     Some(match (protocol, bytes[0]) {
         (IpNumber::TCP | IpNumber::UDP | IpNumber::SCTP, _) => (port(bytes, 0)?, port(bytes, 2)?),
-        (IpNumber::ICMP, 8 | 13) | (IpNumber::IPV6_ICMP, 128) => (identifier, 0),
-        (IpNumber::ICMP, 0 | 14) | (IpNumber::IPV6_ICMP, 129) => (0, identifier),
+        (IpNumber::ICMP, 8) | (IpNumber::IPV6_ICMP, 128) => (identifier, 0),
+        (IpNumber::ICMP, 0) | (IpNumber::IPV6_ICMP, 129) => (0, identifier),
+        (IpNumber::ICMP, 13) => (identifier, 13),
+        (IpNumber::ICMP, 14) => (13, identifier),
         _ => (0, 0),
     })
 }
