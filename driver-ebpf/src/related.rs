@@ -65,7 +65,7 @@ pub fn check<P: Packet, T: Tables>(
     let sender = !case.from_pod();
     match case.tables.flow(&place.key) {
         Some(flow)
-            if flow.lives(inner.protocol, &segment, case.tables.now())
+            if flow.lives(&place, &segment, case.tables.now())
                 && flow.allowed(&place, sender, case.id, case.endpoint.policy) =>
         {
             Ok(())

@@ -29,6 +29,8 @@ pub const CLOSES: u8 = 4;
 pub const RESETS: u8 = 8;
 /// Is an ICMP error about another datagram.
 pub const ERROR: u8 = 16;
+/// Is an ICMP message that no flow has: neither request nor reply nor error.
+pub const ALONE: u8 = 32;
 
 /// Port of the side that is asked for a timestamp (RFC 792), memory order.
 pub const TIMESTAMP_PORT: u16 = 13_u16.to_be();
@@ -163,14 +165,14 @@ fn icmp(ip: &Datagram) -> Segment {
             0 => reply(8, 0),
             14 => reply(13, TIMESTAMP_PORT),
             3 | 4 | 5 | 11 | 12 => other(ERROR),
-            _ => other(0),
+            _ => other(ALONE),
         }
     } else {
         match kind {
             128 => request(kind, 0),
             129 => reply(128, 0),
             0..128 => other(ERROR),
-            _ => other(0),
+            _ => other(ALONE),
         }
     }
 }

@@ -98,7 +98,11 @@ pub fn pair(random: &mut Random) -> [(Direction, Vec<u8>); 2] {
             first = if random.chance(2) { icmp4(from, to) } else { icmp6(from, to) };
             let kind = random.pick(&[0, 0, 14, 129, 129, 8, 10, 128]);
             let reply = echo_reply(&first);
-            (back, patched(reply, first.len() - 12, &[kind]))
+            let reply = patched(reply, first.len() - 12, &[kind]);
+            // Identifiers that could be taken for the port of the other side.
+            let (at, identifier) = (first.len() - 8, random.pick(&[0, 0, 1, 13]));
+            first = patched(first, at, &[0, identifier]);
+            (back, patched(reply, at, &[0, identifier]))
         }
         5 => {
             let protocol = first[if v4 { at::IP + 9 } else { at::IP + 6 }];

@@ -90,10 +90,27 @@ impl Known {
         self.fragments.as_ref() == Some(&Fragments::of(direction, ip))
     }
 
+    /// Whether the flow's sides are named alike, and the datagram would be a request of the one that was asked, or its own
+    /// reply to the one that asked: ICMP with an identifier of 0.
+    fn confuses(&self, direction: Direction, ip: &Datagram<'_>, transport: &Transport) -> bool {
+        let Some(flow) = self.flow.as_ref() else { return false };
+        let by_opener = direction == flow.direction;
+        let (from, to) = ((ip.source, transport.from), (ip.destination, transport.to));
+        let sides = if by_opener { (from, to) } else { (to, from) };
+        flow.protocol == ip.protocol
+            && sides == (flow.opener, flow.other)
+            && matches!(ip.protocol, IpNumber::ICMP | IpNumber::IPV6_ICMP)
+            && by_opener != (transport.means == Means::Opens)
+    }
+
     /// If a datagram belongs to the flow: whether its sender opened it.
     pub fn belongs(&self, direction: Direction, ip: &Datagram<'_>, transport: &Transport) -> Option<bool> {
         let flow = self.flow.as_ref()?;
-        if flow.protocol != ip.protocol || ip.is_for_group() || !transport.may_belong {
+        if flow.protocol != ip.protocol
+            || ip.is_for_group()
+            || !transport.may_belong
+            || self.confuses(direction, ip, transport)
+        {
             return None;
         }
         let (from, to) = ((ip.source, transport.from), (ip.destination, transport.to));
