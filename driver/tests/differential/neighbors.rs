@@ -28,7 +28,7 @@ pub fn arp(frame: &Frame<'_>, payload: &[u8]) -> Expected {
     };
     let sender_mac = packet.sender_hw_addr();
     let mut reasons = Reasons::new();
-    if frame.from_pod() {
+    if frame.is_from_pod() {
         let probe = sender == [0; 4] && is_request && owns(target.into());
         if sender_mac != POD.mac || !(owns(sender.into()) || probe) {
             reasons.insert(Reason::ArpSender);
@@ -85,10 +85,10 @@ pub fn link_message(frame: &Frame<'_>, ip: &Datagram<'_>) -> Option<Expected> {
     let listening = matches!(kind, MLD_QUERY..=132 | 143);
     let from_nobody = ip.source.is_unspecified();
     let mut reasons = Reasons::new();
-    if frame.from_pod() {
+    if frame.is_from_pod() {
         // A host without an address may ask whether one is free, and say which groups it hears.
         let may_be_nobody = kind == SOLICITATION || (listening && kind != MLD_QUERY);
-        if !owns(ip.source) && !(from_nobody && may_be_nobody) {
+        if !(owns(ip.source) || from_nobody && may_be_nobody) {
             reasons.insert(Reason::SourceIpv6);
         }
         if matches!(kind, ROUTER_ADVERTISEMENT | REDIRECT) {
@@ -110,7 +110,7 @@ pub fn link_message(frame: &Frame<'_>, ip: &Datagram<'_>) -> Option<Expected> {
     }
     let target = ip.payload.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
     let target = target.map_or(IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from);
-    match (kind, owns(target), frame.from_pod()) {
+    match (kind, owns(target), frame.is_from_pod()) {
         (ADVERTISEMENT, false, true) => {
             reasons.insert(Reason::NdSender);
         }
@@ -122,7 +122,7 @@ pub fn link_message(frame: &Frame<'_>, ip: &Datagram<'_>) -> Option<Expected> {
         }
         _ => {}
     }
-    if frame.from_pod() && !listening {
+    if frame.is_from_pod() && !listening {
         reasons.extend(options(ip.payload.get(length..).unwrap_or_default(), from_nobody));
     }
     if !frame.answered() {

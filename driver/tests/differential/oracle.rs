@@ -50,13 +50,13 @@ pub struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    pub fn from_pod(&self) -> bool {
+    pub fn is_from_pod(&self) -> bool {
         self.direction == Direction::FromPod
     }
 
     /// What an isolated network's frames of the pod meet: a program that can answer and deliver.
     pub fn answered(&self) -> bool {
-        self.setting.isolated() && self.from_pod()
+        self.setting.isolated() && self.is_from_pod()
     }
 }
 
@@ -95,7 +95,7 @@ pub fn expect(setting: Setting, direction: Direction, bytes: &[u8], known: &Know
         }
     };
     rule(is_group(from), Reason::MalformedEthernet);
-    if frame.from_pod() {
+    if frame.is_from_pod() {
         rule(from != POD.mac, Reason::SourceMac);
     } else {
         rule(from == POD.mac, Reason::OwnMac);
@@ -141,14 +141,13 @@ fn datagram(frame: &Frame<'_>, ip: &Datagram<'_>) -> Expected {
         Means::Error if ip.part == Part::Whole && parse::quoted(ip).is_none() => {
             reasons.insert(Reason::MalformedTransport);
         }
+        _ if belongs.is_some() => {}
         Means::Error if ip.part == Part::Whole && frame.known.concerns(frame.direction, ip) => {}
-        Means::Answers if belongs.is_some() => {}
         Means::Error | Means::Answers => {
             reasons.insert(Reason::NoFlow);
         }
-        Means::Opens if belongs.is_some() => {}
         Means::Opens => {
-            let peer = if frame.from_pod() { ip.destination } else { ip.source };
+            let peer = if frame.is_from_pod() { ip.destination } else { ip.source };
             let flow = (peer, ip.protocol, transport.port);
             reasons.extend(denied(frame.setting, true, frame.direction, flow));
         }
@@ -171,7 +170,7 @@ fn passed_unless(reasons: Reasons) -> Expected {
 /// Whose addresses a datagram may carry.
 fn addresses(frame: &Frame<'_>, ip: &Datagram<'_>) -> Reasons {
     let mut reasons = Reasons::new();
-    if frame.from_pod() {
+    if frame.is_from_pod() {
         if !owns(ip.source) {
             reasons.insert(if ip.is_v4() { Reason::SourceIpv4 } else { Reason::SourceIpv6 });
         }

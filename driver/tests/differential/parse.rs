@@ -115,7 +115,7 @@ impl<'a> Upper<'a> {
         for seen in 1.. {
             let wrong = |reason| {
                 let many = (seen > 6).then_some(Reason::ExtensionHeader);
-                Reasons::from_iter(many.into_iter().chain([reason]))
+                many.into_iter().chain([reason]).collect::<Reasons>()
             };
             let malformed = || wrong(Reason::MalformedIpv6);
             let length = match next {
