@@ -22,7 +22,8 @@ pub struct FlowKey {
     pub low: Addr,
     /// Address of the high side.
     pub high: Addr,
-    /// Port of the low side, big endian; for ICMP echo the identifier, else 0 where there are no ports.
+    /// Port of the low side, big endian. For ICMP the identifier on the side that asked, and on the other 0 for an echo, 13
+    /// for a timestamp. Else 0 where there are no ports.
     pub low_port: [u8; 2],
     /// Port of the high side.
     pub high_port: [u8; 2],

@@ -14,7 +14,7 @@ use crate::opaque::reread;
 use crate::packet::Packet;
 use crate::policy::decide;
 use crate::tables::Tables;
-use crate::transport::{self, ERROR, OPENS, Segment};
+use crate::transport::{self, ALONE, ERROR, OPENS, Segment};
 
 /// Whether the endpoint's traffic is more than checked for its addresses.
 #[inline(always)]
@@ -35,8 +35,11 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
     let segment = reread(segment);
     note.source_port = segment.source_port;
     note.destination_port = segment.destination_port;
-    if segment.means & ERROR != 0 {
+    if segment.means & (ERROR | ALONE) != 0 {
         check_addresses(case, ip)?;
+        if segment.means & ALONE != 0 {
+            return Err(Reason::NoFlow);
+        }
         return case.packet.related(case, ip);
     }
     if ip.group {
@@ -49,7 +52,7 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
     let now = case.tables.now();
     match case.tables.flow(&place.key) {
         Some(flow)
-            if flow.lives(ip.protocol, &segment, now)
+            if flow.lives(place, &segment, now)
                 && flow.allowed(place, case.from_pod(), case.id, case.endpoint.policy) =>
         {
             if flow.touch(place, &segment, now) {
@@ -74,7 +77,7 @@ pub fn reconsider<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scr
     note.source_port = segment.source_port;
     note.destination_port = segment.destination_port;
     check_addresses(case, ip)?;
-    if segment.means & ERROR != 0 {
+    if segment.means & (ERROR | ALONE) != 0 {
         // An error is shorter than the least MTU: nobody sends one in fragments.
         return Err(Reason::NoFlow);
     }
@@ -82,7 +85,10 @@ pub fn reconsider<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scr
         return Err(Reason::NoReceiver);
     }
     if ip.group {
-        // Answers come from hosts, not from the group: there is no flow to keep.
+        // Answers come from hosts, not from the group: there is no flow to keep, and none to belong to.
+        if segment.means & OPENS == 0 {
+            return Err(Reason::NoFlow);
+        }
         let asked = question(ip, &segment, case.from_pod(), true);
         agreed(decide(case.tables, case.endpoint, &asked), &mut note.rule)?;
     } else {
@@ -107,7 +113,7 @@ fn track<P: Packet, T: Tables>(
     let sender = case.from_pod();
     let policy = case.endpoint.policy;
     let known = case.tables.flow(&place.key);
-    let living = known.filter(|flow| flow.lives(ip.protocol, segment, now));
+    let living = known.filter(|flow| flow.lives(place, segment, now));
     if living.is_none() && segment.means & OPENS == 0 {
         return Err(Reason::NoFlow);
     }

@@ -87,6 +87,9 @@ pub fn neighbor<P: Packet, T: Tables>(case: &Case<'_, P, T>, offset: usize) -> R
     }
     let target: [u32; 4] = case.packet.load(offset + 8).ok_or(Reason::MalformedNd)?;
     let addr = Addr::from_words(target);
+    if case.owns(addr) {
+        return Err(Reason::NoReceiver);
+    }
     let member = case.tables.member(&MemberKey { network: case.endpoint.network, addr });
     let theirs = mac(member.ok_or(Reason::NotMember)?.mac);
     let mut message = Advertisement {

@@ -38,7 +38,8 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
         // A rule lets it out of the network.
         return Ok(());
     };
-    if member.endpoint == 0 {
+    // On another node, or the sender itself: what comes from its own address is never let in.
+    if member.endpoint == 0 || member.endpoint == case.id {
         return Err(Reason::NoRoute);
     }
     let receiver = case.tables.endpoint(member.endpoint).ok_or(Reason::TargetNotReady)?;

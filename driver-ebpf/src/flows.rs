@@ -202,13 +202,18 @@ impl SharedFlow {
 
     /// Whether the frame belongs to this flow; else the entry is a leftover of one that is over.
     #[inline(always)]
-    pub fn lives(&self, protocol: u8, segment: &Segment, now: u64) -> bool {
+    pub fn lives(&self, place: &Place, segment: &Segment, now: u64) -> bool {
         let state = self.state();
+        // An ICMP request of the side that was asked, or a reply of the one that asked: with an identifier of 0, the sides
+        // of a flow have the same ports.
+        if segment.message != 0 && self.opened_by_sender(place) != (segment.means & OPENS != 0) {
+            return false;
+        }
         let over = state & RESET != 0 || state & (LOW_CLOSED | HIGH_CLOSED) == LOW_CLOSED | HIGH_CLOSED;
         if over && segment.means & RESTARTS != 0 {
             return false;
         }
-        now.saturating_sub(self.seen.load()) <= lifetime(protocol, state)
+        now.saturating_sub(self.seen.load()) <= lifetime(place.key.protocol as u8, state)
     }
 
     #[inline(always)]

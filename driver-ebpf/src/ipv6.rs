@@ -106,7 +106,7 @@ pub fn parse<P: Packet>(packet: &P) -> Result<Datagram, Reason> {
         return Err(Reason::MalformedIpv6);
     }
     let plain = Upper { protocol: ip.next, offset: start, part: Part::Whole, fragment: false, id: 0 };
-    let upper = if is_extension(ip.next) { packet.extensions(ip.next, start)? } else { plain };
+    let upper = if is_extension(ip.next) { packet.extensions(ip.next, start, end)? } else { plain };
     let transport = if upper.offset == start { packet.head(start) } else { packet.load(upper.offset) };
     Ok(Datagram {
         v4: false,
@@ -125,17 +125,24 @@ pub fn parse<P: Packet>(packet: &P) -> Result<Datagram, Reason> {
     })
 }
 
-/// Walks the extension headers from `offset` on, where a header of type `next` starts.
+/// Walks the extension headers from `offset` on, where a header of type `next` starts, of a datagram that ends at `end`.
 #[inline(always)]
-pub fn walk<P: Packet>(packet: &P, mut next: u8, mut offset: usize) -> Result<Upper, Reason> {
+pub fn walk<P: Packet>(packet: &P, mut next: u8, mut offset: usize, end: usize) -> Result<Upper, Reason> {
     let mut upper = Upper { protocol: next, offset, part: Part::Whole, fragment: false, id: 0 };
-    for _ in 0..=MAX_EXTENSIONS {
+    for seen in 0..=MAX_EXTENSIONS {
         if !is_extension(next) {
             upper.protocol = next;
             upper.offset = offset;
             return Ok(upper);
         }
+        if seen == MAX_EXTENSIONS {
+            break;
+        }
         let length: [u8; 8] = packet.load(offset).ok_or(Reason::MalformedIpv6)?;
+        // What is behind the datagram only pads the frame.
+        if offset + 8 > end {
+            return Err(Reason::MalformedIpv6);
+        }
         let this = next;
         next = length[0];
         offset += match this {
@@ -154,11 +161,16 @@ pub fn walk<P: Packet>(packet: &P, mut next: u8, mut offset: usize) -> Result<Up
                 }
                 8
             }
+            // At least three words (RFC 4302).
+            header::AUTHENTICATION if length[1] == 0 => return Err(Reason::MalformedIpv6),
             header::AUTHENTICATION => (usize::from(length[1]) + 2) * 4,
             // Segments left to visit: the address in the IPv6 header is not where it goes in the end.
             header::ROUTING if length[3] != 0 => return Err(Reason::ExtensionHeader),
             _ => (usize::from(length[1]) + 1) * 8,
         };
+        if offset > end {
+            return Err(Reason::MalformedIpv6);
+        }
     }
     Err(Reason::ExtensionHeader)
 }

@@ -56,6 +56,9 @@ pub(crate) fn check<P: Packet, T: Tables>(
 ) -> Result<bool, Reason> {
     let ip: Ipv6 = case.packet.head(ETH_LEN).ok_or(Reason::MalformedIpv6)?;
     let header: [u8; 4] = case.packet.load(offset).ok_or(Reason::MalformedIpv6)?;
+    if offset + 4 > end {
+        return Err(Reason::MalformedIpv6);
+    }
     let [kind, code, ..] = header;
     let (length, listening) = match kind {
         icmp::ROUTER_SOLICITATION => (8, false),
@@ -65,7 +68,9 @@ pub(crate) fn check<P: Packet, T: Tables>(
         icmp::MLD_QUERY..=icmp::MLD_DONE | icmp::MLD2_REPORT => (8, true),
         _ => return Ok(false),
     };
-    let from_nobody = ip.src == [0; 4] && case.from_pod();
+    // A host without an address may ask whether one is free, and say which groups it hears.
+    let may_be_nobody = kind == icmp::NEIGHBOR_SOLICITATION || (listening && kind != icmp::MLD_QUERY);
+    let from_nobody = may_be_nobody && ip.src == [0; 4] && case.from_pod();
     if !from_nobody {
         let own_source = case.owns(Addr::from_words(ip.src));
         if case.from_pod() && !own_source {
@@ -97,7 +102,6 @@ pub(crate) fn check<P: Packet, T: Tables>(
                 return Err(Reason::NdSender);
             }
         }
-        icmp::ROUTER_SOLICITATION | icmp::MLD_QUERY if from_nobody => return Err(Reason::SourceIpv6),
         _ => {}
     }
     if case.from_pod() && !listening {
@@ -119,6 +123,10 @@ fn check_options<P: Packet, T: Tables>(
             return Ok(());
         }
         let option: LinkOption = case.packet.load(at).ok_or(Reason::MalformedNd)?;
+        at += usize::from(option.length) * 8;
+        if option.length == 0 || at > end {
+            return Err(Reason::MalformedNd);
+        }
         if option.kind == SOURCE_LINK_ADDRESS || option.kind == TARGET_LINK_ADDRESS {
             if option.length != 1 || unspecified {
                 return Err(Reason::MalformedNd);
@@ -126,10 +134,6 @@ fn check_options<P: Packet, T: Tables>(
             if option.mac != case.mac {
                 return Err(Reason::NdSender);
             }
-        }
-        at += usize::from(option.length) * 8;
-        if option.length == 0 || at > end {
-            return Err(Reason::MalformedNd);
         }
     }
     if at == end { Ok(()) } else { Err(Reason::MalformedNd) }

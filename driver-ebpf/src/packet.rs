@@ -29,8 +29,8 @@ pub trait Packet: Sized {
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
     /// [`ipv6::walk`], where the verifier is not led through its loop again and again.
     #[inline(always)]
-    fn extensions(&self, next: u8, offset: usize) -> Result<Upper, Reason> {
-        ipv6::walk(self, next, offset)
+    fn extensions(&self, next: u8, offset: usize, end: usize) -> Result<Upper, Reason> {
+        ipv6::walk(self, next, offset, end)
     }
     /// [`Datagram::read`], likewise.
     #[inline(always)]
@@ -46,7 +46,7 @@ pub trait Packet: Sized {
     /// [`related::check`], likewise.
     #[inline(always)]
     fn related<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
-        related::check(case, ip.offset as usize, ip.v4)
+        related::check(case, ip.offset as usize, ip.end as usize, ip.v4)
     }
     /// [`admit::reconsider`], likewise.
     #[inline(always)]

@@ -89,8 +89,8 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
     }
 
     #[inline(always)]
-    fn extensions(&self, next: u8, offset: usize) -> Result<Upper, Reason> {
-        Upper::unpack(nf_extensions(self.skb, u32::from(next), offset as u32))
+    fn extensions(&self, next: u8, offset: usize, end: usize) -> Result<Upper, Reason> {
+        Upper::unpack(nf_extensions(self.skb, u32::from(next), offset as u32, end as u32))
     }
 
     #[inline(always)]
@@ -113,7 +113,8 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
 
     #[inline(always)]
     fn related<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
-        match nf_related(self.skb, case.id, case.direction.number(), ip.offset, u32::from(ip.v4)) {
+        let places = ip.offset & 0xffff | ip.end << 16;
+        match nf_related(self.skb, case.id, case.direction.number(), places, u32::from(ip.v4)) {
             PASS => Ok(()),
             code => Err(reason(code)),
         }
@@ -214,8 +215,8 @@ fn direction(number: u32) -> Direction {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_extensions(skb: *mut __sk_buff, next: u32, offset: u32) -> u64 {
-    Upper::pack(ipv6::walk(&Inner { skb }, next as u8, offset as usize))
+extern "C" fn nf_extensions(skb: *mut __sk_buff, next: u32, offset: u32, end: u32) -> u64 {
+    Upper::pack(ipv6::walk(&Inner { skb }, next as u8, offset as usize, end as usize))
 }
 
 #[unsafe(no_mangle)]
@@ -235,12 +236,13 @@ extern "C" fn nf_link_scope(skb: *mut __sk_buff, id: u32, way: u32, places: u32,
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_related(skb: *mut __sk_buff, id: u32, way: u32, offset: u32, v4: u32) -> u32 {
+extern "C" fn nf_related(skb: *mut __sk_buff, id: u32, way: u32, places: u32, v4: u32) -> u32 {
     let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, direction(way)) else {
         return Reason::NoEndpoint.number();
     };
-    match related::check(&case, offset as usize, v4 != 0) {
+    let (offset, end) = ((places & 0xffff) as usize, (places >> 16) as usize);
+    match related::check(&case, offset, end, v4 != 0) {
         Ok(()) => PASS,
         Err(reason) => reason.number(),
     }

@@ -29,6 +29,11 @@ pub const CLOSES: u8 = 4;
 pub const RESETS: u8 = 8;
 /// Is an ICMP error about another datagram.
 pub const ERROR: u8 = 16;
+/// Is an ICMP message that no flow has: neither request nor reply nor error.
+pub const ALONE: u8 = 32;
+
+/// Port of the side that is asked for a timestamp (RFC 792), memory order.
+pub const TIMESTAMP_PORT: u16 = 13_u16.to_be();
 
 /// What the transport header says.
 #[repr(C)]
@@ -132,20 +137,21 @@ fn sctp(chunk: u8) -> u8 {
 /// ICMP (RFC 792) and ICMPv6 (RFC 4443): requests open, replies belong to a request, errors to another flow.
 ///
 /// The identifier stands for the port of the side that asked, and the port of the other is 0: so a reply finds the
-/// flow of its request, and a request from the other side does not.
+/// flow of its request, and a request from the other side does not. For a timestamp it is [`TIMESTAMP_PORT`]: an echo
+/// is no answer to it.
 #[inline(always)]
 fn icmp(ip: &Datagram) -> Segment {
     let [kind, code, ..]: [u8; 4] = bytemuck::cast(ip.transport[0]);
     let identifier: [u16; 2] = bytemuck::cast(ip.transport[1]);
-    let request = |kind: u8| Segment {
+    let request = |kind: u8, asked: u16| Segment {
         source_port: identifier[0],
-        destination_port: 0,
+        destination_port: asked,
         message: u16::from_be_bytes([kind, code]),
         means: OPENS,
         pad: 0,
     };
-    let reply = |kind: u8| Segment {
-        source_port: 0,
+    let reply = |kind: u8, asked: u16| Segment {
+        source_port: asked,
         destination_port: identifier[0],
         message: u16::from_be_bytes([kind, 0]),
         means: 0,
@@ -154,18 +160,19 @@ fn icmp(ip: &Datagram) -> Segment {
     let other = |means| Segment { source_port: 0, destination_port: 0, message: 0, means, pad: 0 };
     if ip.protocol == protocol::ICMP {
         match kind {
-            8 | 13 => request(kind),
-            0 => reply(8),
-            14 => reply(13),
+            8 => request(kind, 0),
+            13 => request(kind, TIMESTAMP_PORT),
+            0 => reply(8, 0),
+            14 => reply(13, TIMESTAMP_PORT),
             3 | 4 | 5 | 11 | 12 => other(ERROR),
-            _ => other(0),
+            _ => other(ALONE),
         }
     } else {
         match kind {
-            128 => request(kind),
-            129 => reply(128),
+            128 => request(kind, 0),
+            129 => reply(128, 0),
             0..128 => other(ERROR),
-            _ => other(0),
+            _ => other(ALONE),
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
-    command::{self, root},
+    command::{self, foreign, root, which},
     linker,
     toolchain::{self, Toolchain},
 };
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     compile(&toolchain, &linker, target, &folder)?;
 
     let built = folder.join(target).join("release/netferry-ebpf");
-    let fresh = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    let fresh = without_debug(&built, toolchain.llvm)?;
     let object = object();
     // An untouched file keeps its time, and the driver is not built again for nothing.
     let changed = fs::read(&object).ok().as_deref() != Some(fresh.as_slice());
@@ -61,6 +61,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         begin.elapsed().as_secs_f32()
     );
     Ok(())
+}
+
+/// The object without DWARF, which only a debugger reads and which makes each load of it slower. BTF stays: the
+/// kernel and bpftool name types and fields by it.
+fn without_debug(built: &Path, llvm: u32) -> Result<Vec<u8>> {
+    let Some(objcopy) = objcopy(llvm) else {
+        println!("eBPF object keeps its debug sections: no llvm-objcopy of LLVM {llvm} here");
+        return fs::read(built).with_context(|| format!("cannot read {}", built.display()));
+    };
+    let stripped = built.with_extension("stripped");
+    command::run(foreign(&objcopy).arg("--strip-debug").arg(built).arg(&stripped))?;
+    fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
+}
+
+/// The objcopy of this LLVM; another one may not know the target.
+fn objcopy(llvm: u32) -> Option<PathBuf> {
+    let own = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin/llvm-objcopy"));
+    let matches = |found: &PathBuf| {
+        command::output(foreign(found).arg("--version"))
+            .is_some_and(|version| version.contains(&format!("version {llvm}.")))
+    };
+    [Some(own).filter(|own| own.is_file()), which(&format!("llvm-objcopy-{llvm}")), which("llvm-objcopy")]
+        .into_iter()
+        .flatten()
+        .find(matches)
 }
 
 fn compile(toolchain: &Toolchain, linker: &Path, target: &str, folder: &Path) -> Result<()> {

@@ -6,6 +6,7 @@ mod build_ebpf;
 mod ci;
 mod command;
 mod demo;
+mod fuzz;
 mod leftovers;
 mod linker;
 mod lint;
@@ -38,6 +39,8 @@ enum Task {
     Lint(lint::Options),
     /// What CI runs: lint, then test.
     Ci(ci::Options),
+    /// Send random frames through the eBPF programs and compare with an oracle.
+    Fuzz(fuzz::Options),
     /// Run the benchmarks.
     Bench(bench::Options),
     /// Check manifests/ as the API server would read it.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Lint(options) => lint::run(&options),
         Task::Ci(options) => ci::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Manifests => manifests::run(),
     };

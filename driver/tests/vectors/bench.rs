@@ -52,10 +52,13 @@ pub struct Bench {
 impl Bench {
     /// Loads every program; the endpoint is in no map yet.
     pub fn load() -> Self {
-        let mut ebpf = EbpfLoader::new()
-            .override_global(ENDPOINT_GLOBAL, &ID, true)
-            .load_file(object())
-            .expect("the object loads");
+        Self::load_with(&mut EbpfLoader::new())
+    }
+
+    /// Likewise, by a loader that was told more.
+    pub fn load_with(loader: &mut EbpfLoader<'_>) -> Self {
+        let mut ebpf =
+            loader.override_global(ENDPOINT_GLOBAL, &ID, true).load_file(object()).expect("the object loads");
         for (name, program) in ebpf.programs_mut() {
             let program: &mut SchedClassifier = program.try_into().expect("a classifier");
             program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
@@ -66,12 +69,17 @@ impl Bench {
     /// Loads every program, with the pod's endpoint ready.
     pub fn ready() -> Self {
         let mut bench = Self::load();
-        bench.set_endpoint(READY);
-        bench.own(Addr::v4(POD.v4), ADDR_OWN);
-        bench.own(Addr::v4([192, 0, 2, 255]), ADDR_BROADCAST);
-        bench.own(Addr::v6(POD.v6), ADDR_OWN);
-        bench.own(Addr::link_local(POD.mac), ADDR_OWN);
+        bench.set_ready();
         bench
+    }
+
+    /// Makes the pod's endpoint ready, with its addresses.
+    pub fn set_ready(&mut self) {
+        self.set_endpoint(READY);
+        self.own(Addr::v4(POD.v4), ADDR_OWN);
+        self.own(Addr::v4([192, 0, 2, 255]), ADDR_BROADCAST);
+        self.own(Addr::v6(POD.v6), ADDR_OWN);
+        self.own(Addr::link_local(POD.mac), ADDR_OWN);
     }
 
     /// Writes the endpoint's record.
