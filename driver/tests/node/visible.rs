@@ -21,10 +21,7 @@ use aya::{
 use netferry::{
     claim::ClaimRef,
     cluster::versions::ApiVersion,
-    datapath::{
-        AyaDatapath, Datapath as _,
-        policy::{CompiledPolicy, Peers, Policy},
-    },
+    datapath::{AyaDatapath, Datapath as _, policy::Policy},
 };
 use netferry_common::{
     Flow, FlowKey,
@@ -144,8 +141,6 @@ impl Stand {
     fn set_policy(&self, text: &str) {
         let datapath = self.datapath();
         let policy: Policy = serde_yaml_ng::from_str(text).unwrap();
-        let room = datapath.policy_room().unwrap();
-        let policy = Arc::new(CompiledPolicy::new(&policy, &Nobody, room).unwrap());
         datapath.set_policy(self.endpoint(), &policy).unwrap();
     }
 
@@ -179,18 +174,6 @@ impl Stand {
             })
         };
         self.server.until(&format!("Event {reason} on a {kind}: {note}"), is).await;
-    }
-}
-
-struct Nobody;
-
-impl Peers for Nobody {
-    fn network(&self, _: &str) -> Vec<IpAddr> {
-        Vec::new()
-    }
-
-    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
-        Vec::new()
     }
 }
 
