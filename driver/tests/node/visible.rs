@@ -1,9 +1,7 @@
 //! What the daemon shows of the datapath, and how it keeps it clean: a stand-in runtime, all else as on a node.
 
 use std::{
-    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _},
-    net::IpAddr,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
     process::{Child, Command, Stdio},
