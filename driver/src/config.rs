@@ -219,8 +219,24 @@ pub struct FlowsArgs {
 /// Sub-commands of `netferry policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
+    /// The rules and limits in force for a pod's interfaces, as its claims have them.
+    Show(ShowPolicyArgs),
     /// Whether a pod may open a flow, by the maps that the programs use now.
     Explain(ExplainArgs),
+}
+
+/// Settings of `netferry policy show`.
+#[derive(Debug, Args)]
+pub struct ShowPolicyArgs {
+    /// The pod.
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub pod: PodName,
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// Settings of `netferry policy explain`.

@@ -5,16 +5,123 @@ use serde::Serialize;
 
 use super::show;
 use crate::{
-    claim::store::Store,
-    config::{ExplainArgs, PolicyCommand},
-    datapath::{AyaDatapath, EndpointId, Explanation},
+    claim::{Checkpoint, ClaimRef, InterfaceRecord, store::Store},
+    config::{ExplainArgs, PodName, PolicyCommand, ShowPolicyArgs},
+    datapath::{
+        AyaDatapath, EndpointId, Explanation, Isolation,
+        limits::Limits,
+        policy::{Action, Otherwise, Peer, Policy, Port, Protocol},
+    },
     holdings::{Holder, holders, holdings},
 };
 
 /// Print what policy says.
 pub fn run(command: &PolicyCommand) -> Result<()> {
     match command {
+        PolicyCommand::Show(args) => show_policy(args),
         PolicyCommand::Explain(args) => explain(args),
+    }
+}
+
+/// What an interface in a pod may do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InForce<'a> {
+    interface: &'a str,
+    claim: &'a ClaimRef,
+    isolation: Isolation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a Policy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
+}
+
+fn show_policy(args: &ShowPolicyArgs) -> Result<()> {
+    let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
+    let of_pod = in_force(&checkpoints, &args.pod);
+    if of_pod.is_empty() {
+        bail!("{}", no_interface(&args.pod));
+    }
+    let header = ["INTERFACE", "DIRECTION", "RULE", "ACTION", "PEERS", "PORTS"];
+    show::print(args.output, &of_pod, header, of_pod.iter().flat_map(rules))
+}
+
+fn no_interface(pod: &PodName) -> String {
+    format!("pod {pod} holds no interface on this node: see `netferry pods`")
+}
+
+/// The pod's interfaces that are in it, by name.
+fn in_force<'a>(checkpoints: &'a [Checkpoint], pod: &PodName) -> Vec<InForce<'a>> {
+    let interfaces = checkpoints.iter().flat_map(|it| it.interfaces.iter().map(|record| (&it.claim, record)));
+    let mut all: Vec<_> = interfaces
+        .filter(|(_, record)| record.attachment.as_ref().is_some_and(|it| pod.is(&it.sandbox.pod)))
+        .map(|(claim, InterfaceRecord { plan, .. })| InForce {
+            interface: &plan.name,
+            claim,
+            isolation: plan.isolation,
+            policy: plan.policy.as_ref(),
+            limits: plan.limits,
+        })
+        .collect();
+    all.sort_by_key(|it| it.interface);
+    all
+}
+
+/// A row for each rule, and one for what no rule matches.
+fn rules(of: &InForce<'_>) -> Vec<[String; 6]> {
+    let everything = Policy::default();
+    let policy = of.policy.unwrap_or(&everything);
+    let mut rows = Vec::new();
+    for (direction, side) in [("ingress", &policy.ingress), ("egress", &policy.egress)] {
+        let row = |rule: String, action: &str, peers: String, ports: String| {
+            [of.interface.to_owned(), direction.to_owned(), rule, action.to_owned(), peers, ports]
+        };
+        for (nth, rule) in side.rules.iter().enumerate() {
+            let action = match rule.action {
+                Action::Allow => "allow",
+                Action::Deny => "deny",
+            };
+            let peers = rule.peers.as_ref().map(|peers| show::list(peers.iter().map(peer)));
+            let ports = rule.ports.as_ref().map(|ports| show::list(ports.iter().map(port)));
+            let all = || "all".to_owned();
+            rows.push(row(
+                format!("{direction}.rules[{nth}]"),
+                action,
+                peers.unwrap_or_else(all),
+                ports.unwrap_or_else(all),
+            ));
+        }
+        let action = match (of.isolation, side.otherwise()) {
+            (Isolation::Strict, Otherwise::Deny) => "deny",
+            // On the wire of a moved link, everybody is in the network.
+            (Isolation::Strict, Otherwise::Network) | (Isolation::Off, _) => "allow",
+        };
+        rows.push(row("otherwise".to_owned(), action, "all".to_owned(), "all".to_owned()));
+    }
+    rows
+}
+
+fn peer(peer: &Peer) -> String {
+    let network = peer.network.iter().map(|name| format!("network {name}"));
+    let pods = peer.pod_selector.iter().map(|labels| {
+        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        format!("pods {}", labels.join("+"))
+    });
+    peer.cidr.iter().map(ToString::to_string).chain(network).chain(pods).collect()
+}
+
+fn port(port: &Port) -> String {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+        Protocol::Icmp => "icmp",
+        Protocol::Any => "any",
+    };
+    match (port.port, port.end_port) {
+        (None, _) => protocol.to_owned(),
+        (Some(first), None) => format!("{protocol}/{first}"),
+        (Some(first), Some(last)) => format!("{protocol}/{first}-{last}"),
     }
 }
 
@@ -26,6 +133,9 @@ struct Verdict {
     holder: Option<Holder>,
     #[serde(flatten)]
     explanation: Explanation,
+    /// Where the rule is in the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule_name: Option<String>,
 }
 
 fn explain(args: &ExplainArgs) -> Result<()> {
@@ -34,7 +144,7 @@ fn explain(args: &ExplainArgs) -> Result<()> {
     let held: Vec<_> =
         holdings(&checkpoints, &datapath).into_iter().filter(|held| args.from.is(&held.pod)).collect();
     if held.is_empty() {
-        bail!("pod {} holds no interface on this node: see `netferry pods`", args.from);
+        bail!("{}", no_interface(&args.from));
     }
     let (protocol, port) = args.port.numbers(args.to);
     let mut said = Vec::new();
@@ -55,10 +165,23 @@ fn explain(args: &ExplainArgs) -> Result<()> {
     let holders = holders(&checkpoints);
     let verdicts: Vec<_> = said
         .into_iter()
-        .map(|explanation| Verdict { holder: holders.get(&explanation.endpoint).cloned(), explanation })
+        .map(|explanation| Verdict {
+            holder: holders.get(&explanation.endpoint).cloned(),
+            rule_name: explanation.rule.and_then(|rule| rule_name(&checkpoints, explanation.endpoint, rule)),
+            explanation,
+        })
         .collect();
     let header = ["POD", "INTERFACE", "DIRECTION", "VERDICT", "REASON", "RULE"];
     show::print(args.output, &verdicts, header, verdicts.iter().map(row))
+}
+
+/// Where a rule is in the policy of an endpoint.
+fn rule_name(checkpoints: &[Checkpoint], endpoint: EndpointId, rule: u32) -> Option<String> {
+    let mut records = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
+    let of = |record: &&InterfaceRecord| {
+        record.attachment.as_ref().is_some_and(|attachment| attachment.endpoint == Some(endpoint))
+    };
+    records.find(of)?.plan.policy.as_ref()?.rule_name(rule)
 }
 
 /// Another wire may have the same address as sender: that is another flow.
@@ -72,20 +195,50 @@ fn merge(said: &mut Vec<Explanation>, sender: EndpointId, all: Vec<Explanation>)
 }
 
 fn row(verdict: &Verdict) -> [String; 6] {
-    let Verdict { holder, explanation } = verdict;
+    let Verdict { holder, explanation, rule_name } = verdict;
     [
         holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.pod.to_string()),
         holder.as_ref().map_or_else(|| format!("endpoint {}", explanation.endpoint), |h| h.interface.clone()),
         explanation.direction.to_owned(),
         if explanation.denied.is_some() { "denied" } else { "allowed" }.to_owned(),
         explanation.denied.unwrap_or("-").to_owned(),
-        explanation.rule.map_or_else(|| "-".to_owned(), |rule| rule.to_string()),
+        match (rule_name, explanation.rule) {
+            (Some(name), _) => name.clone(),
+            (None, Some(rule)) => rule.to_string(),
+            (None, None) => "-".to_owned(),
+        },
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_are_shown_as_they_are_written() {
+        let text = "{ingress: {rules: [{action: deny, peers: [{cidr: 192.0.2.0/24}, {podSelector: {app: web}}]}]}, \
+                    egress: {rules: [{action: allow, ports: [{protocol: TCP, port: 80, endPort: 90}, {protocol: ICMP}]}]}}";
+        let policy: Policy = serde_yaml_ng::from_str(text).unwrap();
+        let claim = ClaimRef { namespace: "ns".into(), name: "c".into(), uid: "u".into() };
+        let mut of = InForce {
+            interface: "net1",
+            claim: &claim,
+            isolation: Isolation::Strict,
+            policy: Some(&policy),
+            limits: None,
+        };
+        let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
+        let expected = [
+            "ingress ingress.rules[0] deny 192.0.2.0/24,pods app=web all",
+            "ingress otherwise allow all all",
+            "egress egress.rules[0] allow all tcp/80-90,icmp",
+            "egress otherwise deny all all",
+        ];
+        assert_eq!(lines, expected);
+        of.policy = None;
+        let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
+        assert_eq!(lines, ["ingress otherwise allow all all", "egress otherwise allow all all"]);
+    }
 
     #[test]
     fn another_sender_with_the_same_address_is_left_out() {

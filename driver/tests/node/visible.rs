@@ -55,8 +55,8 @@ struct Stand {
 }
 
 impl Stand {
-    /// A pod `web` that holds the cable's link as `net1`.
-    async fn start(number: u8) -> Self {
+    /// A pod `web` that holds the cable's link as `net1`, with a policy if it is not null.
+    async fn start(number: u8, policy: Value) -> Self {
         let cable = Cable::new(number);
         let server = ApiServer::start(&[ApiVersion::V1]).await;
         server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
@@ -83,7 +83,7 @@ impl Stand {
             _kubelet: kubelet,
             _runtime: runtime,
         };
-        let claim = stand.claim();
+        let claim = stand.claim(policy);
         let outcomes = stand.driver.prepare(std::slice::from_ref(&claim)).await.unwrap();
         assert!(outcomes[&claim.uid].is_ok(), "{outcomes:?}");
         let sandbox = PodSandboxSpec::new(NAMESPACE, "web", "pod-web", Some(&stand.pod.path));
@@ -91,12 +91,15 @@ impl Stand {
         stand
     }
 
-    fn claim(&self) -> ClaimRef {
+    fn claim(&self, policy: Value) -> ClaimRef {
         let slices = self.server.all("resourceslices");
         let device = &slices[0]["spec"]["devices"][0]["name"];
-        let parameters = json!({
+        let mut parameters = json!({
             "apiVersion": "netferry.dev/v1alpha1", "kind": "InterfaceConfig", "name": "net1",
             "addresses": [format!("10.78.{}.1/24", self.number)]});
+        if !policy.is_null() {
+            parameters["policy"] = policy;
+        }
         let stored = self.server.put(json!({
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
             "metadata": {"namespace": NAMESPACE, "name": "web"},
@@ -225,7 +228,7 @@ async fn flows_and_drops_are_told_as_they_happen() {
     if !able("flows_and_drops_are_told_as_they_happen") {
         return;
     }
-    let mut stand = Stand::start(8).await;
+    let mut stand = Stand::start(8, Value::Null).await;
     let socket = stand.home.state_dir().join("flows.sock");
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let follow = ["flows", "--follow"];
@@ -340,7 +343,24 @@ async fn programs_that_drifted_are_put_right_or_the_link_is_taken_out() {
     if !able("programs_that_drifted_are_put_right_or_the_link_is_taken_out") {
         return;
     }
-    let stand = Stand::start(9).await;
+    let policy = json!({"egress": {"rules": [
+        {"action": "allow", "peers": [{"cidr": "10.78.9.2/32"}], "ports": [{"protocol": "ICMP"}]}]}});
+    let stand = Stand::start(9, policy.clone()).await;
+    let shown = stand.json(&["policy", "show", "team-a/web"]);
+    assert_eq!(
+        (&shown[0]["interface"], &shown[0]["policy"]["egress"]["rules"]),
+        (&json!("net1"), &policy["egress"]["rules"])
+    );
+    let explain = ["policy", "explain", "--from", "team-a/web", "--to", "10.78.9.2", "--port", "icmp/8/0"];
+    let said = stand.json(&explain);
+    assert_eq!(
+        (&said[0]["ruleName"], &said[0]["denied"]),
+        (&json!("egress.rules[0]"), &Value::Null),
+        "{said}"
+    );
+    let table = stand.command(&["policy", "show", "team-a/web"]).output().unwrap().stdout;
+    let table = String::from_utf8(table).unwrap();
+    assert!(table.contains("egress.rules[0]") && table.contains("10.78.9.2/32"), "{table}");
     let id = stand.endpoint();
     let index = stand.pod.ifindex("net1");
     let datapath = Arc::new(stand.datapath());
