@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -118,6 +118,8 @@ impl Home {
             .env_remove("KUBECONFIG")
             .env_remove("NETFERRY_PUBLISH")
             .stdin(Stdio::null())
+            // Ctrl-C at a terminal goes to the whole group: the demo ends the daemon itself.
+            .process_group(0)
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
             .spawn()
