@@ -83,7 +83,9 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+            // `from_str_radix` would take a sign for a digit.
+            let digits = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
         if parts.next().is_some() {
@@ -389,4 +391,17 @@ pub trait Links: Send + Sync {
     /// what it has too much: name, alternative names, MAC, MTU, sysctls, state, addresses, neighbours,
     /// routes, in the order the kernel needs. Collects every error and goes on.
     async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hardware_address_is_twelve_digits_and_no_signs() {
+        assert_eq!("02:00:5e:AB:cd:0f".parse(), Ok(MacAddr([2, 0, 0x5e, 0xab, 0xcd, 0x0f])));
+        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "+f:00:00:00:00:01", "2:00:00:00:00:001"] {
+            assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
+        }
+    }
 }

@@ -75,9 +75,8 @@ fn ranged(field: &str, value: &Value, range: std::ops::RangeInclusive<u32>) -> R
 pub(super) fn hardware_addr(value: &Value) -> Read<MacAddr> {
     const ALLOWED: &str = "a unicast address of six colon-separated bytes, such as \"02:00:00:00:00:01\"";
     let text = string("hardwareAddr", value, ALLOWED)?;
-    let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
     match text.parse::<MacAddr>() {
-        Ok(mac) if plain && !mac.is_zero() && !mac.is_multicast() => Ok(mac),
+        Ok(mac) if !mac.is_zero() && !mac.is_multicast() => Ok(mac),
         _ => refuse("hardwareAddr", value, ALLOWED),
     }
 }
