@@ -16,6 +16,7 @@ pub mod limit;
 pub mod maps;
 pub mod member;
 pub mod policy;
+pub mod uplink;
 pub mod verdict;
 
 #[cfg(feature = "user")]
@@ -29,6 +30,7 @@ pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Side};
 pub use limit::{Limit, LimitKey};
 pub use member::{Member, MemberKey};
 pub use policy::{Peer, PeerKey, Rule, RuleKey};
+pub use uplink::{Uplink, Wire, WireKey};
 pub use verdict::{Direction, Reason};
 
 /// Version of the layouts in this crate; the folder under the bpffs root is `v<ABI>`.

@@ -22,10 +22,22 @@ const _: () = assert!(size_of::<MemberKey>() == 20);
 pub struct Member {
     /// Endpoint id on this node; 0 for a member on another node.
     pub endpoint: u32,
+    /// Where its node takes tunnelled frames, on a network with an overlay; zeros for a member that is on this node
+    /// or reached over the wire of an uplink.
+    pub node: Addr,
     /// Its hardware address: what ARP and neighbour discovery are answered with.
     pub mac: [u8; 6],
     /// Always 0.
     pub pad: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Member>() == 12);
+const _: () = assert!(size_of::<Member>() == 28);
+
+impl Member {
+    /// A member that is reached without a tunnel.
+    #[must_use]
+    #[inline]
+    pub const fn new(endpoint: u32, mac: [u8; 6]) -> Self {
+        Self { endpoint, node: Addr::UNSPECIFIED, mac, pad: [0; 2] }
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::{
     Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink, Wire, WireKey,
 };
 
 macro_rules! pod {
@@ -42,4 +42,7 @@ pod!(
     RuleKey,
     Side,
     Traffic,
+    Uplink,
+    Wire,
+    WireKey,
 );

@@ -22,6 +22,7 @@ pub mod http;
 pub mod link;
 pub mod measured;
 pub mod metrics;
+pub mod network;
 pub mod nri;
 pub mod publish;
 pub mod readiness;

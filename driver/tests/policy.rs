@@ -228,8 +228,13 @@ fn members_come_and_go_with_their_endpoint() {
     let own = datapath.members().unwrap();
     assert_eq!(own.len(), 3, "two addresses and the link-local one: {own:?}");
     assert!(own.iter().all(|member| member.network == 7 && member.endpoint == Some(5)));
-    let remote =
-        NetworkMember { network: 7, address: PEER_V4.parse().unwrap(), endpoint: None, mac: WIRE_MAC };
+    let remote = NetworkMember {
+        network: 7,
+        address: PEER_V4.parse().unwrap(),
+        endpoint: None,
+        node: None,
+        mac: WIRE_MAC,
+    };
     datapath.set_member(&remote).unwrap();
     datapath.detach(5).unwrap();
     assert_eq!(datapath.members().unwrap(), [remote]);
@@ -300,7 +305,9 @@ fn explain_says_which_rule_decides() {
     datapath.attach(ifindex(LINK), &EndpointSpec { network: 7, ..spec(5) }).unwrap();
     datapath.set_ready(5, true).unwrap();
     assert_eq!(ask(pod, peer, 4000), ("from_pod", None, Some("not_member")));
-    datapath.set_member(&NetworkMember { network: 7, address: peer, endpoint: None, mac: WIRE_MAC }).unwrap();
+    datapath
+        .set_member(&NetworkMember { network: 7, address: peer, endpoint: None, node: None, mac: WIRE_MAC })
+        .unwrap();
     assert_eq!(ask(pod, peer, 4000), ("from_pod", None, None));
 }
 

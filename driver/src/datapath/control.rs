@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use netferry_common::Member;
 use netferry_common::flow::TRACK;
 use netferry_common::limit::{LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
+use netferry_common::{Addr, Member};
 
 use super::kernel::{AyaDatapath, Written, load, running_name};
 use super::limits::Limits;
@@ -27,6 +27,8 @@ pub struct NetworkMember {
     pub address: IpAddr,
     /// Endpoint on this node; `None` for a member on another node.
     pub endpoint: Option<EndpointId>,
+    /// Where its node takes tunnelled frames; `None` for a member that is reached without a tunnel.
+    pub node: Option<IpAddr>,
     /// Its hardware address.
     pub mac: MacAddr,
 }
@@ -116,7 +118,8 @@ impl AyaDatapath {
     /// Says who has an address of an isolated network. Members on this node are written when they are attached;
     /// this is for those on other nodes. Network 0 has no members.
     pub fn set_member(&self, member: &NetworkMember) -> Result<(), DatapathError> {
-        let value = Member { endpoint: member.endpoint.unwrap_or(0), mac: member.mac.0, pad: [0; 2] };
+        let node = member.node.map_or(Addr::UNSPECIFIED, Addr::from);
+        let value = Member { node, ..Member::new(member.endpoint.unwrap_or(0), member.mac.0) };
         self.written().tables.set_member(member.network, member.address, Some(value))
     }
 
@@ -136,6 +139,7 @@ impl AyaDatapath {
                 network: key.network,
                 address: key.addr.into(),
                 endpoint: (member.endpoint > 0).then_some(member.endpoint),
+                node: (member.node != Addr::UNSPECIFIED).then(|| member.node.into()),
                 mac: MacAddr(member.mac),
             })
             .collect();

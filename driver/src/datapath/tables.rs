@@ -72,7 +72,7 @@ impl Tables {
             self.addresses.insert(key, value, 0).map_err(failed("the addresses"))?;
             if spec.network != NETWORK_WIRE && value.flags & ADDR_OWN != 0 {
                 let key = MemberKey { network: spec.network, addr: key.addr };
-                let member = Member { endpoint: spec.id, mac: spec.mac.0, pad: [0; 2] };
+                let member = Member::new(spec.id, spec.mac.0);
                 self.members.insert(key, member, 0).map_err(failed("the membership"))?;
             }
         }

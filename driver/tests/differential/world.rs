@@ -143,7 +143,7 @@ impl World {
             Bench::load_with(loader.map_max_entries(maps::FLOWS, 64).map_max_entries(maps::FRAGMENTS, 64));
         bench.set_ready();
         for (host, endpoint) in MEMBERS {
-            let member = Member { endpoint, mac: host.mac, pad: [0; 2] };
+            let member = Member::new(endpoint, host.mac);
             bench.member(NETWORK, Addr::v4(host.v4), member);
             bench.member(NETWORK, Addr::v6(host.v6), member);
         }

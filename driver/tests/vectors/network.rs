@@ -30,7 +30,7 @@ pub fn pair() -> Bench {
     bench.write(record(POD, READY, 0));
     bench.write_other(PEER_ID, record(PEER, READY, 0));
     for (host, endpoint) in [(POD, super::bench::ID), (PEER, PEER_ID), (OTHER, 0)] {
-        let member = Member { endpoint, mac: host.mac, pad: [0; 2] };
+        let member = Member::new(endpoint, host.mac);
         bench.member(NETWORK, Addr::v4(host.v4), member);
         bench.member(NETWORK, Addr::v6(host.v6), member);
     }

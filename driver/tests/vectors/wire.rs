@@ -89,7 +89,7 @@ impl Wire {
             own.insert(AddressKey { endpoint: id, addr }, Address { flags: ADDR_OWN, prefix: 24 }, 0)
                 .unwrap();
             let mut members = HashMap::<_, MemberKey, Member>::try_from(self.map(maps::MEMBERS)).unwrap();
-            let member = Member { endpoint: id, mac: mac(pod), pad: [0; 2] };
+            let member = Member::new(id, mac(pod));
             members.insert(MemberKey { network: NETWORK, addr }, member, 0).unwrap();
         }
         self.set(pod, 0, index.trim().parse().expect("a number"));

@@ -1,0 +1,84 @@
+//! Names of the devices that stand for a network's ports and addresses.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Characters of a network's name: with the prefix of a port, a device name (a DNS label) holds it.
+pub const MAX_NAME: usize = 58;
+
+const PORT: &str = "port-";
+const POOL: &str = "networks/";
+const ADDRESS: &str = "ip-";
+
+/// The device of a node's pool that ports of a network are allocated from.
+#[must_use]
+pub fn port_device(network: &str) -> String {
+    format!("{PORT}{network}")
+}
+
+/// The pool of a network's addresses, on no node of its own.
+#[must_use]
+pub fn address_pool(network: &str) -> String {
+    format!("{POOL}{network}")
+}
+
+/// The network whose pool of addresses this is.
+#[must_use]
+pub fn network_of_pool(pool: &str) -> Option<&str> {
+    pool.strip_prefix(POOL).filter(|name| !name.is_empty() && !name.contains('/'))
+}
+
+/// The device that stands for an address: `ip-10-0-0-7`, `ip-fd00-0-0-0-0-0-0-7`.
+#[must_use]
+pub fn address_device(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            format!("{ADDRESS}{}", address.octets().map(|part| part.to_string()).join("-"))
+        }
+        IpAddr::V6(address) => {
+            format!("{ADDRESS}{}", address.segments().map(|part| format!("{part:x}")).join("-"))
+        }
+    }
+}
+
+/// The address a device stands for.
+#[must_use]
+pub fn device_address(device: &str) -> Option<IpAddr> {
+    let parts: Vec<&str> = device.strip_prefix(ADDRESS)?.split('-').collect();
+    let address = match parts.len() {
+        4 => parts.join(".").parse().ok()?,
+        8 => IpAddr::V6(parts.join(":").parse::<Ipv6Addr>().ok()?),
+        _ => return None,
+    };
+    // One name for one address.
+    (address_device(address) == device).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_address_comes_back_from_its_device(address: IpAddr) {
+            let device = address_device(address);
+            prop_assert!(device.len() <= 63);
+            prop_assert_eq!(device_address(&device), Some(address));
+        }
+    }
+
+    #[test]
+    fn other_names_are_no_addresses() {
+        for name in ["eth0", "ip-", "ip-10-0-0", "ip-010-0-0-7", "ip-FD00-0-0-0-0-0-0-7", "ip-fd00--7"] {
+            assert_eq!(device_address(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pool_names_its_network() {
+        assert_eq!(network_of_pool(&address_pool("blue")), Some("blue"));
+        assert_eq!(network_of_pool("networks/"), None);
+        assert_eq!(network_of_pool("node-1"), None);
+    }
+}
