@@ -1,28 +1,51 @@
 //! What the programs cost: time to load and nanoseconds a frame.
 
+use std::fmt;
 use std::time::Instant;
 
 use aya::EbpfLoader;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use netferry_common::endpoint::READY;
-use netferry_common::policy::DENY_TO_POD;
-use netferry_common::{Addr, Direction, Endpoint, maps};
+use netferry_common::{Direction, maps};
 
+use crate::assembled::{self, EXIT};
 use crate::bench::{Bench, object, programs};
-use crate::frames::{PEER, POD, answer, tcp_flags, tcp4, udp4, udp6};
+use crate::frames::{PEER, POD, tcp4, udp4, udp6};
 use crate::network::pair;
 
-/// Median, least and most of nine runs of a million frames, nanoseconds a frame.
-pub fn nanoseconds(program: &SchedClassifier, frame: &[u8]) -> (u128, u128, u128) {
-    let mut runs: Vec<_> = (0..9)
-        .map(|_| {
-            let options =
-                TestRunOptions { data_in: Some(frame), repeat: 1_000_000, ..TestRunOptions::default() };
-            program.test_run(options).unwrap().duration.as_nanos()
-        })
-        .collect();
-    runs.sort_unstable();
-    (runs[4], runs[0], runs[8])
+/// Nanoseconds a frame, of some runs.
+pub(crate) struct Spread {
+    pub(crate) median: u128,
+    least: u128,
+    most: u128,
+}
+
+impl Spread {
+    pub(crate) fn of(runs: impl Iterator<Item = u128>) -> Self {
+        let mut runs: Vec<_> = runs.collect();
+        runs.sort_unstable();
+        Self { median: runs[runs.len() / 2], least: runs[0], most: runs[runs.len() - 1] }
+    }
+
+    /// With what the measuring itself costs taken off.
+    pub(crate) fn less(self, nothing: u128) -> Self {
+        let [median, least, most] =
+            [self.median, self.least, self.most].map(|time| time.saturating_sub(nothing));
+        Self { median, least, most }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} to {})", self.median, self.least, self.most)
+    }
+}
+
+/// Nine runs of a million frames.
+fn nanoseconds(program: &SchedClassifier, frame: &[u8]) -> Spread {
+    Spread::of((0..9).map(|_| {
+        let options = TestRunOptions { data_in: Some(frame), repeat: 1_000_000, ..TestRunOptions::default() };
+        program.test_run(options).unwrap().duration.as_nanos()
+    }))
 }
 
 pub(crate) fn cost_of_load() {
@@ -53,74 +76,20 @@ pub(crate) fn cost_of_load() {
 }
 
 /// Nanoseconds a frame of a program that does nothing, measured as the others: what the test run itself costs.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn nothing() -> u64 {
-    // union bpf_attr of linux/bpf.h, as far as BPF_PROG_LOAD and BPF_PROG_TEST_RUN use it.
-    #[repr(C)]
-    struct Load {
-        kind: u32,
-        instructions: u32,
-        code: u64,
-        license: u64,
-        rest: [u64; 14],
-    }
-    #[repr(C)]
-    #[derive(Default)]
-    struct Run {
-        program: u32,
-        answer: u32,
-        in_size: u32,
-        out_size: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        rest: [u64; 6],
-    }
-    const PROG_LOAD: i64 = 5;
-    const PROG_TEST_RUN: i64 = 10;
-    const SCHED_CLS: u32 = 3;
-    // r0 = -1; exit
-    let code: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
-    let load = Load {
-        kind: SCHED_CLS,
-        instructions: 2,
-        code: code.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        rest: [0; 14],
-    };
-    let frame = udp4(POD, PEER);
-    // SAFETY: both structures are as long as said and outlive the calls, as do the bytes they point to.
-    unsafe {
-        let program = libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>());
-        assert!(program >= 0, "{}", std::io::Error::last_os_error());
-        let mut runs: Vec<_> = (0..9)
-            .map(|_| {
-                let mut run = Run {
-                    program: program as u32,
-                    in_size: frame.len() as u32,
-                    data_in: frame.as_ptr() as u64,
-                    repeat: 1_000_000,
-                    ..Run::default()
-                };
-                assert_eq!(libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut run, size_of::<Run>()), 0);
-                u64::from(run.duration)
-            })
-            .collect();
-        libc::close(program as i32);
-        runs.sort_unstable();
-        runs[4]
-    }
+fn nothing() -> Spread {
+    // r0 = TC_ACT_UNSPEC
+    let mut ebpf = assembled::load(&[(0xb7, 0, 0, 0, -1), EXIT]).unwrap();
+    nanoseconds(assembled::program(&mut ebpf).unwrap(), &udp4(POD, PEER))
 }
 
 pub(crate) fn cost_of_a_frame() {
-    println!("a program that does nothing: {} ns, to be taken off each of these", nothing());
-    let mut bench = Bench::load();
-    let show = |what: &str, (median, least, most): (u128, u128, u128)| {
-        println!("{what}: {median} ns a frame ({least} to {most})");
-    };
+    let nothing = nothing();
+    println!("\nThe same frame again and again: nanoseconds a frame less an empty program ({nothing})\n");
+    println!("| case | ns |\n|---|---|");
+    let show = |what: &str, spread: Spread| println!("| {what} | {} |", spread.less(nothing.median));
+    let bench = Bench::load();
     show("no endpoint (a drop)", nanoseconds(bench.program("from_pod"), &udp4(POD, PEER)));
-    bench = Bench::ready();
+    let bench = Bench::ready();
     for (what, direction, frame) in [
         ("untracked udp4", Direction::FromPod, udp4(POD, PEER)),
         ("untracked tcp4", Direction::FromPod, tcp4(POD, PEER)),
@@ -128,39 +97,13 @@ pub(crate) fn cost_of_a_frame() {
         ("untracked udp4", Direction::ToPod, udp4(PEER, POD)),
         ("untracked udp6", Direction::ToPod, udp6(PEER, POD)),
     ] {
-        show(
-            &format!("{what} {}", direction.name()),
-            nanoseconds(bench.program(programs(direction)[0]), &frame),
-        );
+        let what = format!("{what} {}", direction.name());
+        show(&what, nanoseconds(bench.program(programs(direction)[0]), &frame));
     }
-    for rules in [1, 1000, 10_000, 100_000] {
-        for at in 0..rules {
-            let [_, a, b, c] = u32::to_be_bytes(at);
-            bench.peer(9, Direction::FromPod, Addr::v4([10, a, b, c]), 128, at + 1);
-        }
-        let flags = READY | DENY_TO_POD;
-        bench.write(Endpoint { flags, policy: 9, ..Endpoint::default() });
-        for (what, frame) in [("tcp4", tcp4(POD, PEER)), ("udp6", udp6(POD, PEER))] {
-            bench.run("from_pod", Direction::FromPod, &frame);
-            let data = if what == "tcp4" { tcp_flags(frame.clone(), 16) } else { frame };
-            let back = answer(&data);
-            show(
-                &format!("{what} of a flow, {rules} rules, from_pod"),
-                nanoseconds(bench.program("from_pod"), &data),
-            );
-            show(
-                &format!("{what} of a flow, {rules} rules, to_pod"),
-                nanoseconds(bench.program("to_pod"), &back),
-            );
-        }
-    }
-}
-
-pub(crate) fn cost_of_delivery() {
     let mut bench = pair();
-    for frame in [udp4(POD, PEER), udp6(POD, PEER)] {
+    for (what, frame) in [("udp4", udp4(POD, PEER)), ("udp6", udp6(POD, PEER))] {
         bench.run("from_pod", Direction::FromPod, &frame);
-        let (median, least, most) = nanoseconds(bench.program("from_pod"), &frame);
-        println!("an open flow straight to a member: {median} ns a frame ({least} to {most})");
+        let what = format!("open flow straight to a member, both pods judged: {what}");
+        show(&what, nanoseconds(bench.program("from_pod"), &frame));
     }
 }
