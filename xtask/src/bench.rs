@@ -16,7 +16,7 @@ pub(crate) struct Options {
     /// The eBPF toolchain.
     #[command(flatten)]
     ebpf: build_ebpf::Options,
-    /// Benchmarks to run (`claim`); all of them if none is named.
+    /// Benchmarks to run (`claim`, `datapath`); all of them if none is named.
     names: Vec<String>,
     /// Options for the benchmarks, after `--`.
     #[arg(last = true)]
@@ -27,6 +27,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     if is_root() {
         setup::tests()?;
+        setup::bench()?;
     }
     build_ebpf::run(&options.ebpf)?;
     let mut bench = cargo();

@@ -46,6 +46,9 @@ const TESTS: [(Need, &str); 5] = [
     (Need::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
 ];
 
+/// What the datapath is compared with.
+const BENCH: [(Need, &str); 1] = [(Need::Program("nft"), "nftables")];
+
 /// Sets up what `cargo xtask demo` needs. Only root can run it.
 pub(crate) fn demo() -> Result<()> {
     install(&DEMO, "the demo")?;
@@ -57,6 +60,11 @@ pub(crate) fn tests() -> Result<()> {
     install(&DEMO, "the tests")?;
     install(&TESTS, "the tests")?;
     bpffs()
+}
+
+/// Sets up what `cargo xtask bench` needs beside what the tests do.
+pub(crate) fn bench() -> Result<()> {
+    install(&BENCH, "the benchmark")
 }
 
 fn install(needs: &[(Need, &'static str)], why: &str) -> Result<()> {
