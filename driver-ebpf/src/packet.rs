@@ -96,6 +96,8 @@ pub trait Packet: Sized {
 
 /// What [`Packet::head`] may reach: Ethernet, IPv6 and TCP without options.
 pub const HEAD_LEN: usize = ETH_LEN + 40 + 20;
+/// Likewise of a frame with IPv4 without options; where there are some, what follows is read by [`Packet::load`].
+pub const HEAD_LEN_V4: usize = ETH_LEN + 20 + 20;
 
 /// A hardware address as read from a frame; halves of it are aligned to 2 in every header.
 pub type Mac = [u16; 3];

@@ -11,7 +11,7 @@ use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::maps::Maps;
-use crate::packet::{HEAD_LEN, Packet};
+use crate::packet::{HEAD_LEN, HEAD_LEN_V4, Packet, ethertype};
 use crate::tables::Tables;
 use crate::{admit, answer, deliver, nd, rate, related};
 
@@ -28,7 +28,11 @@ impl<const HOST_END: bool> Skb<HOST_END> {
     pub fn new(skb: *mut __sk_buff) -> Self {
         let packet = Self { skb };
         let raw = packet.raw();
-        if raw.data_end - raw.data < HEAD_LEN as u32 && raw.len > raw.data_end - raw.data {
+        // No more than is needed: of a TCP segment with data, which the sender keeps a clone of, a pull copies the head.
+        // A sender that tells the kernel another protocol than its frame has its frame read as cut short at the worst.
+        let v4 = raw.protocol == u32::from(ethertype::IPV4);
+        let needed = if v4 { HEAD_LEN_V4 } else { HEAD_LEN } as u32;
+        if raw.data_end - raw.data < needed && raw.len > raw.data_end - raw.data {
             // Failing leaves a frame that reads as cut short, and is dropped as such.
             // SAFETY: the context is valid; pointers into the packet are taken anew at each access.
             unsafe { bpf_skb_pull_data(skb, raw.len.min(HEAD_LEN as u32)) };
