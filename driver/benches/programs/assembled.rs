@@ -84,7 +84,10 @@ fn symbol(
 }
 
 fn encode((operation, destination, source, offset, constant): Instruction) -> [u8; 8] {
-    let [a, b] = offset.to_le_bytes();
-    let [c, d, e, f] = constant.to_le_bytes();
-    [operation, destination | source << 4, a, b, c, d, e, f]
+    let mut bytes = [0; 8];
+    bytes[0] = operation;
+    bytes[1] = destination | source << 4;
+    bytes[2..4].copy_from_slice(&offset.to_le_bytes());
+    bytes[4..].copy_from_slice(&constant.to_le_bytes());
+    bytes
 }

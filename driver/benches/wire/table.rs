@@ -34,7 +34,7 @@ impl Results {
             let mut rule = String::from("|---|---|");
             let bases: Vec<_> = BASES.into_iter().filter(|base| self.paths.contains(base)).collect();
             for base in &bases {
-                header += &format!(" of {base} |");
+                header.extend([" of ", *base, " |"]);
                 rule += "---|";
             }
             match test {
@@ -58,7 +58,7 @@ impl Results {
                 let (_, other) = self.of(base, test).find(|(at, _)| *at == round)?;
                 Some(sample.rate() / other.rate())
             });
-            row += &format!(" {:.3} |", median(ratios.collect()));
+            row.extend([format!(" {:.3} |", median(ratios.collect()))]);
         }
         let cost = match test {
             Test::Stream => spread(self.of(path, test).map(|(_, sample)| sample.cpu_of_billion()).collect()),

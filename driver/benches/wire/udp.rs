@@ -38,16 +38,16 @@ pub(crate) fn count(port: &Sender<u16>) -> Result<()> {
 pub(crate) fn flood(run: &Run, to: SocketAddrV4) -> Result<Sample> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("bind")?;
     socket.connect(to)?;
-    let send = || {
+    let give = || {
         socket.send(&DATA).context("send")?;
         Ok(())
     };
-    let window = Window::open(run, send)?;
+    let window = Window::open(run, give)?;
     let before = ARRIVED.load(Ordering::Relaxed);
     let mut sent = 0;
     while window.is_open() {
         for _ in 0..16 {
-            send()?;
+            give()?;
         }
         sent += 16;
     }
