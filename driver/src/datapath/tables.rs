@@ -225,6 +225,23 @@ impl Tables {
         ids.collect::<Result<_, _>>().map_err(|source| bpf_error("list the endpoints", source))
     }
 
+    /// What an endpoint's pod has sent, by the way it took.
+    pub(super) fn paths(&self, id: EndpointId) -> Result<netferry_common::Traffic, DatapathError> {
+        let key = CounterKey { endpoint: id, direction: Direction::FromPod.number() };
+        let cpus = found(self.traffic.get(&key, 0))
+            .map_err(|source| bpf_error(format!("read the counters of endpoint {id}"), source))?;
+        Ok(cpus.iter().flat_map(|cpus| cpus.iter()).fold(netferry_common::Traffic::ZERO, |mut sum, cpu| {
+            sum.packets += cpu.packets;
+            sum.bytes += cpu.bytes;
+            sum.dropped += cpu.dropped;
+            sum.fast += cpu.fast;
+            sum.slow_fragment += cpu.slow_fragment;
+            sum.slow_options += cpu.slow_options;
+            sum.slow_error += cpu.slow_error;
+            sum
+        }))
+    }
+
     /// Adds up the counters of an endpoint. What never counted is 0.
     pub(super) fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         let failed = |source| bpf_error(format!("read the counters of endpoint {id}"), source);
