@@ -48,6 +48,12 @@ mod programs {
         run::<true>(&context, Direction::ToPod)
     }
 
+    /// Not for frames: the daemon runs it, see [`netferry_ebpf::sweep`].
+    #[classifier]
+    fn flow_sweep(_: TcContext) -> i32 {
+        netferry_ebpf::sweep::sweep()
+    }
+
     #[inline(always)]
     fn run<const HOST_END: bool>(context: &TcContext, direction: Direction) -> i32 {
         let skb = Skb::<HOST_END>::new(context.skb.skb);

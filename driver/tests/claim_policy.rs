@@ -129,7 +129,7 @@ async fn a_claim_reaches_what_its_policy_allows_and_nothing_else() {
     let interfaces = attacher.attach(&world.places.sandbox()).await.expect("attach").attached;
     let id = interfaces[0].endpoint.expect("an endpoint");
     assert_policy_in_force(&world, id, "after the attach");
-    assert_eq!(entries(&world, "nf_limits"), 3, "new flows both ways, and the claim's");
+    assert_eq!(entries(&world, "nf_limits"), 5, "new flows and told drops both ways, and the claim's");
 
     // The daemon is gone: the kernel has the policy.
     drop(attacher);
@@ -138,7 +138,7 @@ async fn a_claim_reaches_what_its_policy_allows_and_nothing_else() {
     let outcome = attacher.recover(&[world.places.sandbox()]).await;
     assert_eq!((outcome.attached, outcome.problems), (interfaces, vec![]));
     assert_policy_in_force(&world, id, "after a restart");
-    assert_eq!(entries(&world, "nf_limits"), 3);
+    assert_eq!(entries(&world, "nf_limits"), 5);
 
     let returned = attacher.give_back("s1").await;
     assert_eq!(returned.problems, []);

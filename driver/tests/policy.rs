@@ -319,11 +319,11 @@ fn a_limit_is_written_and_taken_back() {
     let world = World::new();
     let datapath = world.open();
     datapath.attach(ifindex(LINK), &spec(5)).unwrap();
-    assert_eq!(entries(&world, "nf_limits"), 2, "everybody's new flows are limited");
+    assert_eq!(entries(&world, "nf_limits"), 4, "new flows and told drops are limited");
     let limits: Limits = serde_yaml_ng::from_str("egress: {bitsPerSecond: 8000000}").unwrap();
     datapath.set_limits(5, &limits).unwrap();
-    assert_eq!(entries(&world, "nf_limits"), 3);
+    assert_eq!(entries(&world, "nf_limits"), 5);
     datapath.set_limits(5, &Limits::default()).unwrap();
-    assert_eq!(entries(&world, "nf_limits"), 2);
+    assert_eq!(entries(&world, "nf_limits"), 4);
     datapath.set_limits(6, &limits).unwrap_err();
 }
