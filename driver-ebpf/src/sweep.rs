@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::helpers::{bpf_for_each_map_elem, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_for_each_map_elem, bpf_ktime_get_ns};
 use netferry_common::flow::{FRAGMENT_LIFETIME, expired};
 use netferry_common::{Budget, Flow, FlowKey, Fragment, FragmentKey, budget};
 
@@ -40,8 +40,8 @@ type Callback = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_void, *mut
 /// Sweeps both tables. Returns how many entries it removed; [`MOST`] means that there may be more.
 #[inline(always)]
 pub fn sweep() -> i32 {
-    // SAFETY: the helper reads a clock.
-    let mut tally = Tally { now: unsafe { bpf_ktime_get_coarse_ns() }, removed: Word::new(0) };
+    // SAFETY: the helper reads a clock. Programs of this kind have no coarse one; it is some milliseconds behind this.
+    let mut tally = Tally { now: unsafe { bpf_ktime_get_ns() }, removed: Word::new(0) };
     each(ptr::from_ref(&FLOWS).cast(), flow, &mut tally);
     // Only a walk that came to its end has counted every flow.
     let settle = if tally.removed.load() < MOST { publish as Callback } else { forget as Callback };

@@ -66,6 +66,26 @@ pub(crate) fn dropped(datapath: &AyaDatapath, id: u32, reason: &str) -> u64 {
     datapath.stats(id).expect("stats").drops.get(reason).copied().unwrap_or(0)
 }
 
+/// Sends frames of a pod, no more at a time than the queue behind a pair takes.
+pub(crate) fn send_all(
+    datapath: &AyaDatapath,
+    id: u32,
+    from: &Tap,
+    frames: impl Iterator<Item = Vec<u8>>,
+    mut meanwhile: impl FnMut(),
+) {
+    let judged = || {
+        let seen = datapath.stats(id).expect("stats").from_pod;
+        seen.packets + seen.dropped
+    };
+    let before = judged();
+    for (frame, sent) in frames.zip(1..) {
+        from.send(&frame);
+        assert!(sent % 64 > 0 || waited(|| judged() - before + 64 >= sent), "{sent} were sent");
+        meanwhile();
+    }
+}
+
 /// A frame of the sender's to its peer with other bytes at an offset, and nothing to check them by: the programs leave
 /// checksums to the receiver.
 pub(crate) fn patched(kind: Kind, from: &Station, to: &Station, patches: &[(usize, &[u8])]) -> Vec<u8> {
@@ -135,9 +155,8 @@ fn a_flood_of_drops_leaves_room_for_the_events_of_others() {
         let stranger = Station { v4: [10, 99, 0, 1], ..PEER };
         let pod = node.within("pod", || Tap::new("eth0"));
         let denied = frames(Kind::Udp, true, 1, &POD, &stranger).remove(0);
-        for _ in 0..FLOOD {
-            pod.send(&denied);
-        }
+        let flood = std::iter::repeat_n(denied, FLOOD.try_into().expect("few"));
+        send_all(&datapath, SENDER, &pod, flood, || ());
         assert!(waited(|| dropped(&datapath, SENDER, "not_member") == FLOOD), "every drop is counted");
         let third = station_at(Destination::Other);
         let other = node.within("other", || Tap::new("eth0"));

@@ -138,6 +138,7 @@ fn policy_swaps_lose_and_leak_nothing() {
     }
     stop.store(true, Ordering::Relaxed);
     let (sent, came) = traffic.join().expect("swap");
+    println!("{} swaps: {came} of {sent} datagrams came", rounds());
     assert!(sent > 1000);
     assert_eq!(came, sent);
     datapath.set_compiled(5, &policies[0]).expect("swap");
@@ -166,6 +167,7 @@ fn upgrades_lose_and_leak_nothing() {
     }
     stop.store(true, Ordering::Relaxed);
     let (sent, came) = traffic.join().unwrap();
+    println!("{} upgrades: {came} of {sent} datagrams came", rounds());
     assert!(sent > 1000);
     assert_eq!(came, sent);
     std::thread::sleep(Duration::from_millis(500));

@@ -6,9 +6,8 @@
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 
-use super::kernel::load;
 use super::object::ProgramLoader;
 use super::pins::Pins;
 use super::{DatapathError, bpf_error};
@@ -28,7 +27,10 @@ impl FlowSweeper {
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
         let pins = Pins::create(root)?;
         let mut object = ProgramLoader::new(&pins)?.prepare(0)?;
-        load(&mut object, PROGRAM, 0)?;
+        let failed = |source| bpf_error(format!("load the program {PROGRAM}"), source);
+        let program: &mut RawTracePoint =
+            object.program_mut(PROGRAM).ok_or_else(missing)?.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
         Ok(Self(object))
     }
 
@@ -46,15 +48,13 @@ impl FlowSweeper {
     }
 
     fn run(&self) -> Result<u32, DatapathError> {
-        let program: &SchedClassifier = self
-            .0
-            .program(PROGRAM)
-            .ok_or_else(|| bpf_error("sweep the flow table", "the eBPF object has no such program"))?
-            .try_into()
-            .map_err(|source| bpf_error("sweep the flow table", source))?;
-        // The kernel wants a frame to run it on, which the program does not look at.
-        let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() };
-        let result = program.test_run(options).map_err(|source| bpf_error("sweep the flow table", source))?;
-        Ok(result.return_value)
+        let failed = |source| bpf_error(format!("run the program {PROGRAM}"), source);
+        let program: &RawTracePoint =
+            self.0.program(PROGRAM).ok_or_else(missing)?.try_into().map_err(failed)?;
+        Ok(program.test_run(RawTracePointRunOptions::new()).map_err(failed)?.return_value)
     }
+}
+
+fn missing() -> DatapathError {
+    bpf_error(format!("find the program {PROGRAM}"), "the eBPF object has no such program")
 }

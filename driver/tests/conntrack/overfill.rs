@@ -10,7 +10,7 @@ use netferry::datapath::policy::Policy;
 use crate::oracle::{Destination, Kind};
 use crate::tap::Tap;
 use crate::world::{MEMBER, PEER, POD, SENDER, station_at};
-use crate::{THIRD, able, dropped, flows, network, patched, waited};
+use crate::{THIRD, able, dropped, flows, network, patched, send_all, waited};
 
 /// Flows that fit the table of these tests.
 const ROOM: u16 = 1024;
@@ -57,10 +57,11 @@ fn one_pod_cannot_push_the_flows_of_others_out() {
 
     let pod = node.within("pod", || Tap::new("eth0"));
     let accomplice = node.within("peer", || Tap::new("eth0"));
-    for nth in 0..2 * ROOM {
-        pod.send(&segment(nth, 2));
-        accomplice.send(&answer(nth, 2 | ACK));
-    }
+    let mut opened = 0;
+    send_all(&datapath, SENDER, &pod, (0..2 * ROOM).map(|nth| segment(nth, 2)), || {
+        accomplice.send(&answer(opened, 2 | ACK));
+        opened += 1;
+    });
     let refused = u64::from(2 * ROOM - ROOM / 2);
     assert!(
         waited(|| dropped(&datapath, SENDER, "flow_limit") >= refused),
@@ -99,10 +100,9 @@ fn what_is_evicted_is_not_allowed() {
     let pod = node.within("pod", || Tap::new("eth0"));
     let peer = node.within("peer", || Tap::new("eth0"));
     let mut came = 0;
-    for nth in 0..2 * ROOM {
-        pod.send(&segment(nth, 2));
+    send_all(&datapath, SENDER, &pod, (0..2 * ROOM).map(|nth| segment(nth, 2)), || {
         came += peer.seen(|frame| is_segment(frame, 2));
-    }
+    });
     assert!(
         waited(|| {
             came += peer.seen(|frame| is_segment(frame, 2));
@@ -116,10 +116,9 @@ fn what_is_evicted_is_not_allowed() {
     for (flags, reason) in [(ACK, "policy_default"), (2 | ACK, "no_flow")] {
         let denied = || dropped(&datapath, MEMBER, reason);
         let (before, mut passed) = (denied(), 0);
-        for nth in 0..2 * ROOM {
-            peer.send(&answer(nth, flags));
+        send_all(&datapath, MEMBER, &peer, (0..2 * ROOM).map(|nth| answer(nth, flags)), || {
             passed += pod.seen(|frame| is_segment(frame, flags));
-        }
+        });
         assert!(
             waited(|| {
                 passed += pod.seen(|frame| is_segment(frame, flags));
