@@ -9,6 +9,9 @@ pub const FRAMES: u32 = 1;
 /// [`LimitKey::kind`]: new flows.
 pub const FLOWS: u32 = 2;
 
+/// [`LimitKey::kind`]: events about frames that were dropped.
+pub const DENIES: u32 = 3;
+
 /// Which limit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
@@ -17,7 +20,7 @@ pub struct LimitKey {
     pub endpoint: u32,
     /// A [`crate::Direction`] as number.
     pub direction: u32,
-    /// [`BYTES`], [`FRAMES`] or [`FLOWS`].
+    /// [`BYTES`], [`FRAMES`], [`FLOWS`] or [`DENIES`].
     pub kind: u32,
 }
 

@@ -18,19 +18,25 @@ pub const RULES: &str = "nf_rules";
 pub const LIMITS: &str = "nf_limits";
 /// [`crate::Flow`] by [`crate::FlowKey`]; the least recently used make room.
 pub const FLOWS: &str = "nf_flows";
+/// [`crate::Budget`] by endpoint id (`u32`). Written by user space, counts kept by the programs.
+pub const BUDGETS: &str = "nf_budgets";
 /// [`crate::Fragment`] by [`crate::FragmentKey`]; the least recently used make room.
 pub const FRAGMENTS: &str = "nf_fragments";
 /// Ring buffer of [`crate::Event`].
 pub const EVENTS: &str = "nf_events";
-/// One `u64` at index 0, per CPU: events that did not fit the ring.
+/// `u64` at [`LOST_FULL`] and [`LOST_HELD`], per CPU: events that were not told.
 pub const LOST: &str = "nf_lost";
+/// Index in [`LOST`]: events that did not fit the ring.
+pub const LOST_FULL: u32 = 0;
+/// Index in [`LOST`]: events about drops of an endpoint that had more of them than are told.
+pub const LOST_HELD: u32 = 1;
 /// What a program knows of the frame at hand, per CPU. Of no use to anybody else.
 pub const SCRATCH: &str = "nf_scratch";
 
 /// Every map of this version.
 pub const ALL: &[&str] = &[
     ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, EVENTS, LOST,
-    SCRATCH,
+    SCRATCH, BUDGETS,
 ];
 
 /// Endpoints a node can have at a time.
@@ -45,8 +51,8 @@ pub const MAX_MEMBERS: usize = 65_536;
 pub const MAX_PEERS: usize = 262_144;
 /// Port blocks of all policies.
 pub const MAX_RULES: usize = 262_144;
-/// Limits: two directions of three kinds an endpoint.
-pub const MAX_LIMITS: usize = 6 * MAX_ENDPOINTS;
+/// Limits: two directions of four kinds an endpoint.
+pub const MAX_LIMITS: usize = 8 * MAX_ENDPOINTS;
 /// Flows tracked at a time. The loader may set another size before the maps are made.
 pub const MAX_FLOWS: usize = 131_072;
 /// Datagrams in fragments at a time.

@@ -1,8 +1,9 @@
 //! What user space needs to hand the types to aya.
 
 use crate::{
-    Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink, Wire, WireKey,
+    Addr, Address, AddressKey, Budget, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment,
+    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink,
+    Wire, WireKey,
 };
 
 macro_rules! pod {
@@ -24,6 +25,7 @@ pod!(
     Addr,
     Address,
     AddressKey,
+    Budget,
     CounterKey,
     Drops,
     Endpoint,

@@ -134,10 +134,18 @@ fn track<P: Packet, T: Tables>(
     if known.is_some() {
         case.tables.forget_flow(&place.key);
     }
+    is_slow_enough(case, now)?;
     start(case, segment, place, now, note)
 }
 
-/// Opens a flow that policy allows. A function of its own for the sake of the stack.
+/// Takes a new flow out of the endpoint's limit of them. Apart from `start` for the sake of the stack, as that is.
+#[inline(never)]
+fn is_slow_enough<P: Packet, T: Tables>(case: &Case<'_, P, T>, now: u64) -> Result<(), Reason> {
+    let budget = LimitKey { endpoint: case.id, direction: Direction::number(case.direction), kind: FLOWS };
+    if case.tables.take(&budget, now, 1) == Some(false) { Err(Reason::FlowLimit) } else { Ok(()) }
+}
+
+/// Opens a flow that policy allows.
 #[inline(never)]
 fn start<P: Packet, T: Tables>(
     case: &Case<'_, P, T>,
@@ -146,10 +154,6 @@ fn start<P: Packet, T: Tables>(
     now: u64,
     note: &mut Note,
 ) -> Result<(), Reason> {
-    let budget = LimitKey { endpoint: case.id, direction: Direction::number(case.direction), kind: FLOWS };
-    if case.tables.take(&budget, now, 1) == Some(false) {
-        return Err(Reason::FlowLimit);
-    }
     let mut flow = place.open(segment, now, note.rule);
     place.allow(&mut flow, case.from_pod(), case.id, case.endpoint.policy);
     if !case.tables.open_flow(&place.key, &flow) {

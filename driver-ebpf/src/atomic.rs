@@ -31,6 +31,11 @@ mod word {
             self.0.store(value, Relaxed);
         }
 
+        /// Adds, around the end of the numbers.
+        pub fn add(&self, value: u64) {
+            self.0.fetch_add(value, Relaxed);
+        }
+
         /// Sets bits.
         pub fn set(&self, bits: u64) {
             self.0.fetch_or(bits, Relaxed);
@@ -79,6 +84,13 @@ mod word {
         pub fn store(&self, value: u64) {
             // SAFETY: one store, as above.
             unsafe { self.0.get().write_volatile(value) };
+        }
+
+        /// Adds, around the end of the numbers.
+        #[inline(always)]
+        pub fn add(&self, value: u64) {
+            // SAFETY: the instruction changes this word and nothing else.
+            unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) self.0.get(), in(reg) value) };
         }
 
         /// Sets bits.

@@ -34,9 +34,13 @@ pub mod tables;
 pub mod transport;
 
 #[cfg(target_arch = "bpf")]
+mod budget;
+#[cfg(target_arch = "bpf")]
 pub mod maps;
 #[cfg(target_arch = "bpf")]
 pub mod skb;
+#[cfg(target_arch = "bpf")]
+pub mod sweep;
 
 #[cfg(test)]
 mod tests;

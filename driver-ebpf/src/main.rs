@@ -48,6 +48,14 @@ mod programs {
         run::<true>(&context, Direction::ToPod)
     }
 
+    /// Not for frames: the daemon runs it, see [`netferry_ebpf::sweep`]. It is of a kind that the kernel runs with interrupts
+    /// on when it is asked to, and is never attached. By hand, as the macro for them returns 0 always.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "raw_tp")]
+    extern "C" fn flow_sweep(_: *mut core::ffi::c_void) -> i32 {
+        netferry_ebpf::sweep::sweep()
+    }
+
     #[inline(always)]
     fn run<const HOST_END: bool>(context: &TcContext, direction: Direction) -> i32 {
         let skb = Skb::<HOST_END>::new(context.skb.skb);

@@ -2,23 +2,26 @@
 //!
 //! Macros take names as literals only; a test of the loaded object compares them with `netferry_common::maps`.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use netferry_common::counters::path;
+use netferry_common::event::DENY;
+use netferry_common::limit::DENIES;
 use netferry_common::maps::{
-    EVENT_BYTES, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS,
-    MAX_MEMBERS, MAX_PEERS, MAX_RULES,
+    EVENT_BYTES, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS,
+    MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::{
-    Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
+    Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment,
+    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
 };
 
 use crate::atomic::Word;
+use crate::budget;
 use crate::flows::SharedFlow;
 use crate::judge::Scratch;
 use crate::opaque::hide;
@@ -43,25 +46,32 @@ static RULES: LpmTrie<RuleKey, Rule, MAX_RULES> = LpmTrie::new();
 static LIMITS: HashMap<LimitKey, Limit, MAX_LIMITS> = HashMap::new();
 
 #[btf_map(name = "nf_flows")]
-static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
+pub(crate) static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
+
+#[btf_map(name = "nf_budgets")]
+pub(crate) static BUDGETS: HashMap<u32, Budget, MAX_ENDPOINTS> = HashMap::new();
 
 #[btf_map(name = "nf_fragments")]
-static FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
 
 #[btf_map(name = "nf_events")]
 static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
 
 #[btf_map(name = "nf_lost")]
-static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+static LOST: PerCpuArray<u64, 2> = PerCpuArray::new();
 
+// Counters take memory as they are needed: for all endpoints that may be, on each of many CPUs, they would be hundreds
+// of megabytes. User space makes those of an endpoint with the endpoint, so that no frame has to.
 #[btf_map(name = "nf_traffic")]
-static TRAFFIC: PerCpuHashMap<CounterKey, Traffic, MAX_COUNTERS> = PerCpuHashMap::new();
+static TRAFFIC: PerCpuHashMap<CounterKey, Traffic, MAX_COUNTERS, ON_DEMAND> = PerCpuHashMap::new();
 
 #[btf_map(name = "nf_drops")]
-static DROPS: PerCpuHashMap<CounterKey, Drops, MAX_COUNTERS> = PerCpuHashMap::new();
+static DROPS: PerCpuHashMap<CounterKey, Drops, MAX_COUNTERS, ON_DEMAND> = PerCpuHashMap::new();
 
 #[btf_map(name = "nf_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
 /// This CPU's scratch. A program runs to its end before another of its kind starts on the CPU, and nothing in it is
 /// read that the same run did not write.
@@ -120,13 +130,25 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        if !budget::take(flow) {
+            return false;
+        }
+        if FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok() {
+            return true;
+        }
+        budget::give_back(netferry_common::budget::payer(flow));
         // A flow that is there now was opened by another CPU, by the same rules.
-        FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok() || FLOWS.get_ptr_mut(key).is_some()
+        FLOWS.get_ptr_mut(key).is_some()
     }
 
     #[inline(always)]
     fn forget_flow(&self, key: &FlowKey) {
-        let _ = FLOWS.remove(key);
+        let Some(flow) = FLOWS.get_ptr_mut(key) else { return };
+        // SAFETY: a copy of plain words; a change of policy meanwhile leaves the payer what it is.
+        let payer = netferry_common::budget::payer(unsafe { &*flow });
+        if FLOWS.remove(key).is_ok() {
+            budget::give_back(payer);
+        }
     }
 
     #[inline(always)]
@@ -158,17 +180,16 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn report(&self, event: &Event) {
+        if event.kind == DENY && is_held(event) {
+            lost(LOST_HELD);
+            return;
+        }
         match EVENTS.reserve_untyped::<Event>(0) {
             Some(mut place) => {
                 place.write(*event);
                 place.submit(0);
             }
-            None => {
-                if let Some(lost) = LOST.get_ptr_mut(0) {
-                    // SAFETY: the element is this CPU's own.
-                    unsafe { *lost += 1 };
-                }
-            }
+            None => lost(LOST_FULL),
         }
     }
 
@@ -209,6 +230,21 @@ impl Tables for Maps {
                 unsafe { *drops.cast::<u64>().add(place) += 1 };
             }
         }
+    }
+}
+
+/// Whether an endpoint had more frames dropped than are told of: one that is flooded must not fill the ring of all.
+#[inline(always)]
+fn is_held(event: &Event) -> bool {
+    let key = LimitKey { endpoint: event.endpoint, direction: event.direction, kind: DENIES };
+    Maps.take(&key, event.time, 1) == Some(false)
+}
+
+#[inline(always)]
+fn lost(how: u32) {
+    if let Some(lost) = LOST.get_ptr_mut(how) {
+        // SAFETY: the element is this CPU's own.
+        unsafe { *lost += 1 };
     }
 }
 

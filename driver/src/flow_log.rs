@@ -27,7 +27,8 @@ use crate::{
     claim::store::Store,
     datapath::{
         DatapathError, EndpointId,
-        events::{FlowEvent, FlowEvents, Flows},
+        events::{FlowEvent, FlowEvents},
+        sweep::FlowSweeper,
     },
     holdings::{Holder, holders},
     metrics::Metrics,
@@ -167,8 +168,8 @@ impl FlowLog {
                 () = stop.cancelled() => break,
                 _ = &mut serving => break,
                 _ = lost.tick() => {
-                    match self.events.lost() {
-                        Ok(lost) => self.metrics.flow_events_lost(lost),
+                    match self.events.lost().and_then(|lost| Ok((lost, self.events.held()?))) {
+                        Ok((lost, held)) => self.metrics.flow_events_untold(lost, held),
                         Err(error) => warn!("{}", chain(&error)),
                     }
                     continue;
@@ -204,7 +205,7 @@ fn tell(lines: &broadcast::Sender<Arc<str>>, line: &FlowLine) {
 }
 
 /// Take flows that are over out of the table below the pins at `root`, from time to time, until `stop`.
-pub async fn clean_until(mut flows: Flows, metrics: Arc<Metrics>, stop: CancellationToken) {
+pub async fn clean_until(mut sweeper: FlowSweeper, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut ticks = interval(CLEAN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -214,12 +215,12 @@ pub async fn clean_until(mut flows: Flows, metrics: Arc<Metrics>, stop: Cancella
         }
         // A full table takes a while to walk.
         let cleaned = tokio::task::spawn_blocking(move || {
-            let removed = flows.clean();
-            (flows, removed)
+            let removed = sweeper.sweep();
+            (sweeper, removed)
         });
         match cleaned.await {
             Ok((same, removed)) => {
-                flows = same;
+                sweeper = same;
                 match removed {
                     Ok(0) => {}
                     Ok(removed) => {

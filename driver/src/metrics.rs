@@ -56,6 +56,7 @@ pub struct Metrics {
     returns: Family<Outcome, Counter>,
     flow_events: Family<FlowKind, Counter>,
     flow_events_lost: Counter,
+    flow_events_held: Counter,
     flow_readers_dropped: Counter,
     flows_cleaned: Counter,
     programs_drifted: Family<Outcome, Counter>,
@@ -91,6 +92,7 @@ impl Metrics {
             returns: Family::default(),
             flow_events: Family::default(),
             flow_events_lost: Counter::default(),
+            flow_events_held: Counter::default(),
             flow_readers_dropped: Counter::default(),
             flows_cleaned: Counter::default(),
             programs_drifted: Family::default(),
@@ -115,6 +117,8 @@ impl Metrics {
         registry.register("flow_events", help, self.flow_events.clone());
         let help = "Flow events that found no room in the ring since the maps were made";
         registry.register("flow_events_lost", help, self.flow_events_lost.clone());
+        let help = "Drops that were counted but not told, as their interface had too many of them";
+        registry.register("flow_events_held", help, self.flow_events_held.clone());
         let help = "Readers of flow events that were too slow";
         registry.register("flow_readers_dropped", help, self.flow_readers_dropped.clone());
         registry.register("flows_cleaned", "Flows taken out of the table", self.flows_cleaned.clone());
@@ -145,9 +149,10 @@ impl Metrics {
         self.flow_events.get_or_create(&FlowKind { kind, direction, reason }).inc();
     }
 
-    /// The kernel's count of flow events that found no room.
-    pub fn flow_events_lost(&self, all: u64) {
-        self.flow_events_lost.inner().store(all, Ordering::Relaxed);
+    /// The kernel's counts of flow events that found no room, and of those held back.
+    pub fn flow_events_untold(&self, lost: u64, held: u64) {
+        self.flow_events_lost.inner().store(lost, Ordering::Relaxed);
+        self.flow_events_held.inner().store(held, Ordering::Relaxed);
     }
 
     /// A reader of flow events was too slow.

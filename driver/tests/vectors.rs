@@ -9,6 +9,8 @@ mod bench;
 mod frames;
 #[path = "vectors/network.rs"]
 mod network;
+#[path = "vectors/race.rs"]
+mod race;
 #[path = "vectors/table.rs"]
 mod table;
 #[path = "vectors/tracked.rs"]

@@ -128,6 +128,12 @@ impl AyaDatapath {
         self.written().tables.set_member(network, address, None)
     }
 
+    /// What an endpoint's pod has sent, with the share that went straight to a receiver on this node, and why the rest
+    /// did not.
+    pub fn paths(&self, id: EndpointId) -> Result<netferry_common::Traffic, DatapathError> {
+        self.written().tables.paths(id)
+    }
+
     /// Members of all networks, sorted.
     pub fn members(&self) -> Result<Vec<NetworkMember>, DatapathError> {
         let mut members: Vec<NetworkMember> = self

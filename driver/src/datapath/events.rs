@@ -117,8 +117,17 @@ impl FlowEvents {
 
     /// Events that found no room in the ring since the maps were made.
     pub fn lost(&self) -> Result<u64, DatapathError> {
+        self.untold(maps::LOST_FULL)
+    }
+
+    /// Events about dropped frames that were not told, as their endpoint had too many of them, since the maps were made.
+    pub fn held(&self) -> Result<u64, DatapathError> {
+        self.untold(maps::LOST_HELD)
+    }
+
+    fn untold(&self, how: u32) -> Result<u64, DatapathError> {
         let cpus =
-            self.lost.get(&0, 0).map_err(|source| bpf_error("read the counter of lost events", source))?;
+            self.lost.get(&how, 0).map_err(|source| bpf_error("read the counter of lost events", source))?;
         Ok(cpus.iter().sum())
     }
 }
@@ -194,27 +203,6 @@ impl Flows {
             Err(source) => Some(Err(bpf_error("read the table of flows", source))),
         });
         entries.collect()
-    }
-
-    /// Removes flows that are over, and says how many. The programs do not count on it: for them a flow is over by
-    /// its age. It only makes room before the table has to evict.
-    pub fn clean(&mut self) -> Result<usize, DatapathError> {
-        let now = now();
-        let over: Vec<FlowKey> = self
-            .0
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(key, value)| is_over(key, value, now))
-            .map(|(key, _)| key)
-            .collect();
-        let mut removed = 0;
-        for key in over {
-            // A frame may have opened it anew since it was listed.
-            if self.0.get(&key, 0).is_ok_and(|value| is_over(&key, &value, now)) {
-                removed += usize::from(self.0.remove(&key).is_ok());
-            }
-        }
-        Ok(removed)
     }
 }
 

@@ -55,9 +55,14 @@ impl AyaDatapath {
     /// Opens the pins under `root` ([`super::DEFAULT_ROOT`] on a host), or makes them. Mounts nothing: fails if
     /// the root is not on a bpf file system, or if a pinned map has another layout.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
+        Self::open_sized(root, None)
+    }
+
+    /// Likewise, with room for that many flows if the maps are made now; a table that is pinned keeps its size.
+    pub fn open_sized(root: &Path, flows: Option<u32>) -> Result<Self, DatapathError> {
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
-        let programs = ProgramLoader::new(&pins)?;
+        let programs = ProgramLoader::sized(&pins, flows)?;
         // Endpoint 0 is nobody's: this is for the maps only.
         let mut object = programs.prepare(0)?;
         let tables = Tables::take(&mut object)?;

@@ -1,6 +1,6 @@
 //! Rate limits of an endpoint, as people write them.
 
-use netferry_common::limit::{BYTES, FLOWS, FRAMES};
+use netferry_common::limit::{BYTES, DENIES, FLOWS, FRAMES};
 use netferry_common::{Direction, Limit};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,9 @@ pub struct Limits {
     /// What the pod sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<RateLimit>,
+    /// Flows that may be in the table at a time, whoever opened them. Left out: half of the table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_flows: Option<u64>,
 }
 
 /// Limits for one direction.
@@ -38,6 +41,14 @@ pub struct RateLimit {
 /// endpoint's scan or flood does not fill the table of all.
 pub const NEW_FLOWS: u64 = 10_000;
 
+/// Dropped frames of an endpoint a second and direction that are told as events, in the long run.
+const TOLD_DENIES: u64 = 100;
+
+/// The limit of events about dropped frames.
+fn told_denies() -> Limit {
+    Limit::new(TOLD_DENIES, 2 * TOLD_DENIES)
+}
+
 /// A limit that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value} is not allowed; {allowed}")]
@@ -53,6 +64,11 @@ pub struct LimitError {
 impl Limits {
     /// Checks what the types do not.
     pub fn validate(&self) -> Result<(), LimitError> {
+        if let Some(value) = self.open_flows
+            && !(1..=10_000_000).contains(&value)
+        {
+            return Err(LimitError { field: "openFlows".to_owned(), value, allowed: "1 to 10000000" });
+        }
         for (name, limit) in [("ingress", self.ingress), ("egress", self.egress)] {
             let Some(limit) = limit else { continue };
             let fields = [
@@ -82,7 +98,7 @@ impl Limits {
     }
 
     /// What the maps hold for a direction: the kind of limit, and the limit; `None` if there is none.
-    pub(super) fn entries(&self, direction: Direction) -> [(u32, Option<Limit>); 3] {
+    pub(super) fn entries(&self, direction: Direction) -> [(u32, Option<Limit>); 4] {
         let limit = match direction {
             Direction::FromPod => self.egress,
             Direction::ToPod => self.ingress,
@@ -94,6 +110,7 @@ impl Limits {
             (BYTES, bytes.map(|rate| Limit::new(rate, limit.burst_bytes.unwrap_or(rate / 20)))),
             (FRAMES, limit.packets_per_second.map(|rate| Limit::new(rate, rate / 20))),
             (FLOWS, Some(Limit::new(flows, flows))),
+            (DENIES, Some(told_denies())),
         ]
     }
 }
@@ -112,6 +129,7 @@ mod tests {
         );
         assert!(refused("egress: {burstBytes: 9}").contains("egress.burstBytes: 9"));
         assert!(refused("egress: {packetsPerSecond: 0}").contains("1 to 1000000000"));
+        assert!(refused("openFlows: 0").contains("openFlows: 0"));
         assert!(serde_yaml_ng::from_str::<Limits>("egress: {bps: 1}").is_err());
     }
 
@@ -119,7 +137,7 @@ mod tests {
     fn bits_become_bytes_and_new_flows_are_always_limited() {
         let limits: Limits = serde_yaml_ng::from_str("egress: {bitsPerSecond: 8000000}").unwrap();
         limits.validate().unwrap();
-        let [bytes, frames, flows] = limits.entries(Direction::FromPod);
+        let [bytes, frames, flows, _] = limits.entries(Direction::FromPod);
         assert_eq!(bytes, (BYTES, Some(Limit::new(1_000_000, 50_000))));
         assert_eq!(frames, (FRAMES, None));
         assert_eq!(flows, (FLOWS, Some(Limit::new(NEW_FLOWS, NEW_FLOWS))));

@@ -24,10 +24,18 @@ pub(super) struct ProgramLoader {
 impl ProgramLoader {
     /// Finds its way in the object, and ties every shared map to its pin.
     pub(super) fn new(pins: &Pins) -> Result<Self, DatapathError> {
+        Self::sized(pins, None)
+    }
+
+    /// Likewise, with another size of the flow table for when it is made.
+    pub(super) fn sized(pins: &Pins, flows: Option<u32>) -> Result<Self, DatapathError> {
         let endpoint_at = endpoint_offset(OBJECT).map_err(|source| {
             bpf_error(format!("find the constant {ENDPOINT_GLOBAL} in the eBPF object"), source)
         })?;
         let mut loader = EbpfLoader::new();
+        if let Some(flows) = flows {
+            loader.map_max_entries(maps::FLOWS, flows);
+        }
         // Nothing in the object is relocated against the kernel.
         loader.btf(None);
         for &name in maps::ALL {
@@ -119,7 +127,7 @@ pub(super) fn check_pinned(maps: &Path) -> Result<(), DatapathError> {
             kind: info.map_type().map_or(0, |kind| kind as u32),
             key: info.key_size(),
             value: info.value_size(),
-            entries: info.max_entries(),
+            entries: if name == maps::FLOWS { expected.entries } else { info.max_entries() },
         };
         if found != expected {
             return Err(bpf_error(

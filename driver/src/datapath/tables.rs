@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use ipnetwork::IpNetwork;
 use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, NETWORK_WIRE, READY};
 use netferry_common::flow::TRACK;
 use netferry_common::limit::{self, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::{
-    Addr, Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Limit, LimitKey, Member, MemberKey,
-    Traffic as Counted, maps,
+    Addr, Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Limit, LimitKey, Member,
+    MemberKey, Traffic as Counted, maps,
 };
 
 use super::limits::Limits;
@@ -24,6 +24,9 @@ pub(super) struct Tables {
     addresses: HashMap<MapData, AddressKey, Address>,
     members: HashMap<MapData, MemberKey, Member>,
     limits: HashMap<MapData, LimitKey, Limit>,
+    budgets: HashMap<MapData, EndpointId, Budget>,
+    /// Flows that fit the table of all.
+    flows: u32,
     traffic: PerCpuHashMap<MapData, CounterKey, Counted>,
     drops: PerCpuHashMap<MapData, CounterKey, Drops>,
 }
@@ -51,11 +54,20 @@ pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
 impl Tables {
     /// Takes the maps out of a prepared object.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, DatapathError> {
+        let flows = match object.map(maps::FLOWS) {
+            Some(Map::LruHashMap(data)) => data
+                .info()
+                .map_err(|source| bpf_error("read the size of the flow table", source))?
+                .max_entries(),
+            _ => return Err(bpf_error("find the flow table", "the eBPF object has no such map")),
+        };
         Ok(Self {
             endpoints: take(object, maps::ENDPOINTS)?,
             addresses: take(object, maps::ADDRESSES)?,
             members: take(object, maps::MEMBERS)?,
             limits: take(object, maps::LIMITS)?,
+            budgets: take(object, maps::BUDGETS)?,
+            flows,
             traffic: take(object, maps::TRAFFIC)?,
             drops: take(object, maps::DROPS)?,
         })
@@ -77,6 +89,12 @@ impl Tables {
             }
         }
         self.write_limits(spec.id, &Limits::default())?;
+        // No frame has to wait for memory then, nor goes uncounted for the lack of it.
+        for direction in Direction::ALL {
+            let key = CounterKey { endpoint: spec.id, direction: direction.number() };
+            fresh(&mut self.traffic, key, Counted::ZERO).map_err(failed("the counters"))?;
+            fresh(&mut self.drops, key, Drops::ZERO).map_err(failed("the counters"))?;
+        }
         self.endpoints.insert(spec.id, record(ifindex, spec), 0).map_err(failed("the record"))
     }
 
@@ -122,17 +140,27 @@ impl Tables {
                     Some(limit) => self.limits.insert(key, limit, 0).map_err(failed)?,
                     None => gone(self.limits.remove(&key)).map_err(failed)?,
                 }
-                if limit.is_some() && kind != limit::FLOWS {
+                if limit.is_some() && matches!(kind, limit::BYTES | limit::FRAMES) {
                     flags |= flag;
                 }
             }
         }
+        self.write_budget(id, limits.open_flows).map_err(failed)?;
         // Flows are not followed where nothing asks for it, and then nothing counts the new ones.
         let mut asked = [limits.egress, limits.ingress].into_iter().flatten();
         if asked.any(|limit| limit.new_flows_per_second.is_some()) {
             flags |= TRACK;
         }
         Ok(flags)
+    }
+
+    /// Sets how many flows an endpoint may hold; what it holds stays counted.
+    fn write_budget(&mut self, id: EndpointId, most: Option<u64>) -> Result<(), MapError> {
+        // A count that starts at nothing is right.
+        let none = Budget { counted_at: super::events::now(), ..Budget::default() };
+        let before = found(self.budgets.get(&id, 0))?.unwrap_or(none);
+        let most = most.unwrap_or(u64::from(self.flows / 2));
+        self.budgets.insert(id, Budget { most, ..before }, 0)
     }
 
     /// Says where an address of a network is, or with `None` that it is nowhere.
@@ -207,11 +235,12 @@ impl Tables {
         for key in own {
             gone(self.addresses.remove(&key)).map_err(failed)?;
         }
+        gone(self.budgets.remove(&id)).map_err(failed)?;
         for direction in Direction::ALL {
             let key = CounterKey { endpoint: id, direction: direction.number() };
             gone(self.traffic.remove(&key)).map_err(failed)?;
             gone(self.drops.remove(&key)).map_err(failed)?;
-            for kind in [limit::BYTES, limit::FRAMES, limit::FLOWS] {
+            for kind in [limit::BYTES, limit::FRAMES, limit::FLOWS, limit::DENIES] {
                 let key = LimitKey { endpoint: id, direction: direction.number(), kind };
                 gone(self.limits.remove(&key)).map_err(failed)?;
             }
@@ -223,6 +252,23 @@ impl Tables {
     pub(super) fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
         let ids = self.endpoints.keys().chain(self.addresses.keys().map(|key| key.map(|key| key.endpoint)));
         ids.collect::<Result<_, _>>().map_err(|source| bpf_error("list the endpoints", source))
+    }
+
+    /// What an endpoint's pod has sent, by the way it took.
+    pub(super) fn paths(&self, id: EndpointId) -> Result<netferry_common::Traffic, DatapathError> {
+        let key = CounterKey { endpoint: id, direction: Direction::FromPod.number() };
+        let cpus = found(self.traffic.get(&key, 0))
+            .map_err(|source| bpf_error(format!("read the counters of endpoint {id}"), source))?;
+        Ok(cpus.iter().flat_map(|cpus| cpus.iter()).fold(netferry_common::Traffic::ZERO, |mut sum, cpu| {
+            sum.packets += cpu.packets;
+            sum.bytes += cpu.bytes;
+            sum.dropped += cpu.dropped;
+            sum.fast += cpu.fast;
+            sum.slow_fragment += cpu.slow_fragment;
+            sum.slow_options += cpu.slow_options;
+            sum.slow_error += cpu.slow_error;
+            sum
+        }))
     }
 
     /// Adds up the counters of an endpoint. What never counted is 0.
@@ -261,6 +307,16 @@ pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapErro
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Makes a counter that stands at 0 on every CPU.
+fn fresh<V: aya::Pod>(
+    map: &mut PerCpuHashMap<MapData, CounterKey, V>,
+    key: CounterKey,
+    zero: V,
+) -> Result<(), MapError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+    map.insert(key, PerCpuValues::try_from(vec![zero; cpus]).map_err(MapError::IoError)?, 0)
 }
 
 /// The record of an endpoint that is not ready.

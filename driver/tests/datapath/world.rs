@@ -131,13 +131,18 @@ impl Drop for World {
 
 /// An object file with an XDP program that lets everything pass.
 pub(crate) fn xdp_object() -> tempfile::NamedTempFile {
+    object_with("xdp", 2)
+}
+
+/// An object file with a program that has one answer for every frame.
+pub(crate) fn object_with(section: &str, answer: u8) -> tempfile::NamedTempFile {
     use object::write::{Object, StandardSegment, Symbol, SymbolSection};
     use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
-    // r0 = XDP_PASS; exit
-    let code = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    // r0 = answer; exit
+    let code = [0xb7, 0, 0, 0, answer, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
     let mut elf = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
     let text = elf.segment_name(StandardSegment::Text).to_vec();
-    let section = elf.add_section(text, b"xdp".to_vec(), SectionKind::Text);
+    let section = elf.add_section(text, section.as_bytes().to_vec(), SectionKind::Text);
     elf.append_section_data(section, &code, 8);
     elf.add_symbol(Symbol {
         name: b"passes".to_vec(),

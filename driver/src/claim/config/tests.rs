@@ -343,7 +343,11 @@ fn any_limits() -> impl Strategy<Value = Limits> {
             packets_per_second: rate,
             new_flows_per_second: rate,
         });
-    (option::of(rate.clone()), option::of(rate)).prop_map(|(ingress, egress)| Limits { ingress, egress })
+    (option::of(rate.clone()), option::of(rate)).prop_map(|(ingress, egress)| Limits {
+        ingress,
+        egress,
+        open_flows: None,
+    })
 }
 
 fn any_config() -> impl Strategy<Value = InterfaceConfig> {

@@ -1,0 +1,178 @@
+//! The table of flows under attack, in use from two CPUs, and swept. Needs root; skips without, and says so.
+#![allow(missing_docs, dead_code, reason = "a test binary that shares the world of the matrix")]
+
+#[path = "matrix/frames.rs"]
+mod frames;
+#[path = "datapath/world.rs"]
+mod host;
+#[path = "matrix/oracle.rs"]
+mod oracle;
+#[path = "conntrack/overfill.rs"]
+mod overfill;
+#[path = "conntrack/sweep.rs"]
+mod sweep;
+#[path = "matrix/tap.rs"]
+mod tap;
+#[path = "matrix/world.rs"]
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use netferry::datapath::events::{FlowEvents, FlowRecord, Flows};
+use netferry::datapath::{AyaDatapath, Datapath as _, Placement};
+
+use frames::{Station, frames};
+use host::{able, ifindex};
+use oracle::{Destination, Kind};
+use tap::Tap;
+use world::{MEMBER, Node, PEER, POD, SENDER, spec, station_at};
+
+/// A third pod, on the same network as the others.
+pub(crate) const THIRD: u32 = 3;
+
+/// Waits until `done`; whether it came to that.
+pub(crate) fn waited(mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > Duration::from_secs(30) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+/// Three pods on one network, with room for that many flows.
+pub(crate) fn network(flows: Option<u32>) -> (Node, AyaDatapath) {
+    let node = Node::new();
+    let datapath = AyaDatapath::open_sized(&node.pins, flows).expect("open the datapath");
+    let third = station_at(Destination::Other);
+    for (id, of, station) in [(SENDER, "pod", POD), (MEMBER, "peer", PEER), (THIRD, "other", third)] {
+        let host = node.pair(of, &station);
+        let spec = spec(id, Placement::HostVeth, 11, &station);
+        datapath.attach(ifindex(&host), &spec).expect("attach");
+        datapath.set_ready(id, true).expect("ready");
+    }
+    (node, datapath)
+}
+
+pub(crate) fn flows(node: &Node) -> Vec<FlowRecord> {
+    Flows::open(&node.pins).expect("the table").list().expect("flows")
+}
+
+pub(crate) fn dropped(datapath: &AyaDatapath, id: u32, reason: &str) -> u64 {
+    datapath.stats(id).expect("stats").drops.get(reason).copied().unwrap_or(0)
+}
+
+/// Sends frames of a pod, no more at a time than the queue behind a pair takes.
+pub(crate) fn send_all(
+    datapath: &AyaDatapath,
+    id: u32,
+    from: &Tap,
+    frames: impl Iterator<Item = Vec<u8>>,
+    mut meanwhile: impl FnMut(),
+) {
+    let judged = || {
+        let seen = datapath.stats(id).expect("stats").from_pod;
+        seen.packets + seen.dropped
+    };
+    let before = judged();
+    for (frame, sent) in frames.zip(1..) {
+        from.send(&frame);
+        assert!(sent % 64 > 0 || waited(|| judged() - before + 64 >= sent), "{sent} were sent");
+        meanwhile();
+    }
+}
+
+/// A frame of the sender's to its peer with other bytes at an offset, and nothing to check them by: the programs leave
+/// checksums to the receiver.
+pub(crate) fn patched(kind: Kind, from: &Station, to: &Station, patches: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut frame = frames(kind, true, 0, from, to).remove(0);
+    for (offset, bytes) in patches {
+        frame[*offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    frame
+}
+
+#[test]
+fn one_flow_on_two_cpus_is_one_flow() {
+    if !able("one_flow_on_two_cpus_is_one_flow") {
+        return;
+    }
+    const FRAMES: u64 = 5000;
+    let (node, datapath) = network(None);
+    let peer = node.within("peer", || Tap::new("eth0"));
+    let taps = [0, 1].map(|_| node.within("pod", || Tap::new("eth0")));
+    let frame = frames(Kind::Udp, true, 7, &POD, &PEER).remove(0);
+    let (seen, sent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let senders: Vec<_> = taps
+        .into_iter()
+        .enumerate()
+        .map(|(cpu, tap)| {
+            let (frame, seen, sent) = (frame.clone(), Arc::clone(&seen), Arc::clone(&sent));
+            std::thread::spawn(move || {
+                let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+                let mut set = nix::sched::CpuSet::new();
+                set.set(cpu % cpus).expect("a CPU");
+                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).expect("pin");
+                for _ in 0..FRAMES {
+                    tap.send(&frame);
+                    // No more on their way than the receiver's queue takes.
+                    let sent = sent.fetch_add(1, Ordering::Relaxed);
+                    assert!(sent % 16 > 0 || waited(|| seen.load(Ordering::Relaxed) + 64 >= sent));
+                }
+            })
+        })
+        .collect();
+    let arrived = waited(|| {
+        let more = peer.seen(|seen| frames::is_of(Kind::Udp, 7, &POD, &PEER, seen)) as u64;
+        seen.fetch_add(more, Ordering::Relaxed) + more == 2 * FRAMES
+    });
+    assert!(arrived, "{} of {} arrived", seen.load(Ordering::Relaxed), 2 * FRAMES);
+    for sender in senders {
+        sender.join().expect("a sender");
+    }
+    let flows = flows(&node);
+    assert_eq!(flows.iter().filter(|flow| flow.protocol == 17).count(), 1, "{flows:?}");
+    let counted = datapath.paths(SENDER).expect("counters");
+    assert_eq!((counted.packets, counted.fast), (2 * FRAMES, 2 * FRAMES), "{counted:?}");
+    // What answers the receiver its own questions is counted too.
+    assert!(datapath.stats(MEMBER).expect("stats").to_pod.packets >= 2 * FRAMES);
+}
+
+#[test]
+fn a_flood_of_drops_leaves_room_for_the_events_of_others() {
+    if !able("a_flood_of_drops_leaves_room_for_the_events_of_others") {
+        return;
+    }
+    const FLOOD: u64 = 20_000;
+    let (node, datapath) = network(None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut events = FlowEvents::open(&node.pins).expect("the ring");
+        let stranger = Station { v4: [10, 99, 0, 1], ..PEER };
+        let pod = node.within("pod", || Tap::new("eth0"));
+        let denied = frames(Kind::Udp, true, 1, &POD, &stranger).remove(0);
+        let flood = std::iter::repeat_n(denied, FLOOD.try_into().expect("few"));
+        send_all(&datapath, SENDER, &pod, flood, || ());
+        assert!(waited(|| dropped(&datapath, SENDER, "not_member") == FLOOD), "every drop is counted");
+        let third = station_at(Destination::Other);
+        let other = node.within("other", || Tap::new("eth0"));
+        other.send(&frames(Kind::Udp, true, 2, &third, &stranger)[0]);
+        let mut told = 0;
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
+            let event = next.expect("the other pod's drop is told").expect("an event");
+            match event.endpoint {
+                THIRD => break,
+                _ => told += u64::from(event.kind == "deny" && event.reason == Some("not_member")),
+            }
+        }
+        assert!(told >= 1);
+        assert_eq!(events.lost().expect("a count"), 0);
+        let held = events.held().expect("a count");
+        assert!(held > 0 && told + held >= FLOOD, "{told} told, {held} held back");
+    });
+}
