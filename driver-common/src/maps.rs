@@ -20,6 +20,9 @@ pub const LIMITS: &str = "nf_limits";
 pub const FLOWS: &str = "nf_flows";
 /// [`crate::Fragment`] by [`crate::FragmentKey`]; the least recently used make room.
 pub const FRAGMENTS: &str = "nf_fragments";
+/// When the last ICMP errors owed to a sender are paid back (`u64`, see [`crate::limit`]) by [`crate::CounterKey`]: the
+/// endpoint, and which way the frames went that the errors are about. Kept by the programs alone.
+pub const ERRORS: &str = "nf_errors";
 /// Ring buffer of [`crate::Event`].
 pub const EVENTS: &str = "nf_events";
 /// One `u64` at index 0, per CPU: events that did not fit the ring.
@@ -29,8 +32,8 @@ pub const SCRATCH: &str = "nf_scratch";
 
 /// Every map of this version.
 pub const ALL: &[&str] = &[
-    ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, EVENTS, LOST,
-    SCRATCH,
+    ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, ERRORS, EVENTS,
+    LOST, SCRATCH,
 ];
 
 /// Endpoints a node can have at a time.

@@ -32,7 +32,7 @@ impl Target {
 /// options go through the receiver's own program; all others are judged for it here.
 #[inline(always)]
 pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, place, segment, target } = scratch;
+    let Scratch { note, ip, place, segment, target, .. } = scratch;
     let key = MemberKey { network: case.endpoint.network, addr: ip.destination };
     let Some(member) = case.tables.member(&key) else {
         // A rule lets it out of the network.
@@ -52,6 +52,10 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
     if case.eth.dst != packet::mac(receiver.mac) && !case.packet.set_destination(receiver.mac) {
         return Err(Reason::NoRoute);
     }
+    if note.size > receiver.mtu {
+        note.mtu = receiver.mtu;
+        return Err(Reason::MtuExceeded);
+    }
     target.ifindex = receiver.ifindex;
     if ip.part != Part::Whole {
         target.path = path::FRAGMENT;
@@ -63,6 +67,10 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
     }
     if segment.means & ERROR != 0 {
         target.path = path::ERROR;
+        return Ok(());
+    }
+    if !case.tables.redirects_to_peer() {
+        target.path = path::NO_PEER;
         return Ok(());
     }
     let flow = case.tables.flow(&place.key).ok_or(Reason::NoFlow)?;

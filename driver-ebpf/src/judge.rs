@@ -2,7 +2,7 @@
 
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::event::{self, Event};
-use netferry_common::{Addr, Direction, Endpoint, MemberKey, Reason};
+use netferry_common::{Addr, Direction, Endpoint, Reason};
 
 use crate::admit::{admit, is_tracked};
 use crate::datagram::{Datagram, Part, check_addresses, wire};
@@ -24,8 +24,10 @@ pub enum Verdict {
     Pass,
     /// To another endpoint of the node.
     Redirect(Target),
-    /// Back to the pod: it is the answer now.
+    /// Back to where it came from: it is the answer now.
     Bounce,
+    /// Likewise, as the ICMP error about what was dropped.
+    Refuse(Reason),
     /// Nowhere.
     Drop(Reason),
 }
@@ -96,9 +98,13 @@ pub struct Note {
     pub event: u32,
     /// Not 0 once it was reported.
     pub reported: u32,
+    /// Bytes of the largest datagram on the wire.
+    pub size: u32,
+    /// The MTU it exceeds, if it does.
+    pub mtu: u32,
 }
 
-const _: () = assert!(size_of::<Note>() == 32);
+const _: () = assert!(size_of::<Note>() == 40);
 
 /// What is known of the frame at hand, kept beside the program's small stack.
 #[repr(C)]
@@ -113,15 +119,33 @@ pub struct Scratch {
     pub segment: Segment,
     /// Where it goes.
     pub target: Target,
+    /// The ICMP error about it.
+    pub message: [u32; 130],
 }
 
 impl Scratch {
     /// Of no frame.
     #[must_use]
     pub const fn new() -> Self {
-        let note =
-            Note { frames: 0, bytes: 0, rule: 0, source_port: 0, destination_port: 0, event: 0, reported: 0 };
-        Self { note, ip: Datagram::UNREAD, place: Place::NONE, segment: Segment::NONE, target: Target::HOST }
+        let note = Note {
+            frames: 0,
+            bytes: 0,
+            rule: 0,
+            source_port: 0,
+            destination_port: 0,
+            event: 0,
+            reported: 0,
+            size: 0,
+            mtu: 0,
+        };
+        Self {
+            note,
+            ip: Datagram::UNREAD,
+            place: Place::NONE,
+            segment: Segment::NONE,
+            target: Target::HOST,
+            message: [0; 130],
+        }
     }
 }
 
@@ -162,6 +186,13 @@ pub fn judge<P: Packet, T: Tables>(
                 report(tables, (id, direction), Err(reason), &NOT_READ, &scratch.note);
             }
             tables.dropped(id, direction, reason);
+            if P::HOST_END
+                && matches!(direction, Direction::FromPod)
+                && matches!(reason, Reason::MtuExceeded)
+                && packet.refuse(id, direction, reason, scratch)
+            {
+                return Verdict::Refuse(reason);
+            }
             Verdict::Drop(reason)
         }
     }
@@ -258,14 +289,9 @@ fn inspect<P: Packet, T: Tables>(
             packet.answer_neighbor(&case, ip)?;
             return Ok(Verdict::Bounce);
         }
-        let key = MemberKey { network: endpoint.network, addr: ip.source };
-        return if case.from_pod() || tables.member(&key).is_some() {
-            Ok(Verdict::Pass)
-        } else {
-            Err(Reason::NotMember)
-        };
+        return Ok(Verdict::Pass);
     }
-    (note.frames, note.bytes) = wire(packet, ip);
+    (note.frames, note.bytes, note.size) = wire(packet, ip);
     let outcome = settle(&case, scratch);
     let Scratch { note, ip, .. } = scratch;
     if outcome.is_err() || note.event != 0 {

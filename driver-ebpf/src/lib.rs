@@ -26,6 +26,7 @@ pub mod ipv6;
 pub mod judge;
 pub mod nd;
 pub mod opaque;
+pub mod owed;
 pub mod packet;
 pub mod policy;
 pub mod rate;
@@ -35,6 +36,8 @@ pub mod transport;
 
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+#[cfg(target_arch = "bpf")]
+mod refuse;
 #[cfg(target_arch = "bpf")]
 pub mod skb;
 

@@ -18,6 +18,7 @@ mod programs {
     use netferry_ebpf::deliver::Target;
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
+    use netferry_ebpf::packet::hook;
     use netferry_ebpf::skb::Skb;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
@@ -27,30 +28,30 @@ mod programs {
     /// Moved link, towards the pod.
     #[classifier]
     fn link_ingress(context: TcContext) -> i32 {
-        run::<false>(&context, Direction::ToPod)
+        run::<{ hook::LINK }>(&context, Direction::ToPod)
     }
 
     /// Moved link, from the pod.
     #[classifier]
     fn link_egress(context: TcContext) -> i32 {
-        run::<false>(&context, Direction::FromPod)
+        run::<{ hook::LINK }>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, ingress: what the pod sent.
     #[classifier]
     fn from_pod(context: TcContext) -> i32 {
-        run::<true>(&context, Direction::FromPod)
+        run::<{ hook::PAIR }>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, egress: what the pod will receive.
     #[classifier]
     fn to_pod(context: TcContext) -> i32 {
-        run::<true>(&context, Direction::ToPod)
+        run::<{ hook::PAIR }>(&context, Direction::ToPod)
     }
 
     #[inline(always)]
-    fn run<const HOST_END: bool>(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::<HOST_END>::new(context.skb.skb);
+    fn run<const HOOK: u32>(context: &TcContext, direction: Direction) -> i32 {
+        let skb = Skb::<HOOK>::new(context.skb.skb);
         let Some(scratch) = scratch() else { return TC_ACT_SHOT };
         match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.

@@ -2,12 +2,14 @@
 //!
 //! Macros take names as literals only; a test of the loaded object compares them with `netferry_common::maps`.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use netferry_common::counters::path;
+use netferry_common::limit;
 use netferry_common::maps::{
     EVENT_BYTES, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS,
     MAX_MEMBERS, MAX_PEERS, MAX_RULES,
@@ -48,6 +50,9 @@ static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
 #[btf_map(name = "nf_fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
 
+#[btf_map(name = "nf_errors")]
+static ERRORS: LruHashMap<CounterKey, u64, MAX_COUNTERS> = LruHashMap::new();
+
 #[btf_map(name = "nf_events")]
 static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
 
@@ -62,6 +67,10 @@ static DROPS: PerCpuHashMap<CounterKey, Drops, MAX_COUNTERS> = PerCpuHashMap::ne
 
 #[btf_map(name = "nf_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Whether the kernel has `bpf_redirect_peer`; set by the loader.
+#[unsafe(no_mangle)]
+static REDIRECT_PEER: Global<u32> = Global::new(1);
 
 /// This CPU's scratch. A program runs to its end before another of its kind starts on the CPU, and nothing in it is
 /// read that the same run did not write.
@@ -141,6 +150,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn redirects_to_peer(&self) -> bool {
+        REDIRECT_PEER.load() != 0
+    }
+
+    #[inline(always)]
+    fn may_refuse(&self, key: CounterKey, now: u64) -> bool {
+        if let Some(paid_at) = ERRORS.get_ptr_mut(key) {
+            // SAFETY: the element is only touched atomically. An error too many or too few does no harm.
+            let state = unsafe { &*paid_at.cast::<Word>() };
+            let before = state.load();
+            return limit::ERRORS.take(before, now, 1).is_some_and(|after| state.exchange(before, after));
+        }
+        let _ = ERRORS.insert(key, now, u64::from(BPF_NOEXIST));
+        true
+    }
+
+    #[inline(always)]
     fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool> {
         let limit = LIMITS.get_ptr_mut(key)?;
         // SAFETY: the state is only touched atomically; rate and burst do not change while the element lives.
@@ -184,7 +210,10 @@ impl Tables for Maps {
                     path::FAST => (*traffic).fast += packets,
                     path::FRAGMENT => (*traffic).slow_fragment += packets,
                     path::OPTIONS => (*traffic).slow_options += packets,
-                    _ => (*traffic).slow_error += packets,
+                    path::ERROR => (*traffic).slow_error += packets,
+                    path::NO_PEER => (*traffic).slow_no_peer += packets,
+                    path::OVERLAY => (*traffic).overlay += packets,
+                    _ => (*traffic).uplink += packets,
                 }
             }
         }

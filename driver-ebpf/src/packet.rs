@@ -14,8 +14,10 @@ pub const ETH_LEN: usize = 14;
 
 /// Read access to one frame, Ethernet header first.
 pub trait Packet: Sized {
-    /// Whether the hook is the host end of a pair, where the frame can be sent elsewhere: back to the pod, or to another.
-    const HOST_END: bool;
+    /// Where the frame was met: a constant of [`hook`].
+    const HOOK: u32;
+    /// Whether that is the host end of a pair, where the frame can be sent elsewhere: back to the pod, or to another.
+    const HOST_END: bool = Self::HOOK == hook::PAIR;
     /// Bytes of the frame, whether in its linear part or not.
     fn len(&self) -> usize;
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame (`skb->vlan_present`).
@@ -84,6 +86,12 @@ pub trait Packet: Sized {
         }
         Ok(())
     }
+    /// Makes of the frame the ICMP error its sender is owed for this reason, if it is owed one. `false`: it is to be
+    /// dropped.
+    #[inline(always)]
+    fn refuse(&self, _: u32, _: Direction, _: Reason, _: &mut Scratch) -> bool {
+        false
+    }
     /// Replaces the whole frame. `false`: it is as it was, or cut.
     fn replace<T: Pod>(&self, frame: &T) -> bool;
     /// Replaces the destination hardware address.
@@ -92,6 +100,14 @@ pub trait Packet: Sized {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Where a frame can be met.
+pub mod hook {
+    /// A moved link.
+    pub const LINK: u32 = 0;
+    /// The host end of a pair whose other end is the pod's.
+    pub const PAIR: u32 = 1;
 }
 
 /// What [`Packet::head`] may reach: Ethernet, IPv6 and TCP without options.

@@ -11,16 +11,16 @@ use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::maps::Maps;
-use crate::packet::{HEAD_LEN, Packet};
+use crate::packet::{HEAD_LEN, Packet, hook};
 use crate::tables::Tables;
-use crate::{admit, answer, deliver, nd, rate, related};
+use crate::{admit, answer, deliver, nd, rate, refuse, related};
 
 /// The frame of a TC program.
-pub struct Skb<const HOST_END: bool> {
+pub struct Skb<const HOOK: u32> {
     skb: *mut __sk_buff,
 }
 
-impl<const HOST_END: bool> Skb<HOST_END> {
+impl<const HOOK: u32> Skb<HOOK> {
     /// Wraps the context of a program, with the headers made linear: a driver may leave them in page fragments,
     /// where direct access does not reach.
     #[inline(always)]
@@ -36,6 +36,12 @@ impl<const HOST_END: bool> Skb<HOST_END> {
         packet
     }
 
+    /// Wraps it as it is, its headers linear already.
+    #[inline(always)]
+    pub(crate) fn again(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
     #[inline(always)]
     fn raw(&self) -> &__sk_buff {
         // SAFETY: the kernel hands a valid context to the program for its whole run.
@@ -43,8 +49,8 @@ impl<const HOST_END: bool> Skb<HOST_END> {
     }
 }
 
-impl<const HOST_END: bool> Packet for Skb<HOST_END> {
-    const HOST_END: bool = HOST_END;
+impl<const HOOK: u32> Packet for Skb<HOOK> {
+    const HOOK: u32 = HOOK;
 
     #[inline(always)]
     fn len(&self) -> usize {
@@ -159,6 +165,11 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
     }
 
     #[inline(always)]
+    fn refuse(&self, id: u32, direction: Direction, reason: Reason, scratch: &mut Scratch) -> bool {
+        nf_refuse(self.skb, id, direction.number(), reason.number(), scratch) == PASS
+    }
+
+    #[inline(always)]
     fn replace<T: Pod>(&self, frame: &T) -> bool {
         let length = size_of::<T>() as u32;
         // SAFETY: the helpers check lengths against the frame, and read `length` bytes of a `T`.
@@ -179,7 +190,7 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
 // leads there. They take and return plain numbers.
 
 /// The frame in a global function, which is the same for all hooks.
-type Inner = Skb<true>;
+pub(crate) type Inner = Skb<{ hook::PAIR }>;
 
 const PASS: u32 = 0x100;
 const LINK: u32 = 0x101;
@@ -319,4 +330,15 @@ extern "C" fn nf_deliver(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) ->
 #[inline(never)]
 extern "C" fn nf_charge(endpoint: u32, way: u32, frames: u64, bytes: u64) -> u32 {
     if rate::charge(&Maps, endpoint, way, frames, bytes) { PASS } else { Reason::RateLimit.number() }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nf_refuse(skb: *mut __sk_buff, id: u32, way: u32, why: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
+    let source = scratch.ip.destination;
+    if refuse::refuse(skb, (id, direction(way)), reason(why), source, scratch) { PASS } else { why }
 }

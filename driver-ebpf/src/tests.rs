@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use bytemuck::{AnyBitPattern, Pod};
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::{
-    Addr, Address, AddressKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, Limit,
-    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+    Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
 };
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ struct Frame {
 }
 
 impl Packet for Frame {
-    const HOST_END: bool = true;
+    const HOOK: u32 = crate::packet::hook::PAIR;
     fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -128,6 +128,12 @@ impl Tables for Memory {
     }
     fn add_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+    fn redirects_to_peer(&self) -> bool {
+        true
+    }
+    fn may_refuse(&self, _: CounterKey, _: u64) -> bool {
+        true
     }
     fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool> {
         let mut limits = self.limits.borrow_mut();

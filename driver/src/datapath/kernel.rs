@@ -57,7 +57,8 @@ impl AyaDatapath {
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
-        let programs = ProgramLoader::new(&pins)?;
+        let features = Features::probe();
+        let programs = ProgramLoader::new(&pins, features)?;
         // Endpoint 0 is nobody's: this is for the maps only.
         let mut object = programs.prepare(0)?;
         let tables = Tables::take(&mut object)?;
@@ -65,7 +66,7 @@ impl AyaDatapath {
         Ok(Self {
             pins,
             programs,
-            features: Features::probe(),
+            features,
             written: Mutex::new(Written {
                 tables,
                 policies,
