@@ -4,11 +4,15 @@ use bytemuck::{Pod, Zeroable};
 
 pub use crate::verdict::Drops;
 
+/// Bit of [`CounterKey::endpoint`]: the rest is a network id. So is counted what was dropped on its way in from an uplink
+/// or a tunnel before an endpoint was found that it is for; with 0 as the network, what came with a VNI of none.
+pub const NETWORK: u32 = 1 << 31;
+
 /// Key of [`Traffic`] and [`Drops`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct CounterKey {
-    /// Endpoint id.
+    /// Endpoint id, or network id with [`NETWORK`].
     pub endpoint: u32,
     /// A [`crate::Direction`] as number: 0 from the pod, 1 to the pod.
     pub direction: u32,

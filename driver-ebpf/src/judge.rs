@@ -5,9 +5,10 @@ use netferry_common::event::{self, Event};
 use netferry_common::{Addr, Direction, Endpoint, Reason};
 
 use crate::admit::{admit, is_tracked};
+use crate::arrive::way;
 use crate::datagram::{Datagram, Part, check_addresses, wire};
 
-use crate::deliver::Target;
+use crate::deliver::{BEYOND, Target};
 use crate::flows::Place;
 use crate::opaque::reread;
 use crate::packet::{self, Ethernet, Mac, Packet, ethertype};
@@ -119,8 +120,20 @@ pub struct Scratch {
     pub segment: Segment,
     /// Where it goes.
     pub target: Target,
+    /// Where it came from, through a tunnel.
+    pub outer: Outer,
     /// The ICMP error about it.
     pub message: [u32; 130],
+}
+
+/// The other end of a tunnel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// The network's number in the tunnel.
+    pub vni: u32,
+    /// The other node.
+    pub node: Addr,
 }
 
 impl Scratch {
@@ -144,6 +157,7 @@ impl Scratch {
             place: Place::NONE,
             segment: Segment::NONE,
             target: Target::HOST,
+            outer: Outer { vni: 0, node: Addr::UNSPECIFIED },
             message: [0; 130],
         }
     }
@@ -186,9 +200,8 @@ pub fn judge<P: Packet, T: Tables>(
                 report(tables, (id, direction), Err(reason), &NOT_READ, &scratch.note);
             }
             tables.dropped(id, direction, reason);
-            if P::HOST_END
-                && matches!(direction, Direction::FromPod)
-                && matches!(reason, Reason::MtuExceeded)
+            if (P::OUTSIDE || P::HOST_END && matches!(direction, Direction::FromPod))
+                && matches!(reason, Reason::MtuExceeded | Reason::HopLimit)
                 && packet.refuse(id, direction, reason, scratch)
             {
                 return Verdict::Refuse(reason);
@@ -255,7 +268,8 @@ fn inspect<P: Packet, T: Tables>(
     match direction {
         Direction::FromPod if !own_source => return Err(Reason::SourceMac),
         Direction::ToPod if own_source => return Err(Reason::OwnMac),
-        Direction::ToPod if !packet::is_group(eth.dst) && eth.dst != mac => {
+        // From beyond the node, it may be for the node as a router: that was found out with the endpoint.
+        Direction::ToPod if !P::OUTSIDE && !packet::is_group(eth.dst) && eth.dst != mac => {
             return Err(Reason::NotForUs);
         }
         _ => {}
@@ -269,13 +283,13 @@ fn inspect<P: Packet, T: Tables>(
                 return Ok(Verdict::Pass);
             }
             if P::HOST_END && case.from_pod() {
-                packet.answer_arp(&case)?;
-                return Ok(Verdict::Bounce);
+                packet.answer_arp(&case, scratch)?;
+                return Ok(onward(&scratch.target, Verdict::Bounce));
             }
             if !case.from_pod() {
                 arp::check_member(&case)?;
             }
-            return Ok(Verdict::Pass);
+            return Ok(of_the_link(&case, &mut scratch.target));
         }
         _ => return Err(Reason::Ethertype),
     }
@@ -286,10 +300,10 @@ fn inspect<P: Packet, T: Tables>(
             return Ok(Verdict::Pass);
         }
         if P::HOST_END && case.from_pod() {
-            packet.answer_neighbor(&case, ip)?;
-            return Ok(Verdict::Bounce);
+            packet.answer_neighbor(&case, scratch)?;
+            return Ok(onward(&scratch.target, Verdict::Bounce));
         }
-        return Ok(Verdict::Pass);
+        return Ok(of_the_link(&case, &mut scratch.target));
     }
     (note.frames, note.bytes, note.size) = wire(packet, ip);
     let outcome = settle(&case, scratch);
@@ -299,8 +313,23 @@ fn inspect<P: Packet, T: Tables>(
         note.reported = 1;
     }
     outcome?;
-    let target = reread(&scratch.target);
-    if target.ifindex == 0 { Ok(Verdict::Pass) } else { Ok(Verdict::Redirect(target)) }
+    Ok(onward(&scratch.target, Verdict::Pass))
+}
+
+/// To the target, if there is one.
+#[inline(always)]
+fn onward(target: &Target, otherwise: Verdict) -> Verdict {
+    let target = reread(target);
+    if target.ifindex == 0 { otherwise } else { Verdict::Redirect(target) }
+}
+
+/// A message of the link that may go to the pod.
+#[inline(always)]
+fn of_the_link<P: Packet, T: Tables>(case: &Case<'_, P, T>, target: &mut Target) -> Verdict {
+    if P::OUTSIDE {
+        *target = Target { ifindex: case.endpoint.ifindex, path: way(P::HOOK) };
+    }
+    onward(target, Verdict::Pass)
 }
 
 /// Everything that is decided about a datagram.
@@ -314,6 +343,12 @@ fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) ->
     case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
     if P::HOST_END && case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
         case.packet.deliver(case, scratch)?;
+        if reread(&scratch.target.path) == BEYOND {
+            case.packet.depart(case, scratch)?;
+        }
+    }
+    if P::OUTSIDE {
+        case.packet.arrive(case, scratch)?;
     }
     Ok(())
 }

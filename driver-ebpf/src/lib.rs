@@ -16,10 +16,13 @@
 pub mod admit;
 pub mod answer;
 pub mod arp;
+pub mod arrive;
 pub mod atomic;
 pub mod datagram;
 pub mod deliver;
+pub mod depart;
 pub mod flows;
+pub mod forward;
 pub mod fragments;
 pub mod ipv4;
 pub mod ipv6;
@@ -34,6 +37,8 @@ pub mod related;
 pub mod tables;
 pub mod transport;
 
+#[cfg(target_arch = "bpf")]
+pub mod beyond;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
 #[cfg(target_arch = "bpf")]

@@ -7,10 +7,13 @@ fn main() {
 }
 
 #[cfg(target_arch = "bpf")]
+mod outside;
+
+#[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::Global;
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-    use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_type};
+    use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netferry_common::Direction;
@@ -19,7 +22,7 @@ mod programs {
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::packet::hook;
-    use netferry_ebpf::skb::Skb;
+    use netferry_ebpf::skb::{PACKET_HOST, Skb};
 
     /// Which endpoint this copy of the programs protects; set by the loader.
     #[unsafe(no_mangle)]
@@ -74,14 +77,15 @@ mod programs {
                     bpf_skb_change_type(skb, PACKET_HOST);
                     bpf_redirect_peer(ifindex, 0) as i32
                 }
+                Verdict::Redirect(Target { ifindex, path: path::ROUTED }) => {
+                    // By the routes of the host's namespace, and only those over that link.
+                    bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+                }
                 Verdict::Redirect(Target { ifindex, .. }) => bpf_redirect(ifindex, 0) as i32,
                 _ => bpf_redirect((*skb).ifindex, 0) as i32,
             }
         }
     }
-
-    /// `PACKET_HOST` of linux/if_packet.h.
-    const PACKET_HOST: u32 = 0;
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -12,12 +12,12 @@ use netferry_common::counters::path;
 use netferry_common::limit;
 use netferry_common::maps::{
     EVENT_BYTES, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS,
-    MAX_MEMBERS, MAX_PEERS, MAX_RULES,
+    MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::{
     Address, AddressKey, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic, Uplink, Wire, WireKey,
 };
 
 use crate::atomic::Word;
@@ -50,6 +50,12 @@ static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
 #[btf_map(name = "nf_fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
 
+#[btf_map(name = "nf_uplinks")]
+static UPLINKS: HashMap<u32, Uplink, MAX_UPLINKS> = HashMap::new();
+
+#[btf_map(name = "nf_wires")]
+static WIRES: HashMap<WireKey, Wire, MAX_UPLINKS> = HashMap::new();
+
 #[btf_map(name = "nf_errors")]
 static ERRORS: LruHashMap<CounterKey, u64, MAX_COUNTERS> = LruHashMap::new();
 
@@ -80,6 +86,13 @@ pub fn scratch() -> Option<&'static mut Scratch> {
     SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
+/// The network whose frames come in there, if it is one's.
+#[inline(always)]
+pub fn network_of(key: &WireKey) -> Option<u32> {
+    // SAFETY: programs never write wires, and user space replaces an element instead of changing it.
+    unsafe { WIRES.get(key) }.map(|wire| wire.network)
+}
+
 /// [`Tables`] on the maps of this object.
 pub struct Maps;
 
@@ -106,6 +119,12 @@ impl Tables for Maps {
     fn member(&self, key: &MemberKey) -> Option<Member> {
         // SAFETY: as for endpoints; the value is copied at once.
         unsafe { MEMBERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn uplink(&self, network: u32) -> Option<&Uplink> {
+        // SAFETY: as for endpoints.
+        unsafe { UPLINKS.get(network) }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use netferry_common::{Addr, MemberKey, Reason};
 
+use crate::answer;
 use crate::ipv6::is_multicast;
 use crate::judge::Case;
 use crate::packet::{ETH_LEN, Ipv6, Mac, Packet, mac};
@@ -114,7 +115,8 @@ pub(crate) fn check<P: Packet, T: Tables>(
         };
     }
     if case.endpoint.network != 0 {
-        let mac = member_mac(case, speaker)?;
+        let neighbor = matches!(kind, icmp::NEIGHBOR_SOLICITATION | icmp::NEIGHBOR_ADVERTISEMENT);
+        let mac = member_mac(case, speaker, neighbor)?;
         if !listening {
             check_options(case, options, end, mac, false)?;
         }
@@ -123,11 +125,17 @@ pub(crate) fn check<P: Packet, T: Tables>(
 }
 
 /// On an isolated network, who speaks for an address must be the member that has it, under its own hardware address.
+/// Where the network goes on over an uplink, a neighbour may also be no member at all.
 #[inline(always)]
-fn member_mac<P: Packet, T: Tables>(case: &Case<'_, P, T>, speaker: Addr) -> Result<Mac, Reason> {
+fn member_mac<P: Packet, T: Tables>(
+    case: &Case<'_, P, T>,
+    speaker: Addr,
+    neighbor: bool,
+) -> Result<Mac, Reason> {
     let key = MemberKey { network: case.endpoint.network, addr: speaker };
     match case.tables.member(&key) {
         Some(member) if mac(member.mac) == case.eth.src => Ok(case.eth.src),
+        None if neighbor && answer::wire(case).is_some() => Ok(case.eth.src),
         _ => Err(Reason::NotMember),
     }
 }

@@ -1,6 +1,7 @@
 //! ICMP errors a sender is owed about a datagram that goes no further (RFC 1812 section 4.3.2, RFC 4443 section 2.4).
 
-use netferry_common::{Addr, Reason};
+use netferry_common::uplink::ROUTED;
+use netferry_common::{Addr, Reason, Uplink};
 
 use crate::datagram::{Datagram, Part};
 use crate::packet::{ETH_LEN, Ipv4, Packet};
@@ -33,6 +34,8 @@ pub fn owed<P: Packet>(packet: &P, ip: &Datagram, reason: Reason, mtu: u32) -> O
             asked.then_some(Message { kind: 3, code: 4, rest: mtu & 0xffff })
         }
         (Reason::MtuExceeded, false) => Some(Message { kind: 2, code: 0, rest: mtu }),
+        (Reason::HopLimit, true) => Some(Message { kind: 11, code: 0, rest: 0 }),
+        (Reason::HopLimit, false) => Some(Message { kind: 3, code: 0, rest: 0 }),
         _ => None,
     }
 }
@@ -48,9 +51,21 @@ fn is_error(ip: &Datagram) -> bool {
     }
 }
 
+/// Who says so: the gateway where the node routes, else, as there is no router, the host the datagram was for.
+#[inline(always)]
+pub fn speaker(uplink: Option<&Uplink>, ip: &Datagram) -> Addr {
+    match uplink {
+        Some(uplink) if uplink.flags == ROUTED && ip.v4 => {
+            Addr::from_v4_word(u32::from_ne_bytes(uplink.gateway_v4))
+        }
+        Some(uplink) if uplink.flags == ROUTED => uplink.gateway_v6,
+        _ => ip.destination,
+    }
+}
+
 /// Whether an address is no host's.
 #[inline(always)]
-fn is_nobody(addr: Addr, v4: bool) -> bool {
+pub fn is_nobody(addr: Addr, v4: bool) -> bool {
     let [a, b, c, d]: [u32; 4] = bytemuck::cast(addr);
     d == 0 && (v4 || a | b | c == 0)
 }

@@ -13,7 +13,7 @@ use crate::datagram::Datagram;
 use crate::judge::Scratch;
 use crate::maps::Maps;
 use crate::opaque::{hide, zero};
-use crate::owed::{Message, owed};
+use crate::owed::{Message, is_nobody, owed};
 use crate::packet::{ETH_LEN, Ethernet, Ipv4, Ipv6, Packet, is_group};
 use crate::skb::Inner;
 use crate::tables::Tables;
@@ -54,6 +54,9 @@ pub(crate) fn refuse(
 ) -> bool {
     let Scratch { ip, note, message: buffer, .. } = scratch;
     let packet = Inner::again(skb);
+    if is_nobody(source, ip.v4) {
+        return false;
+    }
     let Some(message) = owed(&packet, ip, reason, note.mtu) else { return false };
     let Some(eth) = packet.head::<Ethernet>(0) else { return false };
     let key = CounterKey { endpoint: way.0, direction: way.1.number() };

@@ -1,19 +1,24 @@
 //! A socket buffer as [`Packet`].
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
+};
 use bytemuck::{AnyBitPattern, Pod};
 use core::mem::MaybeUninit;
 use core::ptr;
-use netferry_common::{Direction, Reason};
+use netferry_common::{Addr, Direction, Reason};
 
 use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::maps::Maps;
-use crate::packet::{HEAD_LEN, Packet, hook};
+use crate::packet::{Ethernet, HEAD_LEN, Packet, ethertype, hook};
 use crate::tables::Tables;
-use crate::{admit, answer, deliver, nd, rate, refuse, related};
+use crate::{admit, answer, beyond, deliver, nd, rate, related};
+
+/// `PACKET_HOST` of linux/if_packet.h: taken for the host by the device that received it.
+pub const PACKET_HOST: u32 = 0;
 
 /// The frame of a TC program.
 pub struct Skb<const HOOK: u32> {
@@ -42,6 +47,19 @@ impl<const HOOK: u32> Skb<HOOK> {
         Self { skb }
     }
 
+    /// The context of the program.
+    #[inline(always)]
+    #[must_use]
+    pub fn context(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Index of the interface it is at.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.raw().ifindex
+    }
+
     #[inline(always)]
     fn raw(&self) -> &__sk_buff {
         // SAFETY: the kernel hands a valid context to the program for its whole run.
@@ -59,7 +77,8 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
 
     #[inline(always)]
     fn vlan_tagged(&self) -> bool {
-        self.raw().vlan_present != 0
+        // The tag of an uplink was looked at: it says which network the frame is of.
+        HOOK != hook::WIRE && self.raw().vlan_present != 0
     }
 
     #[inline(always)]
@@ -135,18 +154,32 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
     }
 
     #[inline(always)]
-    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
-        passed(nf_answer_arp(self.skb, case.id))
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(nf_answer_arp(self.skb, case.id, scratch))
     }
 
     #[inline(always)]
-    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
-        passed(nf_answer_nd(self.skb, case.id, ip.offset))
+    fn answer_neighbor<T: Tables>(
+        &self,
+        case: &Case<'_, Self, T>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Reason> {
+        passed(nf_answer_nd(self.skb, case.id, scratch))
     }
 
     #[inline(always)]
     fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
         passed(nf_deliver(self.skb, case.id, scratch))
+    }
+
+    #[inline(always)]
+    fn depart<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(beyond::nf_depart(self.skb, case.id, scratch))
+    }
+
+    #[inline(always)]
+    fn arrive<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(beyond::nf_arrive(self.skb, case.id, HOOK, scratch))
     }
 
     #[inline(always)]
@@ -166,7 +199,7 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
 
     #[inline(always)]
     fn refuse(&self, id: u32, direction: Direction, reason: Reason, scratch: &mut Scratch) -> bool {
-        nf_refuse(self.skb, id, direction.number(), reason.number(), scratch) == PASS
+        beyond::nf_refuse(self.skb, id, direction.number(), reason.number(), scratch) == PASS
     }
 
     #[inline(always)]
@@ -184,6 +217,42 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
         // SAFETY: the helper reads six bytes.
         unsafe { bpf_skb_store_bytes(self.skb.cast(), 0, mac.as_ptr().cast(), 6, 0) == 0 }
     }
+
+    #[inline(always)]
+    fn set_link(&self, header: &Ethernet) -> bool {
+        // SAFETY: the helper reads that many bytes.
+        unsafe {
+            let length = size_of::<Ethernet>() as u32;
+            bpf_skb_store_bytes(self.skb.cast(), 0, ptr::from_ref(header).cast(), length, 0) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&self, offset: usize, bytes: &T) -> bool {
+        let length = size_of::<T>() as u32;
+        // SAFETY: the helper reads that many bytes, and checks the frame's length.
+        unsafe {
+            let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+            bpf_skb_store_bytes(self.skb.cast(), offset as u32, ptr::from_ref(bytes).cast(), length, flags)
+                == 0
+        }
+    }
+
+    #[inline(always)]
+    fn tag(&self, vlan: u32) -> bool {
+        // SAFETY: the helper takes numbers.
+        vlan == 0 || unsafe { bpf_skb_vlan_push(self.skb, ethertype::VLAN, vlan as u16) == 0 }
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, vni: u32, node: &Addr) -> bool {
+        beyond::tunnel(self.skb, vni, node)
+    }
+
+    #[inline(always)]
+    fn is_to_host(&self) -> bool {
+        self.raw().pkt_type == PACKET_HOST
+    }
 }
 
 // Global functions: the verifier looks at each once with arguments it knows nothing of, not again for each way that
@@ -192,7 +261,7 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
 /// The frame in a global function, which is the same for all hooks.
 pub(crate) type Inner = Skb<{ hook::PAIR }>;
 
-const PASS: u32 = 0x100;
+pub(crate) const PASS: u32 = 0x100;
 const LINK: u32 = 0x101;
 const NOT_LINK: u32 = 0x102;
 
@@ -202,7 +271,7 @@ fn passed(code: u32) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn code(result: Result<(), Reason>) -> u32 {
+pub(crate) fn code(result: Result<(), Reason>) -> u32 {
     match result {
         Ok(()) => PASS,
         Err(reason) => reason.number(),
@@ -210,7 +279,7 @@ fn code(result: Result<(), Reason>) -> u32 {
 }
 
 #[inline(always)]
-fn reason(code: u32) -> Reason {
+pub(crate) fn reason(code: u32) -> Reason {
     if code as usize >= Reason::ALL.len() {
         return Reason::NoEndpoint;
     }
@@ -220,7 +289,7 @@ fn reason(code: u32) -> Reason {
 }
 
 #[inline(always)]
-fn direction(number: u32) -> Direction {
+pub(crate) fn direction(number: u32) -> Direction {
     if number == Direction::FromPod.number() { Direction::FromPod } else { Direction::ToPod }
 }
 
@@ -294,22 +363,30 @@ extern "C" fn nf_datagram(skb: *mut __sk_buff, v4: u32, ip: *mut Datagram) -> u3
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32) -> u32 {
+extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
     let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
-    code(answer::arp(&case))
+    code(answer::arp(&case, &mut scratch.target))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, offset: u32) -> u32 {
+extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
     let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
-    code(answer::neighbor(&case, offset as usize))
+    code(answer::neighbor(&case, scratch.ip.offset as usize, &mut scratch.target))
 }
 
 #[unsafe(no_mangle)]
@@ -330,15 +407,4 @@ extern "C" fn nf_deliver(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) ->
 #[inline(never)]
 extern "C" fn nf_charge(endpoint: u32, way: u32, frames: u64, bytes: u64) -> u32 {
     if rate::charge(&Maps, endpoint, way, frames, bytes) { PASS } else { Reason::RateLimit.number() }
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn nf_refuse(skb: *mut __sk_buff, id: u32, way: u32, why: u32, scratch: *mut Scratch) -> u32 {
-    // SAFETY: the verifier makes sure that it is null or points to that much memory.
-    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
-        return Reason::NoEndpoint.number();
-    };
-    let source = scratch.ip.destination;
-    if refuse::refuse(skb, (id, direction(way)), reason(why), source, scratch) { PASS } else { why }
 }

@@ -2,7 +2,7 @@
 
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Uplink,
 };
 
 use crate::flows::SharedFlow;
@@ -17,6 +17,8 @@ pub trait Tables {
     fn address(&self, key: &AddressKey) -> Option<Address>;
     /// Who has an address on a network.
     fn member(&self, key: &MemberKey) -> Option<Member>;
+    /// How a network goes on beyond the node.
+    fn uplink(&self, network: u32) -> Option<&Uplink>;
     /// The class of an address: longest prefix.
     fn peer(&self, key: PeerKey) -> Option<Peer>;
     /// The rule for a port: longest prefix.

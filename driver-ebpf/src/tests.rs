@@ -7,13 +7,13 @@ use bytemuck::{AnyBitPattern, Pod};
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Uplink,
 };
 use proptest::prelude::*;
 
 use crate::flows::SharedFlow;
 use crate::judge::{Scratch, Verdict, judge};
-use crate::packet::Packet;
+use crate::packet::{Ethernet, Packet};
 use crate::tables::Tables;
 
 const ID: u32 = 7;
@@ -42,6 +42,21 @@ impl Packet for Frame {
         true
     }
     fn set_destination(&self, _: [u8; 6]) -> bool {
+        true
+    }
+    fn set_link(&self, _: &Ethernet) -> bool {
+        true
+    }
+    fn store<T: Pod>(&self, _: usize, _: &T) -> bool {
+        true
+    }
+    fn tag(&self, _: u32) -> bool {
+        true
+    }
+    fn tunnel(&self, _: u32, _: &Addr) -> bool {
+        true
+    }
+    fn is_to_host(&self) -> bool {
         true
     }
     fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
@@ -105,6 +120,9 @@ impl Tables for Memory {
     }
     fn member(&self, key: &MemberKey) -> Option<Member> {
         self.members.get(key).copied()
+    }
+    fn uplink(&self, _: u32) -> Option<&Uplink> {
+        None
     }
     fn peer(&self, key: PeerKey) -> Option<Peer> {
         longest(&self.peers, &key)

@@ -47,7 +47,7 @@ pub struct Upgrade {
     pub updated: Vec<EndpointId>,
     /// Their device is gone, and nothing was to be done.
     pub gone: Vec<EndpointId>,
-    /// Still run what they ran.
+    /// Still run what they ran; 0 stands for an uplink or a tunnel device.
     pub failed: Vec<(EndpointId, DatapathError)>,
 }
 
@@ -95,6 +95,7 @@ impl AyaDatapath {
                 Err(error) => upgrade.failed.push((id, error)),
             }
         }
+        self.upgrade_borders(&mut written, &mut upgrade)?;
         Ok(upgrade)
     }
 

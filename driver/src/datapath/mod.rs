@@ -10,6 +10,7 @@ pub mod features;
 mod foreign;
 mod kernel;
 pub mod limits;
+pub mod networks;
 mod object;
 mod pins;
 pub mod policy;
@@ -20,6 +21,7 @@ pub use control::NetworkMember;
 pub use explain::Explanation;
 pub use features::Features;
 pub use kernel::{AyaDatapath, Upgrade};
+pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
 
 use std::path::PathBuf;
