@@ -97,7 +97,9 @@ impl<P: Packet, T: Tables> Arrival<'_, P, T> {
         if ip.group {
             return Ok(Entrance::Nobody(Reason::NoReceiver));
         }
-        if !bridged && (is_link_local(ip.source) || is_link_local(ip.destination)) {
+        // Neighbour discovery and multicast listening go no further than their link, and nor do its addresses.
+        let of_the_link = ip.protocol == ICMPV6 && ip.part != Part::Later && matches!(kind, 130..=137 | 143);
+        if !bridged && (of_the_link || is_link_local(ip.source) || is_link_local(ip.destination)) {
             return Ok(Entrance::Nobody(Reason::NoReceiver));
         }
         let Some(member) = self.endpoint(ip.destination)? else {

@@ -5,6 +5,8 @@
 
 #[path = "vectors/bench.rs"]
 mod bench;
+#[path = "vectors/beyond.rs"]
+mod beyond;
 #[path = "vectors/frames.rs"]
 mod frames;
 #[path = "vectors/network.rs"]
@@ -73,6 +75,9 @@ fn every_frame_has_its_verdict_and_every_reason_a_frame() {
     seen.extend(tracked::SHOWN);
     seen.extend(network::SHOWN);
     seen.extend(refused::SHOWN);
+    seen.extend(beyond::SHOWN);
+    // Shown where there are tunnels, in `uplink.rs`.
+    seen.insert(Reason::OuterSource);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");

@@ -30,7 +30,7 @@ pub fn pair() -> Bench {
     pair_in(Bench::ready())
 }
 
-fn pair_in(mut bench: Bench) -> Bench {
+pub fn pair_in(mut bench: Bench) -> Bench {
     bench.write(record(POD, READY, 0));
     bench.write_other(PEER_ID, record(PEER, READY, 0));
     for (host, endpoint) in [(POD, super::bench::ID), (PEER, PEER_ID), (OTHER, 0)] {
