@@ -320,6 +320,14 @@ impl Tables {
                         packets: sum.packets + cpu.packets,
                         bytes: sum.bytes + cpu.bytes,
                         dropped: sum.dropped + cpu.dropped,
+                        fast: sum.fast + cpu.fast,
+                        slow: sum.slow
+                            + cpu.slow_fragment
+                            + cpu.slow_options
+                            + cpu.slow_error
+                            + cpu.slow_no_peer,
+                        uplink: sum.uplink + cpu.uplink,
+                        overlay: sum.overlay + cpu.overlay,
                     };
                 }
             }
