@@ -91,14 +91,15 @@ impl<P: Packet, T: Tables> Arrival<'_, P, T> {
             return Ok(Entrance::Nobody(reason));
         }
         let [kind, ..]: [u8; 4] = bytemuck::cast(ip.transport[0]);
-        if bridged && ip.protocol == ICMPV6 && kind == NEIGHBOR_SOLICITATION && ip.part == Part::Whole {
+        let icmp = ip.protocol == ICMPV6 && !ip.v4 && ip.part != Part::Later;
+        if bridged && icmp && kind == NEIGHBOR_SOLICITATION {
             return Ok(Entrance::Link);
         }
         if ip.group {
             return Ok(Entrance::Nobody(Reason::NoReceiver));
         }
         // Neighbour discovery and multicast listening go no further than their link, and nor do its addresses.
-        let of_the_link = ip.protocol == ICMPV6 && ip.part != Part::Later && matches!(kind, 130..=137 | 143);
+        let of_the_link = icmp && matches!(kind, 130..=137 | 143);
         if !bridged && (of_the_link || is_link_local(ip.source) || is_link_local(ip.destination)) {
             return Ok(Entrance::Nobody(Reason::NoReceiver));
         }

@@ -23,6 +23,7 @@ mod programs {
     use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::packet::hook;
     use netferry_ebpf::skb::{PACKET_HOST, Skb};
+    use netferry_ebpf::tables::Tables as _;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
     #[unsafe(no_mangle)]
@@ -71,7 +72,8 @@ mod programs {
         // SAFETY: the context is valid, and the helpers check what they are given.
         unsafe {
             match verdict {
-                Verdict::Redirect(Target { ifindex, path: path::FAST }) => {
+                // Asked again, so that a kernel without it sees that this is never reached.
+                Verdict::Redirect(Target { ifindex, path: path::FAST }) if Maps.redirects_to_peer() => {
                     // The frame is for the receiver's address, not for the host end it arrived at, and so counts as
                     // somebody else's until this is said.
                     bpf_skb_change_type(skb, PACKET_HOST);

@@ -198,6 +198,14 @@ fn an_overlay_carries_a_network_between_nodes() {
             assert_eq!(stream(&one.netns, &two.netns, two.address(v4), SOME), SOME);
             assert_eq!(stream(&two.netns, &one.netns, one.address(v4), SOME), SOME);
         }
+        // Too big for the receiver alone: told through the tunnel.
+        let small = b.pod(3, THERE, 3, 1300);
+        a.knows(HERE, &small, Some(ends[1]));
+        for v4 in [true, false] {
+            assert!(answers(&one.netns, "", small.address(v4)));
+            let said = ping(&one.netns, "-M do -s 1340", small.address(v4)).unwrap_err();
+            assert!(said.contains("1300"), "{said}");
+        }
         assert!(a.beyond(&one)[1] > 1000 && b.beyond(&two)[1] > 1000);
         refused(&b, &two, &one, ends);
     }

@@ -227,17 +227,11 @@ impl Bench {
     /// Runs one program on a frame and reads what it did from its answer and from the counters, which must
     /// agree.
     pub fn run(&mut self, program: &str, direction: Direction, frame: &[u8]) -> Outcome {
-        self.run_on(program, direction, frame, &Context::default())
+        self.run_on(program, direction, frame, Context::default())
     }
 
     /// Likewise, with something said about the frame beside it.
-    pub fn run_on(
-        &mut self,
-        program: &str,
-        direction: Direction,
-        frame: &[u8],
-        context: &Context,
-    ) -> Outcome {
+    pub fn run_on(&mut self, program: &str, direction: Direction, frame: &[u8], context: Context) -> Outcome {
         let (traffic, drops) = (self.traffic(direction), self.drops(direction));
         let mut out = vec![0; frame.len() + 256];
         let beside = context.bytes();
