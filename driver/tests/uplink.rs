@@ -6,7 +6,6 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod netns;
 #[path = "datapath/world.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
 mod packets;
 #[path = "uplink/world.rs"]
 mod world;
@@ -158,12 +157,13 @@ fn a_small_mtu_beyond_a_routed_network_is_told() {
     }
 }
 
+const VNI: u32 = 0x00ab_cdef;
+
 #[test]
 fn an_overlay_carries_a_network_between_nodes() {
     if !able("an_overlay_carries_a_network_between_nodes") {
         return;
     }
-    const VNI: u32 = 0x00ab_cdef;
     for (ends, over_ipv6) in [(["10.77.0.1", "10.77.0.2"], false), (["fd77::1", "fd77::2"], true)] {
         let (a, b) = (Node::new(), Node::new());
         wire(&a.host, &b.host);

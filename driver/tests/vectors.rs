@@ -7,6 +7,8 @@
 mod bench;
 #[path = "vectors/beyond.rs"]
 mod beyond;
+#[path = "vectors/entry.rs"]
+mod entry;
 #[path = "vectors/frames.rs"]
 mod frames;
 #[path = "vectors/network.rs"]

@@ -9,7 +9,8 @@ use netferry_common::uplink::{BRIDGED, OVERLAY, ROUTED};
 use netferry_common::{Addr, Direction, Member, PEER_GLOBAL, Reason, RuleKey, Uplink};
 
 use super::bench::Outcome::{Drop, Pass, Redirect, Refuse};
-use super::bench::{Bench, Entry, ID};
+use super::bench::{Bench, ID};
+use super::entry::Entry;
 use super::frames::*;
 use super::network::{NETWORK, PEER_ID, pair, pair_in, record};
 use super::refused::{Error, error};
