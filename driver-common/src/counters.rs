@@ -4,11 +4,15 @@ use bytemuck::{Pod, Zeroable};
 
 pub use crate::verdict::Drops;
 
+/// Bit of [`CounterKey::endpoint`]: the rest is a network id. So is counted what was dropped on its way in from an uplink
+/// or a tunnel before an endpoint was found that it is for; with 0 as the network, what came with a VNI of none.
+pub const NETWORK: u32 = 1 << 31;
+
 /// Key of [`Traffic`] and [`Drops`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct CounterKey {
-    /// Endpoint id.
+    /// Endpoint id, or network id with [`NETWORK`].
     pub endpoint: u32,
     /// A [`crate::Direction`] as number: 0 from the pod, 1 to the pod.
     pub direction: u32,
@@ -34,14 +38,31 @@ pub struct Traffic {
     pub slow_options: u64,
     /// Likewise, because they were ICMP errors.
     pub slow_error: u64,
+    /// Likewise, because the kernel lacks `bpf_redirect_peer`.
+    pub slow_no_peer: u64,
+    /// Of `packets`, those that the program sent out of an uplink itself, or that came in there and went straight into
+    /// the pod's namespace.
+    pub uplink: u64,
+    /// Likewise through a tunnel to another node, or from one.
+    pub overlay: u64,
 }
 
-const _: () = assert!(size_of::<Traffic>() == 56);
+const _: () = assert!(size_of::<Traffic>() == 80);
 
 impl Traffic {
     /// Nothing counted.
-    pub const ZERO: Self =
-        Self { packets: 0, bytes: 0, dropped: 0, fast: 0, slow_fragment: 0, slow_options: 0, slow_error: 0 };
+    pub const ZERO: Self = Self {
+        packets: 0,
+        bytes: 0,
+        dropped: 0,
+        fast: 0,
+        slow_fragment: 0,
+        slow_options: 0,
+        slow_error: 0,
+        slow_no_peer: 0,
+        uplink: 0,
+        overlay: 0,
+    };
 }
 
 /// Which way a frame that passed went on; the place of its counter in [`Traffic`].
@@ -56,4 +77,12 @@ pub mod path {
     pub const OPTIONS: u32 = 3;
     /// [`super::Traffic::slow_error`].
     pub const ERROR: u32 = 4;
+    /// [`super::Traffic::slow_no_peer`].
+    pub const NO_PEER: u32 = 5;
+    /// [`super::Traffic::uplink`], as on one Ethernet; or in from an uplink.
+    pub const UPLINK: u32 = 6;
+    /// [`super::Traffic::uplink`], with the neighbour found by the kernel's routes.
+    pub const ROUTED: u32 = 7;
+    /// [`super::Traffic::overlay`].
+    pub const OVERLAY: u32 = 8;
 }

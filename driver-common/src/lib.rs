@@ -41,3 +41,7 @@ pub const ABI: u32 = 1;
 /// Symbol of the endpoint id in the programs' read-only data: a `u32`, set by the loader before the load.
 /// A program whose id was never set (0) drops everything.
 pub const ENDPOINT_GLOBAL: &str = "ENDPOINT";
+
+/// Symbol of a `u32` in the programs' read-only data: 1 if the kernel has `bpf_redirect_peer`, set by the loader. 0 sends
+/// frames through the host end of their receiver, whose own program then judges them.
+pub const PEER_GLOBAL: &str = "REDIRECT_PEER";

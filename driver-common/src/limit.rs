@@ -48,6 +48,10 @@ pub struct Limit {
 
 const _: () = assert!(size_of::<Limit>() == 24);
 
+/// ICMP errors that an endpoint is sent, or that are sent in its name: 100 a second, and 10 at once. A sender that is
+/// refused needs one, and a flood of datagrams must not become a flood of errors.
+pub const ERRORS: Limit = Limit { paid_at: 0, increment: 10_000_000 << FRACTION, burst: 100_000_000 };
+
 /// The least [`Limit::burst`], in nanoseconds: the coarse clock moves in steps of up to 10 ms.
 pub const MIN_BURST: u64 = 20_000_000;
 

@@ -22,6 +22,13 @@ pub const FLOWS: &str = "nf_flows";
 pub const BUDGETS: &str = "nf_budgets";
 /// [`crate::Fragment`] by [`crate::FragmentKey`]; the least recently used make room.
 pub const FRAGMENTS: &str = "nf_fragments";
+/// [`crate::Uplink`] by network id (`u32`). Written by user space.
+pub const UPLINKS: &str = "nf_uplinks";
+/// [`crate::Wire`] by [`crate::WireKey`]. Written by user space.
+pub const WIRES: &str = "nf_wires";
+/// When the last ICMP errors owed to a sender are paid back (`u64`, see [`crate::limit`]) by [`crate::CounterKey`]: the
+/// endpoint, and which way the frames went that the errors are about. Kept by the programs alone.
+pub const ERRORS: &str = "nf_errors";
 /// Ring buffer of [`crate::Event`].
 pub const EVENTS: &str = "nf_events";
 /// `u64` at [`LOST_FULL`] and [`LOST_HELD`], per CPU: events that were not told.
@@ -35,16 +42,18 @@ pub const SCRATCH: &str = "nf_scratch";
 
 /// Every map of this version.
 pub const ALL: &[&str] = &[
-    ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, EVENTS, LOST,
-    SCRATCH, BUDGETS,
+    ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, UPLINKS, WIRES,
+    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH,
 ];
 
 /// Endpoints a node can have at a time.
 pub const MAX_ENDPOINTS: usize = 4096;
 /// Own addresses of all endpoints together: 16 each on average.
 pub const MAX_ADDRESSES: usize = 16 * MAX_ENDPOINTS;
-/// Counter entries: two directions an endpoint.
-pub const MAX_COUNTERS: usize = 2 * MAX_ENDPOINTS;
+/// Networks with a way beyond the node.
+pub const MAX_UPLINKS: usize = 4096;
+/// Counter entries: two directions an endpoint, and one a network.
+pub const MAX_COUNTERS: usize = 2 * MAX_ENDPOINTS + MAX_UPLINKS;
 /// Addresses of all members of all networks, on all nodes.
 pub const MAX_MEMBERS: usize = 65_536;
 /// Prefixes of all policies, two versions of one at the time of a switch.

@@ -16,11 +16,15 @@ pub struct MemberKey {
 
 const _: () = assert!(size_of::<MemberKey>() == 20);
 
+/// [`Member::endpoint`] of an address that the node has itself, as the gateway of the network: it answers for it, and
+/// nobody else may speak in its name.
+pub const GATEWAY: u32 = u32::MAX;
+
 /// Who has it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Member {
-    /// Endpoint id on this node; 0 for a member on another node.
+    /// Endpoint id on this node; 0 for a member on another node, or [`GATEWAY`].
     pub endpoint: u32,
     /// Where its node takes tunnelled frames, on a network with an overlay; zeros for a member that is on this node
     /// or reached over the wire of an uplink.
@@ -39,5 +43,12 @@ impl Member {
     #[inline]
     pub const fn new(endpoint: u32, mac: [u8; 6]) -> Self {
         Self { endpoint, node: Addr::UNSPECIFIED, mac, pad: [0; 2] }
+    }
+
+    /// Whether it is an endpoint of this node.
+    #[must_use]
+    #[inline]
+    pub const fn is_endpoint(&self) -> bool {
+        self.endpoint != 0 && self.endpoint != GATEWAY
     }
 }

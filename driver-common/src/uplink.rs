@@ -2,9 +2,12 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// [`Uplink::flags`]: members are reached over the uplink by their hardware address, as on one Ethernet.
+use crate::Addr;
+
+/// [`Uplink::flags`]: the network goes on over the uplink as one Ethernet, to members on other nodes and to hosts.
 pub const BRIDGED: u32 = 1;
-/// [`Uplink::flags`]: datagrams for addresses that are not members are routed out, and in, as a gateway does.
+/// [`Uplink::flags`]: the node routes: addresses that are not on it are reached by the host's routes over the uplink, as
+/// behind a gateway.
 pub const ROUTED: u32 = 2;
 /// [`Uplink::flags`]: members on other nodes are reached through a tunnel ([`crate::Member::node`]).
 pub const OVERLAY: u32 = 4;
@@ -13,11 +16,11 @@ pub const OVERLAY: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Uplink {
-    /// [`BRIDGED`], [`ROUTED`], [`OVERLAY`].
+    /// One of [`BRIDGED`], [`ROUTED`], [`OVERLAY`].
     pub flags: u32,
     /// Index, in the host's namespace, of the link that frames leave by: the uplink, or the tunnel.
     pub ifindex: u32,
-    /// VLAN id frames carry on an uplink, 0 for none; VNI in a tunnel.
+    /// VLAN id frames carry on an uplink, 0 for none and where it is routed; VNI in a tunnel.
     pub tag: u32,
     /// MTU of the link in bytes, less what the tunnel adds.
     pub mtu: u32,
@@ -25,9 +28,13 @@ pub struct Uplink {
     pub mac: [u8; 6],
     /// Always 0.
     pub pad: [u8; 2],
+    /// IPv4 address of that gateway, which its ICMP errors come from; zeros for none.
+    pub gateway_v4: [u8; 4],
+    /// Its IPv6 address, likewise.
+    pub gateway_v6: Addr,
 }
 
-const _: () = assert!(size_of::<Uplink>() == 24);
+const _: () = assert!(size_of::<Uplink>() == 44);
 
 /// Where a frame came in.
 #[repr(C)]

@@ -115,6 +115,12 @@ reasons! {
     28 TargetNotReady target_not_ready "the member it is for is not ready on this node";
     29 NoReceiver no_receiver "a group, or a message of the link that nobody answers, on an isolated network";
     30 NoRoute no_route "the member it is for cannot be reached from this endpoint";
+    31 MtuExceeded mtu_exceeded "larger than the MTU on its way; the sender is told, unless it allowed fragments over IPv4";
+    32 HopLimit hop_limit "its hops are used up where the node routes it; the sender is told";
+    33 WireSource wire_source "from an uplink or a tunnel, in the name of a member of this node or under another's MAC";
+    34 OuterSource outer_source "from a tunnel, from another node than the one its sender is on";
+    35 UnknownNetwork unknown_network "from a tunnel, with a VNI that is no network of this node";
+    36 Nobody nobody "from an uplink or a tunnel, for an address that no member on this node has";
 }
 
 const _: () = {

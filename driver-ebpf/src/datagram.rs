@@ -4,7 +4,7 @@ use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN};
 use netferry_common::{Addr, Reason};
 
 use crate::judge::Case;
-use crate::packet::Packet;
+use crate::packet::{ETH_LEN, Packet};
 use crate::tables::Tables;
 use crate::{ipv4, ipv6};
 
@@ -103,13 +103,14 @@ pub fn check_addresses<P: Packet, T: Tables>(case: &Case<'_, P, T>, ip: &Datagra
     if accepted { Ok(()) } else { Err(Reason::DestinationAddress) }
 }
 
-/// Frames and bytes on the wire: a GSO frame is cut into segments, each with the headers of the whole.
+/// Frames and bytes on the wire, and the size of the largest datagram in them: a GSO frame is cut into segments, each
+/// with the headers of the whole.
 #[inline(always)]
-pub fn wire<P: Packet>(packet: &P, ip: &Datagram) -> (u64, u64) {
+pub fn wire<P: Packet>(packet: &P, ip: &Datagram) -> (u64, u64, u32) {
     let length = packet.len() as u64;
     let segment = u64::from(packet.gso_size());
     if segment == 0 {
-        return (1, length);
+        return (1, length, ip.end - ETH_LEN as u32);
     }
     let transport = match ip.protocol {
         crate::transport::protocol::TCP => {
@@ -120,5 +121,6 @@ pub fn wire<P: Packet>(packet: &P, ip: &Datagram) -> (u64, u64) {
     let headers = (ip.offset as usize + transport) as u64;
     let payload = length.saturating_sub(headers);
     let frames = payload.div_ceil(segment).max(1);
-    (frames, length + (frames - 1) * headers)
+    let largest = if frames == 1 { length } else { headers + segment };
+    (frames, length + (frames - 1) * headers, largest as u32 - ETH_LEN as u32)
 }

@@ -2,7 +2,7 @@
 
 use netferry_common::counters::path;
 use netferry_common::endpoint::READY;
-use netferry_common::{Direction, MemberKey, Reason};
+use netferry_common::{Direction, Member, MemberKey, Reason};
 
 use crate::datagram::Part;
 use crate::flows::{agreed, question};
@@ -28,18 +28,21 @@ impl Target {
     pub const HOST: Self = Self { ifindex: 0, path: path::HOST };
 }
 
+/// [`Target::path`] of a datagram for nobody on this node: where it goes, [`crate::depart`] finds out.
+pub const BEYOND: u32 = u32::MAX;
+
 /// Finds where a datagram of the pod goes that the sender's side let through. Fragments, errors and datagrams with
 /// options go through the receiver's own program; all others are judged for it here.
 #[inline(always)]
 pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, place, segment, target } = scratch;
+    let Scratch { note, ip, place, segment, target, .. } = scratch;
     let key = MemberKey { network: case.endpoint.network, addr: ip.destination };
-    let Some(member) = case.tables.member(&key) else {
-        // A rule lets it out of the network.
+    let Some(member) = case.tables.member(&key).filter(Member::is_endpoint) else {
+        target.path = BEYOND;
         return Ok(());
     };
-    // On another node, or the sender itself: what comes from its own address is never let in.
-    if member.endpoint == 0 || member.endpoint == case.id {
+    // The sender itself: what comes from its own address is never let in.
+    if member.endpoint == case.id {
         return Err(Reason::NoRoute);
     }
     let receiver = case.tables.endpoint(member.endpoint).ok_or(Reason::TargetNotReady)?;
@@ -52,6 +55,10 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
     if case.eth.dst != packet::mac(receiver.mac) && !case.packet.set_destination(receiver.mac) {
         return Err(Reason::NoRoute);
     }
+    if note.size > receiver.mtu {
+        note.mtu = receiver.mtu;
+        return Err(Reason::MtuExceeded);
+    }
     target.ifindex = receiver.ifindex;
     if ip.part != Part::Whole {
         target.path = path::FRAGMENT;
@@ -63,6 +70,10 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
     }
     if segment.means & ERROR != 0 {
         target.path = path::ERROR;
+        return Ok(());
+    }
+    if !case.tables.redirects_to_peer() {
+        target.path = path::NO_PEER;
         return Ok(());
     }
     let flow = case.tables.flow(&place.key).ok_or(Reason::NoFlow)?;

@@ -2,12 +2,13 @@
 
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::event::{self, Event};
-use netferry_common::{Addr, Direction, Endpoint, MemberKey, Reason};
+use netferry_common::{Addr, Direction, Endpoint, Reason};
 
 use crate::admit::{admit, is_tracked};
+use crate::arrive::way;
 use crate::datagram::{Datagram, Part, check_addresses, wire};
 
-use crate::deliver::Target;
+use crate::deliver::{BEYOND, Target};
 use crate::flows::Place;
 use crate::opaque::reread;
 use crate::packet::{self, Ethernet, Mac, Packet, ethertype};
@@ -24,8 +25,10 @@ pub enum Verdict {
     Pass,
     /// To another endpoint of the node.
     Redirect(Target),
-    /// Back to the pod: it is the answer now.
+    /// Back to where it came from: it is the answer now.
     Bounce,
+    /// Likewise, as the ICMP error about what was dropped.
+    Refuse(Reason),
     /// Nowhere.
     Drop(Reason),
 }
@@ -96,9 +99,13 @@ pub struct Note {
     pub event: u32,
     /// Not 0 once it was reported.
     pub reported: u32,
+    /// Bytes of the largest datagram on the wire.
+    pub size: u32,
+    /// The MTU it exceeds, if it does.
+    pub mtu: u32,
 }
 
-const _: () = assert!(size_of::<Note>() == 32);
+const _: () = assert!(size_of::<Note>() == 40);
 
 /// What is known of the frame at hand, kept beside the program's small stack.
 #[repr(C)]
@@ -113,15 +120,46 @@ pub struct Scratch {
     pub segment: Segment,
     /// Where it goes.
     pub target: Target,
+    /// Where it came from, through a tunnel.
+    pub outer: Outer,
+    /// The ICMP error about it.
+    pub message: [u32; 130],
+}
+
+/// The other end of a tunnel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// The network's number in the tunnel.
+    pub vni: u32,
+    /// The other node.
+    pub node: Addr,
 }
 
 impl Scratch {
     /// Of no frame.
     #[must_use]
     pub const fn new() -> Self {
-        let note =
-            Note { frames: 0, bytes: 0, rule: 0, source_port: 0, destination_port: 0, event: 0, reported: 0 };
-        Self { note, ip: Datagram::UNREAD, place: Place::NONE, segment: Segment::NONE, target: Target::HOST }
+        let note = Note {
+            frames: 0,
+            bytes: 0,
+            rule: 0,
+            source_port: 0,
+            destination_port: 0,
+            event: 0,
+            reported: 0,
+            size: 0,
+            mtu: 0,
+        };
+        Self {
+            note,
+            ip: Datagram::UNREAD,
+            place: Place::NONE,
+            segment: Segment::NONE,
+            target: Target::HOST,
+            outer: Outer { vni: 0, node: Addr::UNSPECIFIED },
+            message: [0; 130],
+        }
     }
 }
 
@@ -162,6 +200,12 @@ pub fn judge<P: Packet, T: Tables>(
                 report(tables, (id, direction), Err(reason), &NOT_READ, &scratch.note);
             }
             tables.dropped(id, direction, reason);
+            if (P::OUTSIDE || P::HOST_END && matches!(direction, Direction::FromPod))
+                && matches!(reason, Reason::MtuExceeded | Reason::HopLimit)
+                && packet.refuse(id, direction, reason, scratch)
+            {
+                return Verdict::Refuse(reason);
+            }
             Verdict::Drop(reason)
         }
     }
@@ -224,7 +268,8 @@ fn inspect<P: Packet, T: Tables>(
     match direction {
         Direction::FromPod if !own_source => return Err(Reason::SourceMac),
         Direction::ToPod if own_source => return Err(Reason::OwnMac),
-        Direction::ToPod if !packet::is_group(eth.dst) && eth.dst != mac => {
+        // From beyond the node, it may be for the node as a router: that was found out with the endpoint.
+        Direction::ToPod if !P::OUTSIDE && !packet::is_group(eth.dst) && eth.dst != mac => {
             return Err(Reason::NotForUs);
         }
         _ => {}
@@ -238,13 +283,13 @@ fn inspect<P: Packet, T: Tables>(
                 return Ok(Verdict::Pass);
             }
             if P::HOST_END && case.from_pod() {
-                packet.answer_arp(&case)?;
-                return Ok(Verdict::Bounce);
+                packet.answer_arp(&case, scratch)?;
+                return Ok(onward(&scratch.target, Verdict::Bounce));
             }
             if !case.from_pod() {
                 arp::check_member(&case)?;
             }
-            return Ok(Verdict::Pass);
+            return Ok(of_the_link(&case, &mut scratch.target));
         }
         _ => return Err(Reason::Ethertype),
     }
@@ -255,17 +300,12 @@ fn inspect<P: Packet, T: Tables>(
             return Ok(Verdict::Pass);
         }
         if P::HOST_END && case.from_pod() {
-            packet.answer_neighbor(&case, ip)?;
-            return Ok(Verdict::Bounce);
+            packet.answer_neighbor(&case, scratch)?;
+            return Ok(onward(&scratch.target, Verdict::Bounce));
         }
-        let key = MemberKey { network: endpoint.network, addr: ip.source };
-        return if case.from_pod() || tables.member(&key).is_some() {
-            Ok(Verdict::Pass)
-        } else {
-            Err(Reason::NotMember)
-        };
+        return Ok(of_the_link(&case, &mut scratch.target));
     }
-    (note.frames, note.bytes) = wire(packet, ip);
+    (note.frames, note.bytes, note.size) = wire(packet, ip);
     let outcome = settle(&case, scratch);
     let Scratch { note, ip, .. } = scratch;
     if outcome.is_err() || note.event != 0 {
@@ -273,8 +313,23 @@ fn inspect<P: Packet, T: Tables>(
         note.reported = 1;
     }
     outcome?;
-    let target = reread(&scratch.target);
-    if target.ifindex == 0 { Ok(Verdict::Pass) } else { Ok(Verdict::Redirect(target)) }
+    Ok(onward(&scratch.target, Verdict::Pass))
+}
+
+/// To the target, if there is one.
+#[inline(always)]
+fn onward(target: &Target, otherwise: Verdict) -> Verdict {
+    let target = reread(target);
+    if target.ifindex == 0 { otherwise } else { Verdict::Redirect(target) }
+}
+
+/// A message of the link that may go to the pod.
+#[inline(always)]
+fn of_the_link<P: Packet, T: Tables>(case: &Case<'_, P, T>, target: &mut Target) -> Verdict {
+    if P::OUTSIDE {
+        *target = Target { ifindex: case.endpoint.ifindex, path: way(P::HOOK) };
+    }
+    onward(target, Verdict::Pass)
 }
 
 /// Everything that is decided about a datagram.
@@ -288,6 +343,12 @@ fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) ->
     case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
     if P::HOST_END && case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
         case.packet.deliver(case, scratch)?;
+        if reread(&scratch.target.path) == BEYOND {
+            case.packet.depart(case, scratch)?;
+        }
+    }
+    if P::OUTSIDE {
+        case.packet.arrive(case, scratch)?;
     }
     Ok(())
 }

@@ -16,16 +16,20 @@
 pub mod admit;
 pub mod answer;
 pub mod arp;
+pub mod arrive;
 pub mod atomic;
 pub mod datagram;
 pub mod deliver;
+pub mod depart;
 pub mod flows;
+pub mod forward;
 pub mod fragments;
 pub mod ipv4;
 pub mod ipv6;
 pub mod judge;
 pub mod nd;
 pub mod opaque;
+pub mod owed;
 pub mod packet;
 pub mod policy;
 pub mod rate;
@@ -34,9 +38,13 @@ pub mod tables;
 pub mod transport;
 
 #[cfg(target_arch = "bpf")]
+pub mod beyond;
+#[cfg(target_arch = "bpf")]
 mod budget;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
+#[cfg(target_arch = "bpf")]
+mod refuse;
 #[cfg(target_arch = "bpf")]
 pub mod skb;
 #[cfg(target_arch = "bpf")]

@@ -7,10 +7,13 @@ fn main() {
 }
 
 #[cfg(target_arch = "bpf")]
+mod outside;
+
+#[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::Global;
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-    use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_type};
+    use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;
     use netferry_common::Direction;
@@ -18,7 +21,9 @@ mod programs {
     use netferry_ebpf::deliver::Target;
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
-    use netferry_ebpf::skb::Skb;
+    use netferry_ebpf::packet::hook;
+    use netferry_ebpf::skb::{PACKET_HOST, Skb};
+    use netferry_ebpf::tables::Tables as _;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
     #[unsafe(no_mangle)]
@@ -27,25 +32,25 @@ mod programs {
     /// Moved link, towards the pod.
     #[classifier]
     fn link_ingress(context: TcContext) -> i32 {
-        run::<false>(&context, Direction::ToPod)
+        run::<{ hook::LINK }>(&context, Direction::ToPod)
     }
 
     /// Moved link, from the pod.
     #[classifier]
     fn link_egress(context: TcContext) -> i32 {
-        run::<false>(&context, Direction::FromPod)
+        run::<{ hook::LINK }>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, ingress: what the pod sent.
     #[classifier]
     fn from_pod(context: TcContext) -> i32 {
-        run::<true>(&context, Direction::FromPod)
+        run::<{ hook::PAIR }>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, egress: what the pod will receive.
     #[classifier]
     fn to_pod(context: TcContext) -> i32 {
-        run::<true>(&context, Direction::ToPod)
+        run::<{ hook::PAIR }>(&context, Direction::ToPod)
     }
 
     /// Not for frames: the daemon runs it, see [`netferry_ebpf::sweep`]. It is of a kind that the kernel runs with interrupts
@@ -57,8 +62,8 @@ mod programs {
     }
 
     #[inline(always)]
-    fn run<const HOST_END: bool>(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::<HOST_END>::new(context.skb.skb);
+    fn run<const HOOK: u32>(context: &TcContext, direction: Direction) -> i32 {
+        let skb = Skb::<HOOK>::new(context.skb.skb);
         let Some(scratch) = scratch() else { return TC_ACT_SHOT };
         match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.
@@ -75,20 +80,22 @@ mod programs {
         // SAFETY: the context is valid, and the helpers check what they are given.
         unsafe {
             match verdict {
-                Verdict::Redirect(Target { ifindex, path: path::FAST }) => {
+                // Asked again, so that a kernel without it sees that this is never reached.
+                Verdict::Redirect(Target { ifindex, path: path::FAST }) if Maps.redirects_to_peer() => {
                     // The frame is for the receiver's address, not for the host end it arrived at, and so counts as
                     // somebody else's until this is said.
                     bpf_skb_change_type(skb, PACKET_HOST);
                     bpf_redirect_peer(ifindex, 0) as i32
+                }
+                Verdict::Redirect(Target { ifindex, path: path::ROUTED }) => {
+                    // By the routes of the host's namespace, and only those over that link.
+                    bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
                 }
                 Verdict::Redirect(Target { ifindex, .. }) => bpf_redirect(ifindex, 0) as i32,
                 _ => bpf_redirect((*skb).ifindex, 0) as i32,
             }
         }
     }
-
-    /// `PACKET_HOST` of linux/if_packet.h.
-    const PACKET_HOST: u32 = 0;
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

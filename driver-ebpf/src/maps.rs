@@ -2,6 +2,7 @@
 //!
 //! Macros take names as literals only; a test of the loaded object compares them with `netferry_common::maps`.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
@@ -9,15 +10,16 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use netferry_common::counters::path;
 use netferry_common::event::DENY;
-use netferry_common::limit::DENIES;
+use netferry_common::limit::{self, DENIES};
 use netferry_common::maps::{
     EVENT_BYTES, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS,
-    MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES,
+    MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::{
     Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment,
-    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
+    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic, Uplink,
+    Wire, WireKey,
 };
 
 use crate::atomic::Word;
@@ -54,6 +56,15 @@ pub(crate) static BUDGETS: HashMap<u32, Budget, MAX_ENDPOINTS> = HashMap::new();
 #[btf_map(name = "nf_fragments")]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, MAX_FRAGMENTS> = LruHashMap::new();
 
+#[btf_map(name = "nf_uplinks")]
+static UPLINKS: HashMap<u32, Uplink, MAX_UPLINKS> = HashMap::new();
+
+#[btf_map(name = "nf_wires")]
+static WIRES: HashMap<WireKey, Wire, MAX_UPLINKS> = HashMap::new();
+
+#[btf_map(name = "nf_errors")]
+static ERRORS: LruHashMap<CounterKey, u64, MAX_COUNTERS> = LruHashMap::new();
+
 #[btf_map(name = "nf_events")]
 static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
 
@@ -73,12 +84,23 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
+/// Whether the kernel has `bpf_redirect_peer`; set by the loader.
+#[unsafe(no_mangle)]
+static REDIRECT_PEER: Global<u32> = Global::new(1);
+
 /// This CPU's scratch. A program runs to its end before another of its kind starts on the CPU, and nothing in it is
 /// read that the same run did not write.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: each program takes it once, at its entry; see above.
     SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// The network whose frames come in there, if it is one's.
+#[inline(always)]
+pub fn network_of(key: &WireKey) -> Option<u32> {
+    // SAFETY: programs never write wires, and user space replaces an element instead of changing it.
+    unsafe { WIRES.get(key) }.map(|wire| wire.network)
 }
 
 /// [`Tables`] on the maps of this object.
@@ -107,6 +129,12 @@ impl Tables for Maps {
     fn member(&self, key: &MemberKey) -> Option<Member> {
         // SAFETY: as for endpoints; the value is copied at once.
         unsafe { MEMBERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn uplink(&self, network: u32) -> Option<&Uplink> {
+        // SAFETY: as for endpoints.
+        unsafe { UPLINKS.get(network) }
     }
 
     #[inline(always)]
@@ -163,6 +191,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn redirects_to_peer(&self) -> bool {
+        REDIRECT_PEER.load() != 0
+    }
+
+    #[inline(always)]
+    fn may_refuse(&self, key: CounterKey, now: u64) -> bool {
+        if let Some(paid_at) = ERRORS.get_ptr_mut(key) {
+            // SAFETY: the element is only touched atomically. An error too many or too few does no harm.
+            let state = unsafe { &*paid_at.cast::<Word>() };
+            let before = state.load();
+            return limit::ERRORS.take(before, now, 1).is_some_and(|after| state.exchange(before, after));
+        }
+        let _ = ERRORS.insert(key, now, u64::from(BPF_NOEXIST));
+        true
+    }
+
+    #[inline(always)]
     fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool> {
         let limit = LIMITS.get_ptr_mut(key)?;
         // SAFETY: the state is only touched atomically; rate and burst do not change while the element lives.
@@ -205,7 +250,10 @@ impl Tables for Maps {
                     path::FAST => (*traffic).fast += packets,
                     path::FRAGMENT => (*traffic).slow_fragment += packets,
                     path::OPTIONS => (*traffic).slow_options += packets,
-                    _ => (*traffic).slow_error += packets,
+                    path::ERROR => (*traffic).slow_error += packets,
+                    path::NO_PEER => (*traffic).slow_no_peer += packets,
+                    path::OVERLAY => (*traffic).overlay += packets,
+                    _ => (*traffic).uplink += packets,
                 }
             }
         }

@@ -1,11 +1,12 @@
 //! Neighbour discovery and multicast listener messages (RFC 4861, RFC 3810): nobody speaks for another.
 
 use bytemuck::{Pod, Zeroable};
-use netferry_common::{Addr, Reason};
+use netferry_common::{Addr, MemberKey, Reason};
 
+use crate::answer;
 use crate::ipv6::is_multicast;
 use crate::judge::Case;
-use crate::packet::{ETH_LEN, Ipv6, Mac, Packet};
+use crate::packet::{ETH_LEN, Ipv6, Mac, Packet, mac};
 use crate::tables::Tables;
 
 /// ICMPv6 types.
@@ -84,6 +85,7 @@ pub(crate) fn check<P: Packet, T: Tables>(
         return Err(Reason::DestinationAddress);
     }
     let options = offset + length;
+    let mut speaker = Addr::from_words(ip.src);
     // What RFC 4861 and RFC 6980 ask of every such message: not forwarded, not fragmented, code 0.
     if options > end || (!listening && (ip.hop_limit != 255 || code != 0 || fragment)) {
         return Err(Reason::MalformedNd);
@@ -94,6 +96,7 @@ pub(crate) fn check<P: Packet, T: Tables>(
             let message: Neighbor = case.packet.load(offset).ok_or(Reason::MalformedNd)?;
             let own = case.owns(Addr::from_words(message.target));
             if kind == icmp::NEIGHBOR_ADVERTISEMENT {
+                speaker = Addr::from_words(message.target);
                 if own != case.from_pod() {
                     return Err(if own { Reason::OwnAddress } else { Reason::NdSender });
                 }
@@ -104,20 +107,49 @@ pub(crate) fn check<P: Packet, T: Tables>(
         }
         _ => {}
     }
-    if case.from_pod() && !listening {
-        check_options(case, options, end, from_nobody)?;
+    if case.from_pod() {
+        return if listening {
+            Ok(true)
+        } else {
+            check_options(case, options, end, case.mac, from_nobody).map(|()| true)
+        };
+    }
+    if case.endpoint.network != 0 {
+        let neighbor = matches!(kind, icmp::NEIGHBOR_SOLICITATION | icmp::NEIGHBOR_ADVERTISEMENT);
+        let mac = member_mac(case, speaker, neighbor)?;
+        if !listening {
+            check_options(case, options, end, mac, false)?;
+        }
     }
     Ok(true)
 }
 
-/// Link-layer address options of the pod must carry its own address.
+/// On an isolated network, who speaks for an address must be the member that has it, under its own hardware address.
+/// Where the network goes on over an uplink, a neighbour may also be no member at all.
+#[inline(always)]
+fn member_mac<P: Packet, T: Tables>(
+    case: &Case<'_, P, T>,
+    speaker: Addr,
+    neighbor: bool,
+) -> Result<Mac, Reason> {
+    let key = MemberKey { network: case.endpoint.network, addr: speaker };
+    match case.tables.member(&key) {
+        Some(member) if mac(member.mac) == case.eth.src => Ok(case.eth.src),
+        None if neighbor && answer::wire(case).is_some() => Ok(case.eth.src),
+        _ => Err(Reason::NotMember),
+    }
+}
+
+/// Link-layer address options must carry the address of the sender.
 #[inline(always)]
 fn check_options<P: Packet, T: Tables>(
     case: &Case<'_, P, T>,
     mut at: usize,
     end: usize,
+    mac: Mac,
     unspecified: bool,
 ) -> Result<(), Reason> {
+    let forged = if case.from_pod() { Reason::NdSender } else { Reason::NotMember };
     for _ in 0..MAX_OPTIONS {
         if at == end {
             return Ok(());
@@ -131,8 +163,8 @@ fn check_options<P: Packet, T: Tables>(
             if option.length != 1 || unspecified {
                 return Err(Reason::MalformedNd);
             }
-            if option.mac != case.mac {
-                return Err(Reason::NdSender);
+            if option.mac != mac {
+                return Err(forged);
             }
         }
     }

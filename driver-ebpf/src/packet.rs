@@ -1,21 +1,25 @@
 //! A frame, and the headers read from it.
 
 use bytemuck::{AnyBitPattern, Pod, Zeroable};
-use netferry_common::{Direction, Reason};
+use netferry_common::{Addr, Direction, Reason};
 
 use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::tables::Tables;
-use crate::{admit, answer, deliver, nd, rate, related};
+use crate::{admit, answer, arrive, deliver, depart, nd, rate, related};
 
 /// Bytes of an Ethernet header, where the next header starts.
 pub const ETH_LEN: usize = 14;
 
 /// Read access to one frame, Ethernet header first.
 pub trait Packet: Sized {
-    /// Whether the hook is the host end of a pair, where the frame can be sent elsewhere: back to the pod, or to another.
-    const HOST_END: bool;
+    /// Where the frame was met: a constant of [`hook`].
+    const HOOK: u32;
+    /// Whether that is the host end of a pair, where the frame can be sent elsewhere: back to the pod, or to another.
+    const HOST_END: bool = Self::HOOK == hook::PAIR;
+    /// Whether it came from beyond the node.
+    const OUTSIDE: bool = Self::HOOK == hook::WIRE || Self::HOOK == hook::TUNNEL;
     /// Bytes of the frame, whether in its linear part or not.
     fn len(&self) -> usize;
     /// Whether the kernel keeps an 802.1Q or 802.1ad tag beside the frame (`skb->vlan_present`).
@@ -55,18 +59,32 @@ pub trait Packet: Sized {
     }
     /// [`answer::arp`], likewise.
     #[inline(always)]
-    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
-        answer::arp(case)
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        answer::arp(case, &mut scratch.target)
     }
     /// [`answer::neighbor`], likewise.
     #[inline(always)]
-    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
-        answer::neighbor(case, ip.offset as usize)
+    fn answer_neighbor<T: Tables>(
+        &self,
+        case: &Case<'_, Self, T>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Reason> {
+        answer::neighbor(case, scratch.ip.offset as usize, &mut scratch.target)
     }
     /// [`deliver::deliver`], likewise.
     #[inline(always)]
     fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
         deliver::deliver(case, scratch)
+    }
+    /// [`depart::depart`], likewise.
+    #[inline(always)]
+    fn depart<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        depart::depart(case, scratch)
+    }
+    /// [`arrive::arrive`], likewise.
+    #[inline(always)]
+    fn arrive<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        arrive::arrive(case, Self::HOOK, scratch)
     }
     /// [`rate::charge`], likewise, for an endpoint that has limits.
     #[inline(always)]
@@ -84,14 +102,42 @@ pub trait Packet: Sized {
         }
         Ok(())
     }
+    /// Makes of the frame the ICMP error its sender is owed for this reason, if it is owed one. `false`: it is to be
+    /// dropped.
+    #[inline(always)]
+    fn refuse(&self, _: u32, _: Direction, _: Reason, _: &mut Scratch) -> bool {
+        false
+    }
     /// Replaces the whole frame. `false`: it is as it was, or cut.
     fn replace<T: Pod>(&self, frame: &T) -> bool;
     /// Replaces the destination hardware address.
     fn set_destination(&self, mac: [u8; 6]) -> bool;
+    /// Replaces the Ethernet header.
+    fn set_link(&self, header: &Ethernet) -> bool;
+    /// Replaces bytes of the datagram, from an even offset on.
+    fn store<T: Pod>(&self, offset: usize, bytes: &T) -> bool;
+    /// Puts a VLAN id on the frame; 0 for none.
+    fn tag(&self, vlan: u32) -> bool;
+    /// Says to which node, and with which VNI, the device that tunnels start from sends it.
+    fn tunnel(&self, vni: u32, node: &Addr) -> bool;
+    /// Whether the device that received it took it for the host.
+    fn is_to_host(&self) -> bool;
     /// Whether there is nothing in it, not even a header.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Where a frame can be met.
+pub mod hook {
+    /// A moved link.
+    pub const LINK: u32 = 0;
+    /// The host end of a pair whose other end is the pod's.
+    pub const PAIR: u32 = 1;
+    /// An uplink, from the wire.
+    pub const WIRE: u32 = 2;
+    /// The device that tunnels end at.
+    pub const TUNNEL: u32 = 3;
 }
 
 /// What [`Packet::head`] may reach: Ethernet, IPv6 and TCP without options.

@@ -1,26 +1,31 @@
 //! A socket buffer as [`Packet`].
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
+};
 use bytemuck::{AnyBitPattern, Pod};
 use core::mem::MaybeUninit;
 use core::ptr;
-use netferry_common::{Direction, Reason};
+use netferry_common::{Addr, Direction, Reason};
 
 use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::maps::Maps;
-use crate::packet::{HEAD_LEN, HEAD_LEN_V4, Packet, ethertype};
+use crate::packet::{Ethernet, HEAD_LEN, HEAD_LEN_V4, Packet, ethertype, hook};
 use crate::tables::Tables;
-use crate::{admit, answer, deliver, nd, rate, related};
+use crate::{admit, answer, beyond, deliver, nd, rate, related};
+
+/// `PACKET_HOST` of linux/if_packet.h: taken for the host by the device that received it.
+pub const PACKET_HOST: u32 = 0;
 
 /// The frame of a TC program.
-pub struct Skb<const HOST_END: bool> {
+pub struct Skb<const HOOK: u32> {
     skb: *mut __sk_buff,
 }
 
-impl<const HOST_END: bool> Skb<HOST_END> {
+impl<const HOOK: u32> Skb<HOOK> {
     /// Wraps the context of a program, with the headers made linear: a driver may leave them in page fragments,
     /// where direct access does not reach.
     #[inline(always)]
@@ -40,6 +45,25 @@ impl<const HOST_END: bool> Skb<HOST_END> {
         packet
     }
 
+    /// Wraps it as it is, its headers linear already.
+    #[inline(always)]
+    pub(crate) fn again(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// The context of the program.
+    #[inline(always)]
+    #[must_use]
+    pub fn context(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Index of the interface it is at.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.raw().ifindex
+    }
+
     #[inline(always)]
     fn raw(&self) -> &__sk_buff {
         // SAFETY: the kernel hands a valid context to the program for its whole run.
@@ -47,8 +71,8 @@ impl<const HOST_END: bool> Skb<HOST_END> {
     }
 }
 
-impl<const HOST_END: bool> Packet for Skb<HOST_END> {
-    const HOST_END: bool = HOST_END;
+impl<const HOOK: u32> Packet for Skb<HOOK> {
+    const HOOK: u32 = HOOK;
 
     #[inline(always)]
     fn len(&self) -> usize {
@@ -57,7 +81,8 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
 
     #[inline(always)]
     fn vlan_tagged(&self) -> bool {
-        self.raw().vlan_present != 0
+        // The tag of an uplink was looked at: it says which network the frame is of.
+        HOOK != hook::WIRE && self.raw().vlan_present != 0
     }
 
     #[inline(always)]
@@ -133,18 +158,32 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
     }
 
     #[inline(always)]
-    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>) -> Result<(), Reason> {
-        passed(nf_answer_arp(self.skb, case.id))
+    fn answer_arp<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(nf_answer_arp(self.skb, case.id, scratch))
     }
 
     #[inline(always)]
-    fn answer_neighbor<T: Tables>(&self, case: &Case<'_, Self, T>, ip: &Datagram) -> Result<(), Reason> {
-        passed(nf_answer_nd(self.skb, case.id, ip.offset))
+    fn answer_neighbor<T: Tables>(
+        &self,
+        case: &Case<'_, Self, T>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Reason> {
+        passed(nf_answer_nd(self.skb, case.id, scratch))
     }
 
     #[inline(always)]
     fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
         passed(nf_deliver(self.skb, case.id, scratch))
+    }
+
+    #[inline(always)]
+    fn depart<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(beyond::nf_depart(self.skb, case.id, scratch))
+    }
+
+    #[inline(always)]
+    fn arrive<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+        passed(beyond::nf_arrive(self.skb, case.id, HOOK, scratch))
     }
 
     #[inline(always)]
@@ -163,6 +202,11 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
     }
 
     #[inline(always)]
+    fn refuse(&self, id: u32, direction: Direction, reason: Reason, scratch: &mut Scratch) -> bool {
+        beyond::nf_refuse(self.skb, id, direction.number(), reason.number(), scratch) == PASS
+    }
+
+    #[inline(always)]
     fn replace<T: Pod>(&self, frame: &T) -> bool {
         let length = size_of::<T>() as u32;
         // SAFETY: the helpers check lengths against the frame, and read `length` bytes of a `T`.
@@ -177,15 +221,51 @@ impl<const HOST_END: bool> Packet for Skb<HOST_END> {
         // SAFETY: the helper reads six bytes.
         unsafe { bpf_skb_store_bytes(self.skb.cast(), 0, mac.as_ptr().cast(), 6, 0) == 0 }
     }
+
+    #[inline(always)]
+    fn set_link(&self, header: &Ethernet) -> bool {
+        // SAFETY: the helper reads that many bytes.
+        unsafe {
+            let length = size_of::<Ethernet>() as u32;
+            bpf_skb_store_bytes(self.skb.cast(), 0, ptr::from_ref(header).cast(), length, 0) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&self, offset: usize, bytes: &T) -> bool {
+        let length = size_of::<T>() as u32;
+        // SAFETY: the helper reads that many bytes, and checks the frame's length.
+        unsafe {
+            let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+            bpf_skb_store_bytes(self.skb.cast(), offset as u32, ptr::from_ref(bytes).cast(), length, flags)
+                == 0
+        }
+    }
+
+    #[inline(always)]
+    fn tag(&self, vlan: u32) -> bool {
+        // SAFETY: the helper takes numbers.
+        vlan == 0 || unsafe { bpf_skb_vlan_push(self.skb, ethertype::VLAN, vlan as u16) == 0 }
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, vni: u32, node: &Addr) -> bool {
+        beyond::tunnel(self.skb, vni, node)
+    }
+
+    #[inline(always)]
+    fn is_to_host(&self) -> bool {
+        self.raw().pkt_type == PACKET_HOST
+    }
 }
 
 // Global functions: the verifier looks at each once with arguments it knows nothing of, not again for each way that
 // leads there. They take and return plain numbers.
 
 /// The frame in a global function, which is the same for all hooks.
-type Inner = Skb<true>;
+pub(crate) type Inner = Skb<{ hook::PAIR }>;
 
-const PASS: u32 = 0x100;
+pub(crate) const PASS: u32 = 0x100;
 const LINK: u32 = 0x101;
 const NOT_LINK: u32 = 0x102;
 
@@ -195,7 +275,7 @@ fn passed(code: u32) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn code(result: Result<(), Reason>) -> u32 {
+pub(crate) fn code(result: Result<(), Reason>) -> u32 {
     match result {
         Ok(()) => PASS,
         Err(reason) => reason.number(),
@@ -203,7 +283,7 @@ fn code(result: Result<(), Reason>) -> u32 {
 }
 
 #[inline(always)]
-fn reason(code: u32) -> Reason {
+pub(crate) fn reason(code: u32) -> Reason {
     if code as usize >= Reason::ALL.len() {
         return Reason::NoEndpoint;
     }
@@ -213,7 +293,7 @@ fn reason(code: u32) -> Reason {
 }
 
 #[inline(always)]
-fn direction(number: u32) -> Direction {
+pub(crate) fn direction(number: u32) -> Direction {
     if number == Direction::FromPod.number() { Direction::FromPod } else { Direction::ToPod }
 }
 
@@ -287,22 +367,30 @@ extern "C" fn nf_datagram(skb: *mut __sk_buff, v4: u32, ip: *mut Datagram) -> u3
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32) -> u32 {
+extern "C" fn nf_answer_arp(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
     let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
-    code(answer::arp(&case))
+    code(answer::arp(&case, &mut scratch.target))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, offset: u32) -> u32 {
+extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return Reason::NoEndpoint.number();
+    };
     let packet = Inner { skb };
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
-    code(answer::neighbor(&case, offset as usize))
+    code(answer::neighbor(&case, scratch.ip.offset as usize, &mut scratch.target))
 }
 
 #[unsafe(no_mangle)]

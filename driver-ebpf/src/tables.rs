@@ -1,8 +1,8 @@
 //! The maps, as the decisions see them.
 
 use netferry_common::{
-    Addr, Address, AddressKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, LimitKey,
-    Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+    Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
+    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Uplink,
 };
 
 use crate::flows::SharedFlow;
@@ -17,6 +17,8 @@ pub trait Tables {
     fn address(&self, key: &AddressKey) -> Option<Address>;
     /// Who has an address on a network.
     fn member(&self, key: &MemberKey) -> Option<Member>;
+    /// How a network goes on beyond the node.
+    fn uplink(&self, network: u32) -> Option<&Uplink>;
     /// The class of an address: longest prefix.
     fn peer(&self, key: PeerKey) -> Option<Peer>;
     /// The rule for a port: longest prefix.
@@ -31,6 +33,10 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Adds a datagram in fragments. Later fragments are dropped if there is no room.
     fn add_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    /// Whether the kernel can send a frame straight into the namespace of its receiver.
+    fn redirects_to_peer(&self) -> bool;
+    /// Whether one more ICMP error may be sent about frames of this endpoint and direction now.
+    fn may_refuse(&self, key: CounterKey, now: u64) -> bool;
     /// Takes units out of a limit. `None`: there is no such limit.
     fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool>;
     /// Reports an event, or counts it as lost.

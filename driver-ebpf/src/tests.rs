@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use bytemuck::{AnyBitPattern, Pod};
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::{
-    Addr, Address, AddressKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, Limit,
-    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+    Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Uplink,
 };
 use proptest::prelude::*;
 
 use crate::flows::SharedFlow;
 use crate::judge::{Scratch, Verdict, judge};
-use crate::packet::Packet;
+use crate::packet::{Ethernet, Packet};
 use crate::tables::Tables;
 
 const ID: u32 = 7;
@@ -28,7 +28,7 @@ struct Frame {
 }
 
 impl Packet for Frame {
-    const HOST_END: bool = true;
+    const HOOK: u32 = crate::packet::hook::PAIR;
     fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -42,6 +42,21 @@ impl Packet for Frame {
         true
     }
     fn set_destination(&self, _: [u8; 6]) -> bool {
+        true
+    }
+    fn set_link(&self, _: &Ethernet) -> bool {
+        true
+    }
+    fn store<T: Pod>(&self, _: usize, _: &T) -> bool {
+        true
+    }
+    fn tag(&self, _: u32) -> bool {
+        true
+    }
+    fn tunnel(&self, _: u32, _: &Addr) -> bool {
+        true
+    }
+    fn is_to_host(&self) -> bool {
         true
     }
     fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
@@ -106,6 +121,9 @@ impl Tables for Memory {
     fn member(&self, key: &MemberKey) -> Option<Member> {
         self.members.get(key).copied()
     }
+    fn uplink(&self, _: u32) -> Option<&Uplink> {
+        None
+    }
     fn peer(&self, key: PeerKey) -> Option<Peer> {
         longest(&self.peers, &key)
     }
@@ -128,6 +146,12 @@ impl Tables for Memory {
     }
     fn add_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+    fn redirects_to_peer(&self) -> bool {
+        true
+    }
+    fn may_refuse(&self, _: CounterKey, _: u64) -> bool {
+        true
     }
     fn take(&self, key: &LimitKey, now: u64, units: u64) -> Option<bool> {
         let mut limits = self.limits.borrow_mut();

@@ -81,6 +81,7 @@ fn name(outcome: &Outcome) -> String {
         Outcome::Redirect(_) => "redirect".into(),
         Outcome::Pass => "pass".into(),
         Outcome::Drop(reason) => format!("drop {}", reason.name()),
+        Outcome::Refuse(reason, _) => format!("refuse {}", reason.name()),
     }
 }
 

@@ -5,12 +5,18 @@
 
 #[path = "vectors/bench.rs"]
 mod bench;
+#[path = "vectors/beyond.rs"]
+mod beyond;
+#[path = "vectors/entry.rs"]
+mod entry;
 #[path = "vectors/frames.rs"]
 mod frames;
 #[path = "vectors/network.rs"]
 mod network;
 #[path = "vectors/race.rs"]
 mod race;
+#[path = "vectors/refused.rs"]
+mod refused;
 #[path = "vectors/table.rs"]
 mod table;
 #[path = "vectors/tracked.rs"]
@@ -72,6 +78,10 @@ fn every_frame_has_its_verdict_and_every_reason_a_frame() {
     }
     seen.extend(tracked::SHOWN);
     seen.extend(network::SHOWN);
+    seen.extend(refused::SHOWN);
+    seen.extend(beyond::SHOWN);
+    // Shown where there are tunnels, in `uplink.rs`.
+    seen.insert(Reason::OuterSource);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use netferry_common::flow::TRACK;
 use netferry_common::limit::{LIMIT_FROM_POD, LIMIT_TO_POD};
+use netferry_common::member::GATEWAY;
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 use netferry_common::{Addr, Member};
 
@@ -134,13 +135,14 @@ impl AyaDatapath {
         self.written().tables.paths(id)
     }
 
-    /// Members of all networks, sorted.
+    /// Members of all networks, sorted, without the gateways that the node is ([`super::networks`]).
     pub fn members(&self) -> Result<Vec<NetworkMember>, DatapathError> {
         let mut members: Vec<NetworkMember> = self
             .written()
             .tables
             .members()?
             .into_iter()
+            .filter(|(_, member)| member.endpoint != GATEWAY)
             .map(|(key, member)| NetworkMember {
                 network: key.network,
                 address: key.addr.into(),

@@ -47,7 +47,7 @@ pub struct Upgrade {
     pub updated: Vec<EndpointId>,
     /// Their device is gone, and nothing was to be done.
     pub gone: Vec<EndpointId>,
-    /// Still run what they ran.
+    /// Still run what they ran; 0 stands for an uplink or a tunnel device.
     pub failed: Vec<(EndpointId, DatapathError)>,
 }
 
@@ -62,7 +62,8 @@ impl AyaDatapath {
     pub fn open_sized(root: &Path, flows: Option<u32>) -> Result<Self, DatapathError> {
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
-        let programs = ProgramLoader::sized(&pins, flows)?;
+        let features = Features::probe();
+        let programs = ProgramLoader::new(&pins, features, flows)?;
         // Endpoint 0 is nobody's: this is for the maps only.
         let mut object = programs.prepare(0)?;
         let tables = Tables::take(&mut object)?;
@@ -70,7 +71,7 @@ impl AyaDatapath {
         Ok(Self {
             pins,
             programs,
-            features: Features::probe(),
+            features,
             written: Mutex::new(Written {
                 tables,
                 policies,
@@ -99,6 +100,7 @@ impl AyaDatapath {
                 Err(error) => upgrade.failed.push((id, error)),
             }
         }
+        self.upgrade_borders(&mut written, &mut upgrade)?;
         Ok(upgrade)
     }
 

@@ -10,6 +10,7 @@ pub mod features;
 mod foreign;
 mod kernel;
 pub mod limits;
+pub mod networks;
 mod object;
 mod pins;
 pub mod policy;
@@ -21,6 +22,7 @@ pub use control::NetworkMember;
 pub use explain::Explanation;
 pub use features::Features;
 pub use kernel::{AyaDatapath, Upgrade};
+pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
 
 use std::path::PathBuf;
@@ -112,6 +114,15 @@ pub struct Traffic {
     pub bytes: u64,
     /// Frames dropped, for all reasons together.
     pub dropped: u64,
+    /// Of `packets`, those sent straight into the namespace of another pod of the node. Only from the pod.
+    pub fast: u64,
+    /// Of `packets`, those for another pod of the node that took its own program: fragments, datagrams with options, ICMP
+    /// errors, and everything on a kernel that cannot redirect to a peer.
+    pub slow: u64,
+    /// Of `packets`, those that the programs sent out of an uplink themselves, or took in from one.
+    pub uplink: u64,
+    /// Of `packets`, those that went through a tunnel to another node, or came from one.
+    pub overlay: u64,
 }
 
 /// Everything counted for one endpoint.

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use aya::{Ebpf, EbpfLoader};
-use netferry_common::{ENDPOINT_GLOBAL, maps};
+use netferry_common::{ENDPOINT_GLOBAL, PEER_GLOBAL, maps};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
+use super::features::Features;
 use super::pins::Pins;
 use super::{DatapathError, EndpointId, bpf_error};
 
@@ -19,19 +20,19 @@ pub(super) struct ProgramLoader {
     loader: Mutex<EbpfLoader<'static>>,
     /// Where in the object's file the endpoint id is.
     endpoint_at: usize,
+    /// Where whether the kernel can redirect to a peer is, and what it is.
+    peer: (usize, u32),
 }
 
 impl ProgramLoader {
     /// Finds its way in the object, and ties every shared map to its pin.
-    pub(super) fn new(pins: &Pins) -> Result<Self, DatapathError> {
-        Self::sized(pins, None)
-    }
-
-    /// Likewise, with another size of the flow table for when it is made.
-    pub(super) fn sized(pins: &Pins, flows: Option<u32>) -> Result<Self, DatapathError> {
-        let endpoint_at = endpoint_offset(OBJECT).map_err(|source| {
-            bpf_error(format!("find the constant {ENDPOINT_GLOBAL} in the eBPF object"), source)
-        })?;
+    pub(super) fn new(pins: &Pins, features: Features, flows: Option<u32>) -> Result<Self, DatapathError> {
+        let find = |name: &str| {
+            constant_offset(OBJECT, name)
+                .map_err(|source| bpf_error(format!("find the constant {name} in the eBPF object"), source))
+        };
+        let endpoint_at = find(ENDPOINT_GLOBAL)?;
+        let peer = (find(PEER_GLOBAL)?, u32::from(features.redirect_peer));
         let mut loader = EbpfLoader::new();
         if let Some(flows) = flows {
             loader.map_max_entries(maps::FLOWS, flows);
@@ -41,7 +42,7 @@ impl ProgramLoader {
         for &name in maps::ALL {
             loader.map_pin_path(name, pins.maps().join(name));
         }
-        Ok(Self { loader: Mutex::new(loader), endpoint_at })
+        Ok(Self { loader: Mutex::new(loader), endpoint_at, peer })
     }
 
     /// Opens or makes the maps, and prepares the programs of an endpoint. None is loaded into the kernel yet.
@@ -50,7 +51,9 @@ impl ProgramLoader {
         let mut words = vec![0_u64; OBJECT.len().div_ceil(8)];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
         bytes[..OBJECT.len()].copy_from_slice(OBJECT);
-        bytes[self.endpoint_at..][..size_of::<EndpointId>()].copy_from_slice(&id.to_le_bytes());
+        for (at, value) in [(self.endpoint_at, id), self.peer] {
+            bytes[at..][..size_of::<u32>()].copy_from_slice(&value.to_ne_bytes());
+        }
         self.loader
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -59,16 +62,14 @@ impl ProgramLoader {
     }
 }
 
-fn endpoint_offset(object: &[u8]) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+/// Where in the object's file a constant of the programs is, a `u32`.
+fn constant_offset(object: &[u8], name: &str) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
     let file = object::File::parse(object)?;
-    let symbol = file
-        .symbols()
-        .find(|symbol| symbol.name() == Ok(ENDPOINT_GLOBAL))
-        .ok_or("there is no such symbol")?;
+    let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name)).ok_or("there is no such symbol")?;
     let section = file.section_by_index(symbol.section_index().ok_or("the symbol is in no section")?)?;
     let (start, length) = section.file_range().ok_or("its section has no bytes in the file")?;
     let place = symbol.address() - section.address();
-    if symbol.size() != size_of::<EndpointId>() as u64 || place + symbol.size() > length {
+    if symbol.size() != size_of::<u32>() as u64 || place + symbol.size() > length {
         return Err("it is not a u32 within its section".into());
     }
     Ok(usize::try_from(start + place)?)

@@ -1,4 +1,5 @@
-//! Where things are pinned: `<root>/maps/<name>` and `<root>/links/<endpoint>/{ingress,egress}`.
+//! Where things are pinned: `<root>/maps/<name>`, `<root>/links/<endpoint>/{ingress,egress}` and
+//! `<root>/uplinks/{uplink,overlay}-<ifindex>`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,7 +72,7 @@ impl Pins {
     pub(super) fn create(root: &Path) -> Result<Self, DatapathError> {
         check_bpffs(root)?;
         let pins = Self { root: root.to_owned() };
-        for folder in [pins.maps(), pins.links()] {
+        for folder in [pins.maps(), pins.links(), pins.uplinks()] {
             std::fs::create_dir_all(&folder)
                 .map_err(|source| bpf_error(format!("make the folder {}", folder.display()), source))?;
         }
@@ -84,6 +85,35 @@ impl Pins {
 
     fn links(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    fn uplinks(&self) -> PathBuf {
+        self.root.join("uplinks")
+    }
+
+    /// Pins the link of a program on an uplink or a tunnel device.
+    pub(super) fn pin_border(&self, name: &str, link: &OwnedFd) -> Result<(), DatapathError> {
+        let path = self.uplinks().join(name);
+        sys::pin(link.as_fd(), &path)
+            .map_err(|source| bpf_error(format!("pin the link {}", path.display()), source))
+    }
+
+    /// That link, if it is pinned.
+    pub(super) fn border(&self, name: &str) -> Result<Option<PinnedLink>, DatapathError> {
+        Self::read(Hook::Ingress, self.uplinks().join(name))
+    }
+
+    /// Names of all of these pins.
+    pub(super) fn borders(&self) -> Result<Vec<String>, DatapathError> {
+        let folder = self.uplinks();
+        let list = || {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(&folder)? {
+                names.extend(entry?.file_name().into_string());
+            }
+            Ok::<_, io::Error>(names)
+        };
+        list().map_err(|source| bpf_error(format!("list the pins in {}", folder.display()), source))
     }
 
     fn folder(&self, id: EndpointId) -> PathBuf {
@@ -107,7 +137,10 @@ impl Pins {
 
     /// One pinned link of an endpoint, if there is one.
     pub(super) fn link(&self, id: EndpointId, hook: Hook) -> Result<Option<PinnedLink>, DatapathError> {
-        let path = self.folder(id).join(hook.pin());
+        Self::read(hook, self.folder(id).join(hook.pin()))
+    }
+
+    fn read(hook: Hook, path: PathBuf) -> Result<Option<PinnedLink>, DatapathError> {
         let read = || {
             let fd = sys::get_pinned(&path)?;
             let info = sys::link_info(fd.as_fd())?;

@@ -8,6 +8,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 
+use super::features::Features;
 use super::object::ProgramLoader;
 use super::pins::Pins;
 use super::{DatapathError, bpf_error};
@@ -26,7 +27,7 @@ impl FlowSweeper {
     /// Loads the program for the tables under the root of a datapath that is or was open.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
         let pins = Pins::create(root)?;
-        let mut object = ProgramLoader::new(&pins)?.prepare(0)?;
+        let mut object = ProgramLoader::new(&pins, Features::probe(), None)?.prepare(0)?;
         let failed = |source| bpf_error(format!("load the program {PROGRAM}"), source);
         let program: &mut RawTracePoint =
             object.program_mut(PROGRAM).ok_or_else(missing)?.try_into().map_err(failed)?;

@@ -250,3 +250,43 @@ pub fn fragment4(frame: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
     let field = offset | if more { 0x2000 } else { 0 };
     patched(patched(frame, at::IP + 4, &[0x12, 0x34]), at::IP + 6, &field.to_be_bytes())
 }
+
+/// UDP with so many bytes of data, and over IPv4 not to be fragmented.
+pub fn large(from: Host, to: Host, v4: bool, data: usize) -> Vec<u8> {
+    let data: Vec<u8> = (0..=255).cycle().take(data).collect();
+    let builder = PacketBuilder::ethernet2(from.mac, to.mac);
+    let mut frame = Vec::new();
+    if v4 {
+        builder.ipv4(from.v4, to.v4, 64).udp(4000, 53).write(&mut frame, &data).expect("a valid packet");
+        assert_eq!(frame[at::IP + 6] & 0x40, 0x40, "not to be fragmented");
+    } else {
+        builder.ipv6(from.v6, to.v6, 64).udp(4000, 53).write(&mut frame, &data).expect("a valid packet");
+    }
+    frame
+}
+
+/// An IPv4 frame that routers may cut into fragments.
+pub fn may_fragment(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[at::IP + 6] &= !0x40;
+    summed4(frame)
+}
+
+/// An IPv4 frame with its header's checksum made anew.
+pub fn summed4(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[at::IP + 10..at::IP + 12].fill(0);
+    let sum = checksum(&frame[at::IP..at::IP + 20], 0);
+    frame[at::IP + 10..at::IP + 12].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+pub fn checksum(bytes: &[u8], before: u32) -> u16 {
+    let mut sum = before;
+    for half in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([half[0], half[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("16 bits")
+}

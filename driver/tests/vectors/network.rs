@@ -1,10 +1,11 @@
 //! An isolated network: answers from membership, delivery between two endpoints of the node, limits.
 
+use aya::EbpfLoader;
 use etherparse::{PacketHeaders, TransportHeader};
 use netferry_common::endpoint::READY;
 use netferry_common::limit::{BYTES, FRAMES, LIMIT_FROM_POD, LIMIT_TO_POD, Limit};
 use netferry_common::policy::DENY_TO_POD;
-use netferry_common::{Addr, Direction, Endpoint, Member, Reason};
+use netferry_common::{Addr, Direction, Endpoint, Member, PEER_GLOBAL, Reason};
 
 use super::bench::Bench;
 use super::bench::Outcome::{Drop, Pass, Redirect};
@@ -16,17 +17,20 @@ use Direction::{FromPod, ToPod};
 pub const SHOWN: [Reason; 4] =
     [Reason::RateLimit, Reason::TargetNotReady, Reason::NoReceiver, Reason::NoRoute];
 
-const NETWORK: u32 = 5;
-const PEER_ID: u32 = 9;
+pub const NETWORK: u32 = 5;
+pub const PEER_ID: u32 = 9;
 
-fn record(host: Host, flags: u32, policy: u32) -> Endpoint {
+pub fn record(host: Host, flags: u32, policy: u32) -> Endpoint {
     // The loopback interface: the test run looks no interface up, but it must not be 0.
     Endpoint { flags, network: NETWORK, mtu: 1500, policy, ifindex: 1, mac: host.mac, pad: [0; 2] }
 }
 
 /// Two endpoints on one network.
 pub fn pair() -> Bench {
-    let mut bench = Bench::ready();
+    pair_in(Bench::ready())
+}
+
+pub fn pair_in(mut bench: Bench) -> Bench {
     bench.write(record(POD, READY, 0));
     bench.write_other(PEER_ID, record(PEER, READY, 0));
     for (host, endpoint) in [(POD, super::bench::ID), (PEER, PEER_ID), (OTHER, 0)] {
@@ -67,6 +71,17 @@ fn neighbours_are_answered_with_a_right_checksum() {
     let stranger = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 77];
     bench.expect_at_host_end(FromPod, &neighbor(POD, PEER, 135, stranger, None), &Drop(Reason::NotMember));
     bench.expect_at_host_end(FromPod, &mld2_report(POD), &Drop(Reason::NoReceiver));
+    // About an address that is another's, from a member; and about its own with another's hardware address.
+    for forged in [
+        neighbor(PEER, POD, 136, OTHER.v6, Some(PEER.mac)),
+        neighbor(PEER, POD, 136, stranger, Some(PEER.mac)),
+        neighbor(PEER, POD, 136, PEER.v6, Some(OTHER.mac)),
+        neighbor(PEER, POD, 135, POD.v6, Some(OTHER.mac)),
+        neighbor(Host { mac: OTHER.mac, ..PEER }, POD, 135, POD.v6, None),
+    ] {
+        bench.expect_at_host_end(ToPod, &forged, &Drop(Reason::NotMember));
+    }
+    bench.expect_at_host_end(ToPod, &neighbor(PEER, POD, 135, POD.v6, Some(PEER.mac)), &Pass);
 }
 
 #[test]
@@ -104,6 +119,20 @@ fn fragments_take_the_slow_path() {
     assert_eq!((traffic.packets, traffic.fast, traffic.slow_fragment), (2, 0, 2));
     bench.expect_at_host_end(FromPod, &udp4(POD, PEER), &Redirect(udp4(POD, PEER)));
     assert_eq!(bench.traffic(FromPod).fast, 1);
+}
+
+#[test]
+fn a_kernel_without_redirect_peer_lets_the_receiver_judge() {
+    let mut bench = Bench::load_with(EbpfLoader::new().override_global(PEER_GLOBAL, &0_u32, true));
+    bench.set_ready();
+    let mut bench = pair_in(bench);
+    bench.write_other(PEER_ID, record(PEER, READY | DENY_TO_POD, 0));
+    for frame in [udp4(POD, PEER), udp6(POD, PEER)] {
+        bench.expect_at_host_end(FromPod, &frame, &Redirect(frame.clone()));
+    }
+    assert_eq!(bench.traffic_of(PEER_ID, ToPod).packets, 0, "left to the receiver's own program");
+    let traffic = bench.traffic(FromPod);
+    assert_eq!((traffic.packets, traffic.fast, traffic.slow_no_peer), (2, 0, 2));
 }
 
 #[test]
