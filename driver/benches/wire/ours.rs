@@ -52,7 +52,7 @@ impl Node {
             })?;
             // What is measured is how fast flows can be opened, not that it is limited.
             let limit = Some(RateLimit { new_flows_per_second: Some(10_000_000), ..RateLimit::default() });
-            self.datapath.set_limits(id, &Limits { ingress: limit, egress: limit })?;
+            self.datapath.set_limits(id, &Limits { ingress: limit, egress: limit, ..Limits::default() })?;
             if let Some(policy) = &policy {
                 self.datapath.set_compiled(id, policy)?;
             }
