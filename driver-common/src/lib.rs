@@ -8,6 +8,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod block;
 pub mod counters;
 pub mod endpoint;
 pub mod event;
@@ -23,6 +24,7 @@ pub mod verdict;
 mod user;
 
 pub use addr::Addr;
+pub use block::{Block, BlockKey};
 pub use counters::{CounterKey, Drops, Traffic};
 pub use endpoint::{Address, AddressKey, Endpoint};
 pub use event::Event;

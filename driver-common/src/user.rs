@@ -1,7 +1,7 @@
 //! What user space needs to hand the types to aya.
 
 use crate::{
-    Addr, Address, AddressKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
+    Addr, Address, AddressKey, Block, BlockKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
     Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink, Wire, WireKey,
 };
 
@@ -24,6 +24,8 @@ pod!(
     Addr,
     Address,
     AddressKey,
+    Block,
+    BlockKey,
     CounterKey,
     Drops,
     Endpoint,

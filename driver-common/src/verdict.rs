@@ -115,6 +115,7 @@ reasons! {
     28 TargetNotReady target_not_ready "the member it is for is not ready on this node";
     29 NoReceiver no_receiver "a group, or a message of the link that nobody answers, on an isolated network";
     30 NoRoute no_route "the member it is for cannot be reached from this endpoint";
+    31 Blocked blocked "to the pod, from an address on the node's block list";
 }
 
 const _: () = {

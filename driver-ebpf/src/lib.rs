@@ -21,6 +21,7 @@ pub mod datagram;
 pub mod deliver;
 pub mod flows;
 pub mod fragments;
+pub mod guard;
 pub mod ipv4;
 pub mod ipv6;
 pub mod judge;
@@ -30,6 +31,7 @@ pub mod packet;
 pub mod policy;
 pub mod rate;
 pub mod related;
+pub mod sockopt;
 pub mod tables;
 pub mod transport;
 
@@ -37,6 +39,8 @@ pub mod transport;
 pub mod maps;
 #[cfg(target_arch = "bpf")]
 pub mod skb;
+#[cfg(target_arch = "bpf")]
+pub mod xdp;
 
 #[cfg(test)]
 mod tests;

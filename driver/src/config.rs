@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::words::{FlowPort, PodName, protocol_name};
-use crate::DRIVER_NAME;
+use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
 
 /// Kubernetes network driver: DRA claims, NRI attach, eBPF isolation.
 #[derive(Debug, Parser)]
@@ -125,6 +125,16 @@ pub struct RunConfig {
     /// Folder of YAML objects (claims, classes) in place of an API server.
     #[arg(long, value_name = "DIR")]
     pub standalone: Option<PathBuf>,
+
+    /// Where the host's cgroups are mounted. Strict links need the pod's cgroup in the unified hierarchy (version 2), here or
+    /// in `unified` below.
+    #[arg(long, value_name = "DIR", default_value = cgroup::DEFAULT_CGROUPS)]
+    pub cgroup_root: PathBuf,
+
+    /// What becomes of strict links whose pod's cgroup cannot be guarded. With `allow`, a pod with NET_RAW can send around
+    /// their programs.
+    #[arg(long, value_enum, default_value_t)]
+    pub unguarded_pods: Unguarded,
 
     /// Kubelet's root folder; sockets go to `plugins` and `plugins_registry` below it.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]

@@ -7,6 +7,8 @@
 mod bench;
 #[path = "vectors/frames.rs"]
 mod frames;
+#[path = "vectors/guard.rs"]
+mod guard;
 #[path = "vectors/network.rs"]
 mod network;
 #[path = "vectors/table.rs"]
@@ -70,6 +72,7 @@ fn every_frame_has_its_verdict_and_every_reason_a_frame() {
     }
     seen.extend(tracked::SHOWN);
     seen.extend(network::SHOWN);
+    seen.extend(guard::SHOWN);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");

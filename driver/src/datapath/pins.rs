@@ -86,7 +86,7 @@ impl Pins {
         self.root.join("links")
     }
 
-    fn folder(&self, id: EndpointId) -> PathBuf {
+    pub(super) fn folder(&self, id: EndpointId) -> PathBuf {
         self.links().join(id.to_string())
     }
 

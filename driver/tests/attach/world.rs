@@ -243,6 +243,15 @@ impl Datapath for InHost {
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_limits(id, limits))
     }
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
+        self.call(|datapath| datapath.guard_link(id, ifindex))
+    }
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.guard_pod(id, cgroup))
+    }
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.guards(id))
+    }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_ready(id, ready))
     }
