@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
 
 pub use self::words::{FlowPort, PodName, protocol_name};
 use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
@@ -36,6 +37,9 @@ pub enum Command {
     /// What policy says.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Peers whose frames are dropped first of all, on links with native XDP.
+    #[command(subcommand)]
+    Block(BlockCommand),
     /// Check what the daemon needs from this machine.
     Doctor(DoctorArgs),
     /// Check configuration files: interface configurations, claims, templates and classes that embed one.
@@ -269,6 +273,39 @@ pub struct ExplainArgs {
     pub output: Output,
 }
 
+/// Sub-commands of `netferry block`.
+#[derive(Debug, Subcommand)]
+pub enum BlockCommand {
+    /// Drop what these addresses or prefixes send, from now on until they are removed or the node starts anew.
+    Add(BlockArgs),
+    /// Take addresses or prefixes off the list, as they were added.
+    Remove(BlockArgs),
+    /// Print the list.
+    List(ListBlockArgs),
+}
+
+/// Settings of `netferry block add` and `remove`.
+#[derive(Debug, Args)]
+pub struct BlockArgs {
+    /// Addresses, or prefixes as `192.0.2.0/24`.
+    #[arg(required = true, value_name = "PREFIX")]
+    pub prefixes: Vec<IpNetwork>,
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// Settings of `netferry block list`.
+#[derive(Debug, Args)]
+pub struct ListBlockArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
 /// Settings of `netferry doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
@@ -281,6 +318,9 @@ pub struct DoctorArgs {
     /// The runtime's NRI socket.
     #[arg(long, value_name = "PATH", default_value = "/var/run/nri/nri.sock")]
     pub nri_socket: PathBuf,
+    /// Where the host's cgroups are mounted.
+    #[arg(long, value_name = "DIR", default_value = cgroup::DEFAULT_CGROUPS)]
+    pub cgroup_root: PathBuf,
     /// Format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

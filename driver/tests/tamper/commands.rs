@@ -1,0 +1,1 @@
+//! What a hostile process tries with `ip` and `tc`.
