@@ -1,8 +1,9 @@
 //! What user space needs to hand the types to aya.
 
 use crate::{
-    Addr, Address, AddressKey, Block, BlockKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink, Wire, WireKey,
+    Addr, Address, AddressKey, Block, BlockKey, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment,
+    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink,
+    Wire, WireKey,
 };
 
 macro_rules! pod {

@@ -10,13 +10,13 @@ use aya_ebpf::macros::btf_map;
 use netferry_common::block::BLOCK_BITS_ALL;
 use netferry_common::counters::path;
 use netferry_common::maps::{
-    EVENT_BYTES, MAX_ADDRESSES, MAX_BLOCKED, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS,
-    MAX_MEMBERS, MAX_PEERS, MAX_RULES,
+    EVENT_BYTES, MAX_ADDRESSES, MAX_BLOCKED, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS,
+    MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::{
-    Addr, Address, AddressKey, Block, BlockKey, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
+    Addr, Address, AddressKey, Block, BlockKey, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey,
+    Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic,
 };
 
 use crate::atomic::Word;

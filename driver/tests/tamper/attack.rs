@@ -93,13 +93,11 @@ pub(crate) fn run(name: &str, own: MacAddr, peer: MacAddr) -> io::Result<()> {
         }
         "bpf: load a program" => {
             // BPF_PROG_LOAD of `r0 = 0; exit` as XDP.
-            let code: [u64; 2] = [0xb7, 0x95];
-            let license = *b"GPL\0";
-            let type_and_length = 6 | 2_u64 << 32;
-            let addresses = [code.as_ptr() as u64, license.as_ptr() as u64];
-            let result = sys::bpf(5, &mut [type_and_length, addresses[0], addresses[1], 0, 0, 0, 0, 0]);
-            drop((code, license));
-            result
+            const CODE: [u64; 2] = [0xb7, 0x95];
+            const LICENSE: [u8; 4] = *b"GPL\0";
+            static PROGRAM: ([u64; 2], [u8; 4]) = (CODE, LICENSE);
+            let addresses = [PROGRAM.0.as_ptr() as u64, PROGRAM.1.as_ptr() as u64];
+            sys::bpf(5, &mut [6 | 2_u64 << 32, addresses[0], addresses[1], 0, 0, 0, 0, 0])
         }
         other => panic!("no attack {other:?}"),
     }
@@ -160,8 +158,9 @@ struct Packet {
 
 impl Packet {
     fn open() -> io::Result<Self> {
+        let device = std::env::var(crate::pod::DEVICE).unwrap_or_else(|_| LINK.to_owned());
         let link = nix::ifaddrs::getifaddrs()?
-            .filter(|entry| entry.interface_name == LINK)
+            .filter(|entry| entry.interface_name == device)
             .find_map(|entry| entry.address?.as_link_addr().copied())
             .ok_or_else(|| io::Error::other("the link has no address"))?;
         let socket =

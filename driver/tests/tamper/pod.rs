@@ -13,6 +13,7 @@ use crate::world::{MAC, World};
 use crate::{attack, support::netns::NetNs};
 
 pub(crate) const ATTACK: &str = "NETFERRY_TEST_ATTACK";
+pub(crate) const DEVICE: &str = "NETFERRY_TEST_DEVICE";
 pub(crate) const OWN_MAC: &str = "NETFERRY_TEST_OWN_MAC";
 pub(crate) const PEER_MAC: &str = "NETFERRY_TEST_PEER_MAC";
 /// Before what the hostile process says.
@@ -29,7 +30,7 @@ const ENTER: &str = r#"
 [ -z "$CGROUP" ] || echo $$ > "$CGROUP/cgroup.procs" || exit 120
 exec unshare --mount sh -c '
     mount -t tmpfs none /sys/fs/bpf && mount -t tmpfs none /sys/fs/cgroup || exit 121
-    exec nsenter --net="$NETNS" setpriv --no-new-privs --bounding-set=-all,+net_admin,+net_raw \
+    exec nsenter --net="$NETNS" /usr/bin/setpriv --no-new-privs --bounding-set=-all,+net_admin,+net_raw \
         --inh-caps=-all,+net_admin,+net_raw "$@"' sh "$@"
 "#;
 
@@ -43,7 +44,7 @@ pub(crate) enum Said {
 pub(crate) struct Pod {
     pub(crate) world: World,
     endpoint: EndpointId,
-    peer: MacAddr,
+    pub(crate) peer: MacAddr,
     wire: Wire,
 }
 
@@ -99,10 +100,16 @@ impl Pod {
 
     /// Runs an attack as a process in the pod.
     pub(crate) fn attack(&self, name: &str) -> Said {
+        self.attack_on(LINK, name)
+    }
+
+    /// Likewise by another device of the pod.
+    pub(crate) fn attack_on(&self, device: &str, name: &str) -> Said {
         let binary = std::env::current_exe().expect("this binary");
         let variable = format!("{ATTACK}={name}");
         let binary = binary.to_str().expect("UTF-8 path");
-        let words = ["env", &variable, binary, "--exact", "process_in_the_pod", "--nocapture"];
+        let device = format!("{DEVICE}={device}");
+        let words = ["env", &variable, &device, binary, "--exact", "process_in_the_pod", "--nocapture"];
         let output = self.exec(&words);
         // The test harness writes before it, on the same line.
         let said = output.lines().find_map(|line| line.split_once(SAID)).expect(&output).1;
