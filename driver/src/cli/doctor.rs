@@ -3,6 +3,10 @@
 use std::{fs, os::unix::net::UnixStream, path::Path, process::ExitCode};
 
 use anyhow::Result;
+use aya::{
+    programs::{LsmAttachType, ProgramType},
+    sys::is_program_supported,
+};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::Serialize;
 
@@ -131,14 +135,16 @@ fn features() -> Vec<Check> {
 /// security module is.
 fn compat() -> Result<String, String> {
     let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    if modules.trim().split(',').any(|name| name == "bpf") {
+    let lsm = ProgramType::Lsm(LsmAttachType::Cgroup);
+    if modules.trim().split(',').any(|name| name == "bpf") && is_program_supported(lsm).unwrap_or(false) {
         return Ok("guarded by BPF as a security module".to_owned());
     }
     // The machine's own word for a kernel that takes them (kernel/sysctl.c, since Linux 2.6).
     if !Path::new("/proc/sys/abi/vsyscall32").exists() {
         return Ok("this kernel takes none".to_owned());
     }
-    Err("taken, and BPF is not among the security modules (/sys/kernel/security/lsm)".to_owned())
+    Err("taken, and BPF is no security module that programs can be loaded for (/sys/kernel/security/lsm)"
+        .to_owned())
 }
 
 fn exists(path: &Path) -> Result<String, String> {
