@@ -6,6 +6,7 @@ mod world;
 
 use std::net::UdpSocket;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netferry::datapath::{AyaDatapath, Datapath as _};
@@ -21,15 +22,15 @@ const OTHER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x66]);
 fn guarded(world: &World, id: u32) -> AyaDatapath {
     let datapath = world.open();
     let here = ifindex(LINK);
-    datapath.attach(here, &spec(id)).unwrap();
-    assert_eq!(datapath.guard_link(id, here).unwrap(), None, "veth has native XDP");
+    datapath.attach(here, &spec(id)).expect("attach");
+    assert_eq!(datapath.guard_link(id, here).expect("guard"), None, "veth has native XDP");
     world.move_link(40);
-    datapath.set_ready(id, true).unwrap();
+    datapath.set_ready(id, true).expect("ready");
     datapath
 }
 
 fn hooks(datapath: &AyaDatapath, id: u32) -> Vec<(String, String, u32)> {
-    let guards = datapath.guards(id).unwrap().into_iter();
+    let guards = datapath.guards(id).expect("guards").into_iter();
     guards.map(|guard| (guard.hook, guard.name, guard.ifindex)).collect()
 }
 
@@ -55,7 +56,7 @@ fn the_guard_is_native_moves_with_its_link_and_goes_with_it() {
     let before = features();
     let datapath = guarded(&world, 21);
     let guard = ("xdp".to_owned(), "xdp_guard".to_owned(), 40);
-    assert_eq!(hooks(&datapath, 21), [guard.clone()]);
+    assert_eq!(hooks(&datapath, 21), std::slice::from_ref(&guard));
     let shown = xdp_of(&world);
     assert!(shown.contains("prog/xdp id") && !shown.contains("xdpgeneric"), "{shown}");
 
@@ -67,6 +68,17 @@ fn the_guard_is_native_moves_with_its_link_and_goes_with_it() {
     assert_eq!(upgrade.updated, [21], "{upgrade:?}");
     assert_eq!(hooks(&datapath, 21), [guard]);
     assert_ne!(datapath.guards(21).unwrap()[0].id, old);
+
+    // Somebody on the host detaches it, and the watch puts it on again.
+    let pin = datapath.guards(21).unwrap()[0].pin.clone();
+    run(&format!("bpftool link detach pinned {}", pin.display()));
+    assert_eq!(hooks(&datapath, 21), []);
+    let inside = Arc::new(datapath);
+    let datapath = Arc::clone(&inside);
+    let found = world.in_pod(move || (inside.repair_guard(21, 40), inside.repair_guard(21, 40)));
+    assert!(found.0.unwrap().unwrap().to_string().contains("was not attached"));
+    assert!(found.1.unwrap().is_none());
+    assert_eq!(hooks(&datapath, 21).len(), 1);
 
     datapath.detach(21).unwrap();
     assert_eq!(hooks(&datapath, 21), []);

@@ -59,8 +59,9 @@ fn relative(named: Option<&str>) -> Result<PathBuf, CgroupError> {
         [path] => (path, false),
         _ => return Err(wrong()),
     };
-    let path = if parent.ends_with(".slice") && !parent.contains('/') {
-        expand(parent).ok_or_else(wrong)?
+    let slice = parent.strip_suffix(".slice").filter(|slice| !slice.contains('/'));
+    let path = if let Some(slice) = slice {
+        expand(slice).ok_or_else(wrong)?
     } else if is_triple {
         return Err(wrong());
     } else {
@@ -70,9 +71,8 @@ fn relative(named: Option<&str>) -> Result<PathBuf, CgroupError> {
     if plain && path.components().next().is_some() { Ok(path) } else { Err(wrong()) }
 }
 
-/// `a-b.slice` is at `a.slice/a-b.slice` (systemd.slice(5)).
-fn expand(slice: &str) -> Option<PathBuf> {
-    let name = slice.strip_suffix(".slice")?;
+/// The slice `a-b` is at `a.slice/a-b.slice` (systemd.slice(5)).
+fn expand(name: &str) -> Option<PathBuf> {
     let mut path = PathBuf::new();
     for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
         let part = &name[..end];

@@ -186,7 +186,7 @@ impl AyaDatapath {
                 Some(pinned) => pinned.remove()?,
                 None => {}
             }
-            let attached = load(object, guard, kernel_types(hook)).and_then(|program| {
+            let attached = load(object, guard, kernel_types(hook).as_ref()).and_then(|program| {
                 sys::attach_cgroup(program, folder.as_fd(), hook)
                     .map_err(failed)
                     .and_then(|link| self.pin_guard(id, guard, &link))
@@ -219,11 +219,24 @@ impl AyaDatapath {
                 Guard::Xdp => None,
                 Guard::Cgroup(hook) => kernel_types(hook),
             };
-            let program = load(object, pinned.guard, types)?;
+            let program = load(object, pinned.guard, types.as_ref())?;
             sys::update(pinned.fd.as_fd(), program)
                 .map_err(|source| bpf_error(format!("update the link {}", pinned.path.display()), source))?;
         }
         Ok(())
+    }
+
+    /// Puts the early drop on the link again if it was detached, from a thread in the namespace the link is in. What was
+    /// found, if it was.
+    pub fn repair_guard(&self, id: EndpointId, ifindex: u32) -> Result<Option<DatapathError>, DatapathError> {
+        match self.guard(id, Guard::Xdp)? {
+            Some(pinned) if pinned.info.at == 0 => {}
+            _ => return Ok(None),
+        }
+        match self.guard_device(id, ifindex)? {
+            None => Ok(Some(not_protected(id, "its early drop (xdp) was not attached"))),
+            Some(why) => Err(not_protected(id, format!("its early drop (xdp) cannot be attached: {why}"))),
+        }
     }
 
     /// Detaches and unpins the guards of an endpoint.
@@ -244,7 +257,11 @@ fn kernel_types(hook: CgroupHook) -> Option<Btf> {
 }
 
 /// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
-fn load(object: &mut Ebpf, guard: Guard, types: Option<Btf>) -> Result<BorrowedFd<'_>, DatapathError> {
+fn load<'a>(
+    object: &'a mut Ebpf,
+    guard: Guard,
+    types: Option<&Btf>,
+) -> Result<BorrowedFd<'a>, DatapathError> {
     let name = guard.program();
     let failed = |doing| format!("{doing} the program {name}");
     let program = object
@@ -255,7 +272,7 @@ fn load(object: &mut Ebpf, guard: Guard, types: Option<Btf>) -> Result<BorrowedF
         _ if loaded => Ok(()),
         Program::Xdp(program) => Xdp::load(program),
         Program::CgroupSockopt(program) => CgroupSockopt::load(program),
-        Program::LsmCgroup(program) => match &types {
+        Program::LsmCgroup(program) => match types {
             Some(types) => LsmCgroup::load(program, "socket_setsockopt", types),
             None => return Err(bpf_error(failed("load"), "the kernel has no type information")),
         },

@@ -60,7 +60,7 @@ impl Bench {
         let mut ebpf =
             loader.override_global(ENDPOINT_GLOBAL, &ID, true).load_file(object()).expect("the object loads");
         for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
+            let result = match program {
                 Program::SchedClassifier(program) => program.load(),
                 Program::Xdp(program) => program.load(),
                 Program::CgroupSockopt(program) => program.load(),
@@ -68,7 +68,7 @@ impl Bench {
                 Program::LsmCgroup(_) => Ok(()),
                 _ => panic!("{name}: a program of another kind"),
             };
-            loaded.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         }
         Self { ebpf }
     }
