@@ -144,7 +144,7 @@ fn raw_ip() -> io::Result<()> {
 }
 
 /// What a program dropped comes back as `ENOBUFS` (`NET_XMIT_DROP`).
-fn dropped<T>(result: nix::Result<T>) -> io::Result<()> {
+fn dropped(result: nix::Result<usize>) -> io::Result<()> {
     match result {
         Ok(_) | Err(nix::errno::Errno::ENOBUFS) => Ok(()),
         Err(error) => Err(error.into()),

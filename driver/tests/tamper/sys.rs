@@ -110,10 +110,9 @@ pub(crate) fn fill_ring(socket: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> 
             return Err(io::Error::last_os_error());
         }
         assert!(DATA_AT + frame.len() <= 2048, "a short frame");
-        let slot = ring.cast::<u8>();
-        slot.add(DATA_AT).copy_from_nonoverlapping(frame.as_ptr(), frame.len());
-        slot.add(LENGTH_AT).cast::<u32>().write(u32::try_from(frame.len()).expect("a short frame"));
-        slot.cast::<u64>().write_volatile(SEND);
+        ring.byte_add(DATA_AT).cast::<u8>().copy_from_nonoverlapping(frame.as_ptr(), frame.len());
+        ring.byte_add(LENGTH_AT).cast::<u32>().write(u32::try_from(frame.len()).expect("a short frame"));
+        ring.cast::<u64>().write_volatile(SEND);
     }
     Ok(())
 }
