@@ -8,6 +8,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod block;
 pub mod budget;
 pub mod counters;
 pub mod endpoint;
@@ -24,6 +25,7 @@ pub mod verdict;
 mod user;
 
 pub use addr::Addr;
+pub use block::{Block, BlockKey};
 pub use budget::Budget;
 pub use counters::{CounterKey, Drops, Traffic};
 pub use endpoint::{Address, AddressKey, Endpoint};

@@ -37,13 +37,15 @@ pub const LOST: &str = "nf_lost";
 pub const LOST_FULL: u32 = 0;
 /// Index in [`LOST`]: events about drops of an endpoint that had more of them than are told.
 pub const LOST_HELD: u32 = 1;
+/// Longest prefix: [`crate::Block`] by [`crate::BlockKey`]. Written by user space.
+pub const BLOCKED: &str = "nf_blocked";
 /// What a program knows of the frame at hand, per CPU. Of no use to anybody else.
 pub const SCRATCH: &str = "nf_scratch";
 
 /// Every map of this version.
 pub const ALL: &[&str] = &[
     ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, UPLINKS, WIRES,
-    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH,
+    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH, BLOCKED,
 ];
 
 /// Endpoints a node can have at a time.
@@ -66,6 +68,8 @@ pub const MAX_LIMITS: usize = 8 * MAX_ENDPOINTS;
 pub const MAX_FLOWS: usize = 131_072;
 /// Datagrams in fragments at a time.
 pub const MAX_FRAGMENTS: usize = 8192;
+/// Prefixes of the block list.
+pub const MAX_BLOCKED: usize = 65_536;
 /// Bytes of the ring of events: a power of 2 and of whole pages.
 pub const EVENT_BYTES: usize = 1 << 19;
 

@@ -1,9 +1,9 @@
 //! What user space needs to hand the types to aya.
 
 use crate::{
-    Addr, Address, AddressKey, Budget, CounterKey, Drops, Endpoint, Event, Flow, FlowKey, Fragment,
-    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic, Uplink,
-    Wire, WireKey,
+    Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Drops, Endpoint, Event, Flow, FlowKey,
+    Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic,
+    Uplink, Wire, WireKey,
 };
 
 macro_rules! pod {
@@ -25,6 +25,8 @@ pod!(
     Addr,
     Address,
     AddressKey,
+    Block,
+    BlockKey,
     Budget,
     CounterKey,
     Drops,

@@ -121,6 +121,7 @@ reasons! {
     34 OuterSource outer_source "from a tunnel, from another node than the one its sender is on";
     35 UnknownNetwork unknown_network "from a tunnel, with a VNI that is no network of this node";
     36 Nobody nobody "from an uplink or a tunnel, for an address that no member on this node has";
+    37 Blocked blocked "to the pod, from an address on the node's block list";
 }
 
 const _: () = {

@@ -24,6 +24,7 @@ pub mod depart;
 pub mod flows;
 pub mod forward;
 pub mod fragments;
+pub mod guard;
 pub mod ipv4;
 pub mod ipv6;
 pub mod judge;
@@ -34,6 +35,7 @@ pub mod packet;
 pub mod policy;
 pub mod rate;
 pub mod related;
+pub mod sockopt;
 pub mod tables;
 pub mod transport;
 
@@ -49,6 +51,8 @@ mod refuse;
 pub mod skb;
 #[cfg(target_arch = "bpf")]
 pub mod sweep;
+#[cfg(target_arch = "bpf")]
+pub mod xdp;
 
 #[cfg(test)]
 mod tests;

@@ -12,18 +12,22 @@ mod outside;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::Global;
+    use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
     use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
-    use aya_ebpf::macros::classifier;
-    use aya_ebpf::programs::TcContext;
+    use aya_ebpf::macros::{cgroup_sockopt, classifier, lsm_cgroup, xdp};
+    use aya_ebpf::programs::{LsmContext, SockoptContext, TcContext, XdpContext};
     use netferry_common::Direction;
     use netferry_common::counters::path;
     use netferry_ebpf::deliver::Target;
+    use netferry_ebpf::guard::guard;
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::packet::hook;
     use netferry_ebpf::skb::{PACKET_HOST, Skb};
+    use netferry_ebpf::sockopt;
     use netferry_ebpf::tables::Tables as _;
+    use netferry_ebpf::xdp::Buffer;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
     #[unsafe(no_mangle)]
@@ -59,6 +63,36 @@ mod programs {
     #[unsafe(link_section = "raw_tp")]
     extern "C" fn flow_sweep(_: *mut core::ffi::c_void) -> i32 {
         netferry_ebpf::sweep::sweep()
+    }
+
+    /// Link with native XDP, towards the pod, before the kernel makes a socket buffer.
+    #[xdp(frags)]
+    fn xdp_guard(context: XdpContext) -> u32 {
+        match guard(&Buffer::new(context.ctx), &Maps, ENDPOINT.load()) {
+            Ok(()) => XDP_PASS,
+            Err(_) => XDP_DROP,
+        }
+    }
+
+    /// Cgroup of a pod: system calls of the machine's own word size.
+    #[cgroup_sockopt(setsockopt)]
+    fn sockopt_guard(context: SockoptContext) -> i32 {
+        // SAFETY: the kernel hands a valid context to the program for its whole run.
+        let option = unsafe { &mut *context.sockopt };
+        if sockopt::bypasses(option.level, option.optname) {
+            return 0;
+        }
+        if option.optlen > sockopt::SEEN {
+            // The kernel goes on with the caller's own value; it would refuse a length that it did not copy.
+            option.optlen = 0;
+        }
+        1
+    }
+
+    /// Likewise for every system call, where the kernel asks BPF as a security module.
+    #[lsm_cgroup(hook = "socket_setsockopt")]
+    fn sockopt_lsm(context: LsmContext) -> i32 {
+        i32::from(!sockopt::bypasses(context.arg(1), context.arg(2)))
     }
 
     #[inline(always)]

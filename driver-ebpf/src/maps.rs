@@ -8,23 +8,25 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
+use netferry_common::block::BLOCK_BITS_ALL;
 use netferry_common::counters::path;
 use netferry_common::event::DENY;
 use netferry_common::limit::{self, DENIES};
 use netferry_common::maps::{
-    EVENT_BYTES, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS,
-    MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
+    EVENT_BYTES, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_BLOCKED, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS,
+    MAX_FRAGMENTS, MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::{
-    Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Flow, FlowKey, Fragment,
-    FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic, Uplink,
-    Wire, WireKey,
+    Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Flow,
+    FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
+    Traffic, Uplink, Wire, WireKey,
 };
 
 use crate::atomic::Word;
 use crate::budget;
 use crate::flows::SharedFlow;
+use crate::guard::BlockList;
 use crate::judge::Scratch;
 use crate::opaque::hide;
 use crate::tables::Tables;
@@ -78,6 +80,9 @@ static TRAFFIC: PerCpuHashMap<CounterKey, Traffic, MAX_COUNTERS, ON_DEMAND> = Pe
 
 #[btf_map(name = "nf_drops")]
 static DROPS: PerCpuHashMap<CounterKey, Drops, MAX_COUNTERS, ON_DEMAND> = PerCpuHashMap::new();
+
+#[btf_map(name = "nf_blocked")]
+static BLOCKED: LpmTrie<BlockKey, Block, MAX_BLOCKED> = LpmTrie::new();
 
 #[btf_map(name = "nf_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
@@ -278,6 +283,13 @@ impl Tables for Maps {
                 unsafe { *drops.cast::<u64>().add(place) += 1 };
             }
         }
+    }
+}
+
+impl BlockList for Maps {
+    #[inline(always)]
+    fn blocked(&self, addr: Addr) -> bool {
+        BLOCKED.get(&Key::new(BLOCK_BITS_ALL, BlockKey { addr })).is_some()
     }
 }
 

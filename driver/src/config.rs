@@ -9,9 +9,10 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
 
 pub use self::words::{FlowPort, PodName, protocol_name};
-use crate::DRIVER_NAME;
+use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
 
 /// Kubernetes network driver: DRA claims, NRI attach, eBPF isolation.
 #[derive(Debug, Parser)]
@@ -36,6 +37,9 @@ pub enum Command {
     /// What policy says.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Peers whose frames are dropped first of all, on links with native XDP.
+    #[command(subcommand)]
+    Block(BlockCommand),
     /// Check what the daemon needs from this machine.
     Doctor(DoctorArgs),
     /// Check configuration files: interface configurations, claims, templates and classes that embed one.
@@ -125,6 +129,16 @@ pub struct RunConfig {
     /// Folder of YAML objects (claims, classes) in place of an API server.
     #[arg(long, value_name = "DIR")]
     pub standalone: Option<PathBuf>,
+
+    /// Where the host's cgroups are mounted. Strict links need the pod's cgroup in the unified hierarchy (version 2), here or
+    /// in `unified` below.
+    #[arg(long, value_name = "DIR", default_value = cgroup::DEFAULT_CGROUPS)]
+    pub cgroup_root: PathBuf,
+
+    /// What becomes of strict links whose pod's cgroup cannot be guarded. With `allow`, a pod with NET_RAW can send around
+    /// their programs.
+    #[arg(long, value_enum, default_value_t)]
+    pub unguarded_pods: Unguarded,
 
     /// Kubelet's root folder; sockets go to `plugins` and `plugins_registry` below it.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
@@ -259,6 +273,39 @@ pub struct ExplainArgs {
     pub output: Output,
 }
 
+/// Sub-commands of `netferry block`.
+#[derive(Debug, Subcommand)]
+pub enum BlockCommand {
+    /// Drop what these addresses or prefixes send, from now on until they are removed or the node starts anew.
+    Add(BlockArgs),
+    /// Take addresses or prefixes off the list, as they were added.
+    Remove(BlockArgs),
+    /// Print the list.
+    List(ListBlockArgs),
+}
+
+/// Settings of `netferry block add` and `remove`.
+#[derive(Debug, Args)]
+pub struct BlockArgs {
+    /// Addresses, or prefixes as `192.0.2.0/24`.
+    #[arg(required = true, value_name = "PREFIX")]
+    pub prefixes: Vec<IpNetwork>,
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// Settings of `netferry block list`.
+#[derive(Debug, Args)]
+pub struct ListBlockArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
 /// Settings of `netferry doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
@@ -271,6 +318,9 @@ pub struct DoctorArgs {
     /// The runtime's NRI socket.
     #[arg(long, value_name = "PATH", default_value = "/var/run/nri/nri.sock")]
     pub nri_socket: PathBuf,
+    /// Where the host's cgroups are mounted.
+    #[arg(long, value_name = "DIR", default_value = cgroup::DEFAULT_CGROUPS)]
+    pub cgroup_root: PathBuf,
     /// Format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

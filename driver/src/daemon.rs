@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    attach::Attacher,
+    attach::{Attacher, PodGuard},
     claim::{service::Claims, store::Store},
     cluster::{Cluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
@@ -138,11 +138,10 @@ impl Parts {
             &config.driver_name,
             Backoff::default(),
         );
-        let attacher = Arc::new(Attacher::new(
-            Arc::new(KernelLinks::new()),
-            Arc::clone(&datapath) as _,
-            Arc::clone(&store),
-        ));
+        let attacher =
+            Attacher::new(Arc::new(KernelLinks::new()), Arc::clone(&datapath) as _, Arc::clone(&store));
+        let guard = PodGuard { cgroups: config.cgroup_root.clone(), unguarded: config.unguarded_pods };
+        let attacher = Arc::new(attacher.guarding(guard));
         let watcher = discover(config, &store, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),

@@ -50,7 +50,7 @@ impl Drift {
     pub fn note(&self) -> String {
         let Self { interface, found, repaired, .. } = self;
         match repaired {
-            Ok(()) => format!("interface {interface}: {found}; they are first again"),
+            Ok(()) => format!("interface {interface}: {found}; its programs are in place, and first again"),
             Err(why) => format!("interface {interface}: {found}; this could not be put right: {why}"),
         }
     }
@@ -149,7 +149,14 @@ impl<T: Told> DriftWatch<T> {
                 return Look::Fine;
             }
             match datapath.verify_inside(id, ifindex) {
-                Ok(_) => Look::Fine,
+                Ok(_) => match datapath.repair_guard(id, ifindex) {
+                    Ok(None) => Look::Fine,
+                    Ok(Some(found)) => Look::Repaired(found),
+                    Err(error) => {
+                        warn!(endpoint = id, "{}", chain(&error));
+                        Look::Fine
+                    }
+                },
                 Err(found @ DatapathError::NotProtected { .. }) => {
                     match datapath.repair_inside(id, ifindex) {
                         Ok(_) => Look::Repaired(found),

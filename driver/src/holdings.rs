@@ -34,6 +34,8 @@ pub struct Holding {
     pub step: Step,
     /// Endpoint, where there is protection.
     pub endpoint: Option<EndpointId>,
+    /// Guards around its programs that are in force: `xdp`, `cgroup/setsockopt`, `cgroup/lsm`.
+    pub guards: Vec<String>,
     /// Counters, where there is an endpoint and it could be read.
     pub stats: Option<EndpointStats>,
 }
@@ -57,6 +59,11 @@ pub fn holdings(checkpoints: &[Checkpoint], datapath: &dyn Datapath) -> Vec<Hold
                 isolation: plan.isolation,
                 step: attachment.step,
                 endpoint: attachment.endpoint,
+                guards: attachment
+                    .endpoint
+                    .and_then(|id| datapath.guards(id).ok())
+                    .map(|guards| guards.into_iter().map(|guard| guard.hook).collect())
+                    .unwrap_or_default(),
                 stats: attachment.endpoint.and_then(|id| datapath.stats(id).ok()),
             })
         })

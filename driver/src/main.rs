@@ -31,6 +31,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Pods(args) => cli::pods::run(&args)?,
         Command::Flows(args) => cli::flows::run(&args)?,
         Command::Policy(command) => cli::policy::run(&command)?,
+        Command::Block(command) => cli::block::run(&command)?,
         Command::Doctor(args) => return cli::doctor::run(&args),
         Command::Validate(args) => return cli::validate::run(&args),
     }

@@ -284,6 +284,7 @@ mod tests {
             isolation: Isolation::Strict,
             step: Step::Attached,
             endpoint: Some(1),
+            guards: Vec::new(),
             stats: Some(EndpointStats {
                 drops: [("spoofed_ip".to_owned(), 7)].into(),
                 ..EndpointStats::default()

@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Instant};
 use interrupted::Interrupted;
 use netferry::{
     attach::{Attacher, Outcome, Reason},
+    datapath::Datapath as _,
     link::MacAddr,
 };
 use world::{MAC, World};
@@ -46,6 +47,12 @@ async fn a_pod_gets_its_links_and_they_come_home_as_before() {
     let programs = &outcome.attached[0].programs;
     assert_eq!(programs.iter().map(|it| it.hook.as_str()).collect::<Vec<_>>(), ["tcx/ingress", "tcx/egress"]);
     assert!(outcome.attached[1].programs.is_empty(), "isolation off");
+    let endpoint = outcome.attached[0].endpoint.expect("an endpoint");
+    let guards = world.places.datapath().guards(endpoint).expect("guards");
+    let guards: Vec<_> = guards.iter().map(|it| (it.hook.as_str(), it.name.as_str())).collect();
+    assert!(guards.contains(&("xdp", "xdp_guard")), "veth has native XDP: {guards:?}");
+    let guarded = world.places.cgroup_folder().is_some();
+    assert_eq!(guards.contains(&("cgroup/setsockopt", "sockopt_guard")), guarded, "{guards:?}");
     world.pod.exec("ping -c 1 -W 2 198.51.100.1");
     world.pod.exec("ping -c 1 -W 2 2001:db8:7::1");
 
@@ -86,12 +93,18 @@ async fn a_failure_of_any_program_step_leaves_the_host_as_before() {
     loop {
         let datapath = Arc::new(Interrupted::new(world.places.datapath(), nth));
         let attacher = Attacher::new(Arc::new(world.places.links()), datapath, world.places.store());
+        let attacher = world.places.guarded(attacher);
         let Err(failed) = attacher.attach(&world.places.sandbox()).await else { break };
         assert!(failed.to_string().contains("asked for by the test"), "{failed}");
         world.assert_home(&format!("program step {nth} failed: {failed}"));
         nth += 1;
     }
-    assert_eq!(nth, 5, "foreign programs, endpoints, attach, verify, ready");
+    // Without cgroups of version 2 pods are not guarded.
+    let steps = if world.places.cgroup_folder().is_some() { 7 } else { 6 };
+    assert_eq!(
+        nth, steps,
+        "foreign programs, endpoints, attach, guard the link, guard the pod, verify, ready"
+    );
 }
 
 #[tokio::test]

@@ -207,8 +207,8 @@ async fn a_failure_on_the_way_leaves_neither_policy_nor_limits() {
     }
     assert_eq!(
         failed.len(),
-        7,
-        "foreign programs, endpoints, attach, policy, limits, verify, ready: {failed:?}"
+        8,
+        "foreign programs, endpoints, attach, policy, limits, guard the link, verify, ready: {failed:?}"
     );
     assert!(failed[3].contains("set_policy") && failed[4].contains("set_limits"), "{failed:?}");
 }

@@ -116,7 +116,7 @@ async fn a_death_in_the_recovery_is_recovered_from() {
         assert_eq!(world.places.attacher().give_back("s1").await.problems, [], "{point}");
         world.assert_home(&point);
     }
-    assert_eq!(deaths, 10);
+    assert_eq!(deaths, 11);
 }
 
 /// Programs that wait on a link at home, between prepare and the sandbox, or until unprepare.

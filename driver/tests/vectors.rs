@@ -11,6 +11,8 @@ mod beyond;
 mod entry;
 #[path = "vectors/frames.rs"]
 mod frames;
+#[path = "vectors/guard.rs"]
+mod guard;
 #[path = "vectors/network.rs"]
 mod network;
 #[path = "vectors/race.rs"]
@@ -82,6 +84,7 @@ fn every_frame_has_its_verdict_and_every_reason_a_frame() {
     seen.extend(beyond::SHOWN);
     // Shown where there are tunnels, in `uplink.rs`.
     seen.insert(Reason::OuterSource);
+    seen.extend(guard::SHOWN);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
     assert!(missing.is_empty(), "no vector for {missing:?}");

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Problem;
 use crate::{
     claim::{ClaimRef, PodRef, store::StoreError},
-    datapath::DatapathError,
+    datapath::{DatapathError, cgroup::CgroupError},
     link::LinkError,
     telemetry::chain,
 };
@@ -50,6 +50,9 @@ pub enum AttachError {
     /// Strict isolation needs a hardware address to hold the pod to.
     #[error("link {0} has no Ethernet address, which isolation \"strict\" needs; set isolation to \"off\"")]
     NoMac(String),
+    /// The pod's cgroup is not known.
+    #[error("isolation \"strict\" guards the pod's sockets, by its cgroup")]
+    Cgroup(#[from] CgroupError),
     /// The kernel's links.
     #[error(transparent)]
     Link(#[from] LinkError),

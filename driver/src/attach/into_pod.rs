@@ -41,6 +41,7 @@ impl Attacher {
         let Some(netns) = sandbox.netns.clone() else {
             return Err(AttachFailed::of_pod(AttachError::HostNetwork(sandbox.pod.clone())));
         };
+        let cgroup = sandbox.cgroup_parent.clone();
         let sandbox = Sandbox { id: sandbox.id.clone(), pod: sandbox.pod.clone(), netns };
         // What another sandbox of this pod has, or an earlier try left half done, comes home first.
         let stale = |attachment: &Attachment| {
@@ -48,7 +49,7 @@ impl Attacher {
                 && (attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached)
         };
         outcome.problems = self.give_back_where(|_, attachment| stale(attachment)).await.problems;
-        match self.attach_claims(&sandbox).await {
+        match self.attach_claims(&sandbox, cgroup.as_deref()).await {
             Ok(attached) => outcome.attached = attached,
             Err(mut failed) => {
                 let ours = |attachment: &Attachment| attachment.sandbox.id == sandbox.id;
@@ -60,7 +61,11 @@ impl Attacher {
         Ok(outcome)
     }
 
-    async fn attach_claims(&self, sandbox: &Sandbox) -> Result<Vec<AttachedInterface>, AttachFailed> {
+    async fn attach_claims(
+        &self,
+        sandbox: &Sandbox,
+        cgroup: Option<&str>,
+    ) -> Result<Vec<AttachedInterface>, AttachFailed> {
         let claims: Vec<Checkpoint> = self.store.by_pod(&sandbox.pod.uid);
         let claims: Vec<&Checkpoint> =
             claims.iter().filter(|claim| claim.pods.iter().any(|pod| pod.uid == sandbox.pod.uid)).collect();
@@ -72,7 +77,12 @@ impl Attacher {
                 let plan = &interface.plan;
                 let failed = |cause| AttachFailed::of(&claim.claim, &plan.device, cause);
                 match self.already_attached(&claim.claim, interface, sandbox).await.map_err(failed)? {
-                    Some(interface) => attached.push(interface),
+                    Some(interface) => {
+                        if let Some(id) = interface.endpoint {
+                            self.guard_again(id, cgroup).await;
+                        }
+                        attached.push(interface);
+                    }
                     None => jobs.push(self.prepare(&claim.claim, interface, sandbox).await.map_err(failed)?),
                 }
             }
@@ -81,7 +91,7 @@ impl Attacher {
         self.write_step(&jobs).await?;
         for job in &mut jobs {
             let failed = |cause| AttachFailed::of(&job.claim, &job.plan.device, cause);
-            let done = self.bring_in(&job.plan, &job.attachment).await;
+            let done = self.bring_in(&job.plan, &job.attachment, cgroup).await;
             let (ifindex, programs) = done.map_err(failed)?;
             job.attachment.pod_ifindex = Some(ifindex);
             job.attachment.step = Step::Attached;
@@ -206,6 +216,7 @@ impl Attacher {
         &self,
         plan: &InterfacePlan,
         attachment: &Attachment,
+        cgroup: Option<&str>,
     ) -> Result<(u32, Vec<AttachedProgram>), AttachError> {
         crossing("attach-after-checkpoint")?;
         let (links, home) = (&self.links, &attachment.home.link);
@@ -218,6 +229,10 @@ impl Attacher {
             self.restrict(id, plan).await?;
         }
         crossing("attach-after-programs")?;
+        if let Some(id) = attachment.endpoint {
+            self.put_guards(id, home.ifindex, cgroup).await?;
+        }
+        crossing("attach-after-guards")?;
         let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;
         crossing("attach-after-move")?;
         let mut programs = Vec::new();

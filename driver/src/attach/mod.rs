@@ -9,6 +9,7 @@
 mod error;
 mod find;
 mod give_back;
+mod guard;
 mod into_pod;
 mod outcome;
 mod protect;
@@ -39,14 +40,16 @@ use crate::{
 
 pub use self::{
     error::{AttachError, AttachFailed},
+    guard::{PodGuard, Unguarded},
     outcome::{AttachedInterface, Outcome, Problem, Reason},
 };
 
 /// Named points of both ways, in their order, where a test can stop the process (`return(abort)`) or let the
 /// step fail (`return`).
-pub const FAILPOINTS: [&str; 10] = [
+pub const FAILPOINTS: [&str; 11] = [
     "attach-after-checkpoint",
     "attach-after-programs",
+    "attach-after-guards",
     "attach-after-move",
     "attach-after-ready",
     "attach-after-up",
@@ -62,6 +65,8 @@ pub struct Attacher {
     links: Arc<dyn Links>,
     datapath: Arc<dyn Datapath>,
     store: Arc<Store>,
+    /// `None`: pods are not guarded, which only tests want.
+    guard: Option<PodGuard>,
     /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
     turn: Mutex<()>,
     /// Highest endpoint id given out; ids are not used again while the process lives.
@@ -72,7 +77,7 @@ impl Attacher {
     /// An attacher over these parts.
     #[must_use]
     pub fn new(links: Arc<dyn Links>, datapath: Arc<dyn Datapath>, store: Arc<Store>) -> Self {
-        Self { links, datapath, store, turn: Mutex::new(()), last_endpoint: AtomicU32::new(0) }
+        Self { links, datapath, store, guard: None, turn: Mutex::new(()), last_endpoint: AtomicU32::new(0) }
     }
 
     /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.

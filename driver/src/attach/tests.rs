@@ -16,6 +16,7 @@ use crate::{
     nri::PodSandbox,
 };
 
+mod guard;
 mod restrict;
 
 struct World {
@@ -171,7 +172,9 @@ async fn a_failure_of_any_change_undoes_everything() {
 
 #[tokio::test]
 async fn a_failure_of_the_programs_undoes_everything() {
-    for verb in [Verb::ForeignPrograms, Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady] {
+    for verb in
+        [Verb::ForeignPrograms, Verb::Endpoints, Verb::Attach, Verb::GuardLink, Verb::Verify, Verb::SetReady]
+    {
         for nth in 0..3 {
             let world = World::new();
             two_claims(&world);

@@ -3,13 +3,17 @@
 use std::{fs, os::unix::net::UnixStream, path::Path, process::ExitCode};
 
 use anyhow::Result;
+use aya::{
+    programs::{LsmAttachType, ProgramType},
+    sys::is_program_supported,
+};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::Serialize;
 
 use super::show;
 use crate::{
     config::{DoctorArgs, Output},
-    datapath::Features,
+    datapath::{Features, cgroup::unified},
 };
 
 /// One thing looked at.
@@ -96,6 +100,19 @@ fn checks(args: &DoctorArgs) -> Vec<Check> {
             "turn NRI on in the runtime (containerd: plugins.'io.containerd.nri.v1.nri'.disable = false)",
         ),
     ];
+    checks.push(Check::of(
+        "cgroup v2",
+        State::Failed,
+        unified(&args.cgroup_root).map(|path| path.display().to_string()).map_err(|error| error.to_string()),
+        "strict links are refused without it; --unguarded-pods=allow attaches them all the same",
+    ));
+    checks.push(Check::of(
+        "32-bit system calls",
+        State::Warning,
+        compat(),
+        "add `bpf` to the kernel's lsm= list, or start it with ia32_emulation=0: a pod with NET_RAW can send around the \
+         programs of its link by a 32-bit system call",
+    ));
     checks.extend(features());
     checks
 }
@@ -112,6 +129,22 @@ fn features() -> Vec<Check> {
         features.tcx,
         "Linux 6.6 or later: on older kernels a moved link cannot be protected (isolation: strict)",
     )]
+}
+
+/// The hook for socket options is not called for 32-bit system calls (`do_sock_setsockopt`, net/socket.c), that of the BPF
+/// security module is.
+fn compat() -> Result<String, String> {
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let lsm = ProgramType::Lsm(LsmAttachType::Cgroup);
+    if modules.trim().split(',').any(|name| name == "bpf") && is_program_supported(lsm).unwrap_or(false) {
+        return Ok("guarded by BPF as a security module".to_owned());
+    }
+    // The machine's own word for a kernel that takes them (kernel/sysctl.c, since Linux 2.6).
+    if !Path::new("/proc/sys/abi/vsyscall32").exists() {
+        return Ok("this kernel takes none".to_owned());
+    }
+    Err("taken, and BPF is no security module that programs can be loaded for (/sys/kernel/security/lsm)"
+        .to_owned())
 }
 
 fn exists(path: &Path) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! One file a command. The commands read the same checkpoints and pins as the daemon and need no daemon, but
 //! for `flows --follow`.
 
+pub mod block;
 pub mod devices;
 pub mod doctor;
 pub mod flows;

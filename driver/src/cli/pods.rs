@@ -15,11 +15,22 @@ pub fn run(args: &PodsArgs) -> Result<()> {
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
     let datapath = AyaDatapath::open(&args.state.pin_root()).context("cannot open the pinned maps")?;
     let holdings = holdings(&checkpoints, &datapath);
-    let header = ["POD", "INTERFACE", "DEVICE", "CLAIM", "ADDRESSES", "STATE", "TO POD", "FROM POD", "DROPS"];
+    let header = [
+        "POD",
+        "INTERFACE",
+        "DEVICE",
+        "CLAIM",
+        "ADDRESSES",
+        "STATE",
+        "GUARDS",
+        "TO POD",
+        "FROM POD",
+        "DROPS",
+    ];
     show::print(args.output, &holdings, header, holdings.iter().map(row))
 }
 
-fn row(holding: &Holding) -> [String; 9] {
+fn row(holding: &Holding) -> [String; 10] {
     let stats = holding.stats.as_ref();
     let packets = |pick: fn(&EndpointStats) -> u64| stats.map_or("-".to_owned(), |s| pick(s).to_string());
     let progress = match (holding.step, holding.isolation) {
@@ -36,6 +47,7 @@ fn row(holding: &Holding) -> [String; 9] {
         holding.claim.to_string(),
         show::list(&holding.addresses),
         progress.to_owned(),
+        show::list(&holding.guards),
         packets(|s| s.to_pod.packets),
         packets(|s| s.from_pod.packets),
         show::list(drops),

@@ -2,7 +2,7 @@
 //! fails where it is told to.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
@@ -23,6 +23,10 @@ pub enum Verb {
     SetPolicy,
     /// [`Datapath::set_limits`].
     SetLimits,
+    /// [`Datapath::guard_link`].
+    GuardLink,
+    /// [`Datapath::guard_pod`].
+    GuardPod,
     /// [`Datapath::set_ready`].
     SetReady,
     /// [`Datapath::attached_ifindex`].
@@ -44,6 +48,8 @@ pub struct FakeEndpoint {
     pub policy: Option<Policy>,
     /// The limits in force.
     pub limits: Option<Limits>,
+    /// The pod's cgroup, once it is guarded.
+    pub guarded: Option<PathBuf>,
     /// Whether the gate is open.
     pub ready: bool,
     /// Where its programs are attached: `None` once the device is gone.
@@ -166,6 +172,7 @@ impl Datapath for FakeDatapath {
             spec: spec.clone(),
             policy: None,
             limits: None,
+            guarded: None,
             ready: false,
             ifindex: Some(ifindex),
         };
@@ -196,6 +203,18 @@ impl Datapath for FakeDatapath {
         let mut state = self.enter(Verb::SetLimits, Some(id))?;
         let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
         endpoint.limits = Some(*limits);
+        Ok(())
+    }
+
+    fn guard_link(&self, id: EndpointId, _: u32) -> Result<Option<String>, DatapathError> {
+        let state = self.enter(Verb::GuardLink, Some(id))?;
+        if state.endpoints.contains_key(&id) { Ok(None) } else { Err(not_protected(id, UNKNOWN)) }
+    }
+
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        let mut state = self.enter(Verb::GuardPod, Some(id))?;
+        let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
+        endpoint.guarded = Some(cgroup.to_owned());
         Ok(())
     }
 

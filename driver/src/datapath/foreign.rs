@@ -42,7 +42,7 @@ pub(super) fn describe(hook: impl Into<String>, id: u32) -> ForeignProgram {
     ForeignProgram { hook: hook.into(), id, name: sys::program_name(id).unwrap_or_default() }
 }
 
-/// XDP programs and clsact filters of a link. These are never ours yet.
+/// XDP programs and clsact filters of a link. An XDP program may be our guard; the caller knows.
 pub(super) fn netlink_programs(ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
     let list = || {
         let socket = Rtnetlink::open()?;

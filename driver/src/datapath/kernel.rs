@@ -8,8 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
 
+use super::block::BlockTable;
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
+use super::guard::CgroupPrograms;
 use super::object::{ProgramLoader, check_pinned};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables};
@@ -25,6 +27,7 @@ pub struct AyaDatapath {
     pub(super) pins: Pins,
     pub(super) programs: ProgramLoader,
     features: Features,
+    pub(super) cgroup_programs: CgroupPrograms,
     /// One lock makes the verbs that write take turns.
     written: Mutex<Written>,
 }
@@ -32,23 +35,13 @@ pub struct AyaDatapath {
 pub(super) struct Written {
     pub(super) tables: Tables,
     pub(super) policies: PolicyTables,
+    pub(super) blocked: BlockTable,
     /// Whether `policies` knows what an earlier process left.
     pub(super) recovered: bool,
     /// Programs loaded ahead for endpoints that are not attached yet.
     preloaded: BTreeMap<EndpointId, Ebpf>,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
     pub(super) attached: BTreeMap<u32, (EndpointId, &'static str)>,
-}
-
-/// What became of the endpoints in an upgrade of their programs.
-#[derive(Debug, Default)]
-pub struct Upgrade {
-    /// Run the programs of this process now. No frame saw neither the old nor the new ones.
-    pub updated: Vec<EndpointId>,
-    /// Their device is gone, and nothing was to be done.
-    pub gone: Vec<EndpointId>,
-    /// Still run what they ran; 0 stands for an uplink or a tunnel device.
-    pub failed: Vec<(EndpointId, DatapathError)>,
 }
 
 impl AyaDatapath {
@@ -68,13 +61,16 @@ impl AyaDatapath {
         let mut object = programs.prepare(0)?;
         let tables = Tables::take(&mut object)?;
         let policies = PolicyTables::take(&mut object, &pins.maps())?;
+        let blocked = BlockTable::take(&mut object)?;
         Ok(Self {
             pins,
             programs,
             features,
+            cgroup_programs: CgroupPrograms::default(),
             written: Mutex::new(Written {
                 tables,
                 policies,
+                blocked,
                 recovered: false,
                 preloaded: BTreeMap::new(),
                 attached: BTreeMap::new(),
@@ -86,36 +82,6 @@ impl AyaDatapath {
     #[must_use]
     pub fn features(&self) -> Features {
         self.features
-    }
-
-    /// Gives every attached endpoint the programs of this process, in place. For the start of a new version on
-    /// the pins of an old one.
-    pub fn upgrade(&self) -> Result<Upgrade, DatapathError> {
-        let mut written = self.written();
-        let mut upgrade = Upgrade::default();
-        for id in self.pins.endpoints()? {
-            match self.upgrade_endpoint(&mut written, id) {
-                Ok(true) => upgrade.updated.push(id),
-                Ok(false) => upgrade.gone.push(id),
-                Err(error) => upgrade.failed.push((id, error)),
-            }
-        }
-        self.upgrade_borders(&mut written, &mut upgrade)?;
-        Ok(upgrade)
-    }
-
-    /// False if the device is gone.
-    fn upgrade_endpoint(&self, written: &mut Written, id: EndpointId) -> Result<bool, DatapathError> {
-        let links = self.pins.links_of(id)?;
-        if links.iter().all(|link| link.info.ifindex == 0) {
-            return Ok(false);
-        }
-        let mut object = self.programs.prepare(id)?;
-        for link in links {
-            let name = running_name(&link, id)?;
-            update(&link, &mut object, name, id, written)?;
-        }
-        Ok(true)
     }
 
     pub(super) fn written(&self) -> MutexGuard<'_, Written> {
@@ -134,7 +100,11 @@ impl AyaDatapath {
                 None => foreign.push(foreign::describe(hook.name(), id)),
             }
         }
-        foreign.extend(foreign::netlink_programs(ifindex)?);
+        for program in foreign::netlink_programs(ifindex)? {
+            if program.id == 0 || !self.is_guard(program.id)? {
+                foreign.push(program);
+            }
+        }
         Ok((foreign, ours))
     }
 
@@ -218,6 +188,7 @@ impl AyaDatapath {
     /// Detach, unpin and forget.
     fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
         written.tables.set_ready(id, false)?;
+        self.remove_guards(id)?;
         self.pins.remove(id)?;
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
         written.preloaded.remove(&id);
@@ -304,7 +275,7 @@ pub(super) fn running_name(link: &PinnedLink, id: EndpointId) -> Result<&'static
 }
 
 /// Puts a program of this process in the place of what a link runs.
-fn update(
+pub(super) fn update(
     link: &PinnedLink,
     object: &mut Ebpf,
     name: &'static str,
@@ -421,6 +392,18 @@ impl Datapath for AyaDatapath {
 
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.write_limits(id, limits)
+    }
+
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
+        self.guard_device(id, ifindex)
+    }
+
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        self.guard_cgroup(id, cgroup)
+    }
+
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.list_guards(id)
     }
 
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {

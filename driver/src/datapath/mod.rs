@@ -1,5 +1,7 @@
 //! The programs on every interface handed to a pod, behind one narrow seam.
 
+mod block;
+pub mod cgroup;
 mod control;
 pub mod events;
 mod explain;
@@ -8,6 +10,7 @@ mod explain;
 pub mod fake;
 pub mod features;
 mod foreign;
+mod guard;
 mod kernel;
 pub mod limits;
 pub mod networks;
@@ -17,15 +20,17 @@ pub mod policy;
 pub mod sweep;
 mod sys;
 mod tables;
+mod upgrade;
 
 pub use control::NetworkMember;
 pub use explain::Explanation;
 pub use features::Features;
-pub use kernel::{AyaDatapath, Upgrade};
+pub use kernel::AyaDatapath;
 pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
+pub use upgrade::Upgrade;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -204,6 +209,23 @@ pub trait Datapath: Send + Sync {
     /// Set the rate limits of an attached endpoint, in the place of those before. Their state starts afresh. They
     /// are pinned with the endpoint, and go with it at detach.
     fn set_limits(&self, id: EndpointId, limits: &limits::Limits) -> Result<(), DatapathError>;
+    /// Put the early drop (XDP) on the host link of an attached endpoint, in the link's driver. `Some` if that cannot be
+    /// had, and why: all that it drops the other programs drop too. It is pinned with the endpoint, moves with the link,
+    /// and goes at detach.
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
+        let _ = (id, ifindex);
+        Ok(Some("this datapath has none".to_owned()))
+    }
+    /// Refuse the sockets of the pod with this cgroup (a folder of the unified hierarchy) that send around the programs of
+    /// an attached endpoint. May be called again; goes at detach.
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        Err(not_protected(id, format!("this datapath cannot guard {}", cgroup.display())))
+    }
+    /// The guards of an endpoint that are in force: `xdp`, `cgroup/setsockopt`, `cgroup/lsm`.
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let _ = id;
+        Ok(Vec::new())
+    }
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
     /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device

@@ -7,7 +7,8 @@ use std::os::fd::AsFd as _;
 use netferry_common::uplink::{BRIDGED, OVERLAY, ROUTED};
 use netferry_common::{Addr, Uplink, WireKey};
 
-use super::kernel::{AyaDatapath, Upgrade, Written, load};
+use super::Upgrade;
+use super::kernel::{AyaDatapath, Written, load};
 use super::sys::{self, Hook};
 use super::{DatapathError, bpf_error};
 use crate::link::MacAddr;

@@ -116,7 +116,7 @@ impl Pins {
         list().map_err(|source| bpf_error(format!("list the pins in {}", folder.display()), source))
     }
 
-    fn folder(&self, id: EndpointId) -> PathBuf {
+    pub(super) fn folder(&self, id: EndpointId) -> PathBuf {
         self.links().join(id.to_string())
     }
 

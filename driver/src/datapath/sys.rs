@@ -24,7 +24,14 @@ const BPF_LINK_UPDATE: i64 = 29;
 const BPF_LINK_DETACH: i64 = 34;
 
 const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// `BPF_XDP` of `enum bpf_attach_type`.
+const BPF_XDP: u32 = 37;
+/// linux/if_link.h: by the driver, or not at all.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Which way through a device, as the kernel names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,6 +157,48 @@ pub(super) fn attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) ->
     owned(unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?)
 }
 
+/// Attaches an XDP program to a device (index in the caller's namespace), in its driver. `EOPNOTSUPP` if the driver
+/// cannot, `EBUSY` or `EEXIST` if there is another.
+pub(super) fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: number(program),
+        target_ifindex: ifindex,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+        ..LinkCreateAttr::zeroed()
+    };
+    // SAFETY: no pointers in this attribute.
+    owned(unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?)
+}
+
+/// A hook of a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CgroupHook {
+    /// `BPF_CGROUP_SETSOCKOPT`.
+    SetSockopt,
+    /// `BPF_LSM_CGROUP`; which hook is the program's own.
+    Lsm,
+}
+
+/// Attaches a program to a cgroup, beside those that are there.
+pub(super) fn attach_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: CgroupHook,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: number(program),
+        target_ifindex: number(cgroup),
+        attach_type: match hook {
+            CgroupHook::SetSockopt => 22,
+            CgroupHook::Lsm => 43,
+        },
+        ..LinkCreateAttr::zeroed()
+    };
+    // SAFETY: no pointers in this attribute.
+    owned(unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?)
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct LinkUpdateAttr {
@@ -232,6 +281,39 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<TcxInfo> {
         .into_iter()
         .find(|hook| info.kind == BPF_LINK_TYPE_TCX && info.attach_type == hook.attach_type());
     Ok(TcxInfo { program: info.prog_id, ifindex: if hook.is_some() { info.ifindex } else { 0 }, hook })
+}
+
+/// What the kernel says about a link of the guards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GuardInfo {
+    /// Id of the program it runs.
+    pub(super) program: u32,
+    /// Index of the device in whatever namespace it is, or id of the cgroup; 0 once it is gone or the link is detached.
+    pub(super) at: u64,
+}
+
+/// The leading fields of `struct bpf_link_info`, with those of its cgroup part.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct CgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    end: u32,
+}
+
+/// Asks about an XDP or a cgroup link. `EINVAL` if it is another kind of link.
+pub(super) fn guard_info(link: BorrowedFd<'_>) -> io::Result<GuardInfo> {
+    let plain: LinkInfo = info(link)?;
+    let at = match plain.kind {
+        BPF_LINK_TYPE_XDP => plain.ifindex.into(),
+        BPF_LINK_TYPE_CGROUP => info::<CgroupLinkInfo>(link)?.cgroup_id,
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    Ok(GuardInfo { program: plain.prog_id, at })
 }
 
 /// Name of a program by id. `ENOENT` if it is gone.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -132,6 +133,14 @@ impl<T: Datapath> Datapath for Interrupted<T> {
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.bpf("set_limits")?;
         self.inner.set_limits(id, limits)
+    }
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
+        self.bpf("guard the link")?;
+        self.inner.guard_link(id, ifindex)
+    }
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        self.bpf("guard the pod")?;
+        self.inner.guard_pod(id, cgroup)
     }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         self.bpf("set_ready")?;

@@ -9,11 +9,11 @@ use std::{
 };
 
 use netferry::{
-    attach::Attacher,
+    attach::{Attacher, PodGuard, Unguarded},
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
-        ForeignProgram, Isolation, limits::Limits, policy::Policy,
+        ForeignProgram, Isolation, cgroup, limits::Limits, policy::Policy,
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
@@ -98,6 +98,9 @@ impl World {
         let dir = tempfile::tempdir().expect("folder");
         let places =
             Places { host: host.path.clone(), pod: pod.path.clone(), store: dir.path().to_owned(), pins };
+        if let Some(cgroup) = places.cgroup_folder() {
+            fs::create_dir(cgroup).expect("the pod's cgroup");
+        }
         let before = host.snapshot();
         Some(Self { host, peer, pod, places, before, _dir: dir })
     }
@@ -129,12 +132,38 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.places.pins);
+        self.places.cgroup_folder().map(fs::remove_dir);
     }
 }
 
 impl Places {
     pub(crate) fn sandbox(&self) -> PodSandbox {
-        PodSandbox { id: "s1".into(), pod: pod_ref(), netns: Some(self.pod.clone()), cgroup_parent: None }
+        PodSandbox {
+            id: "s1".into(),
+            pod: pod_ref(),
+            netns: Some(self.pod.clone()),
+            cgroup_parent: Some(self.cgroup()),
+        }
+    }
+
+    /// The pod's cgroup, as a runtime names it.
+    fn cgroup(&self) -> String {
+        format!("/{}", self.pins.file_name().expect("a name").to_str().expect("UTF-8"))
+    }
+
+    /// Where it is; `None` on a machine with cgroups of version 1 alone.
+    pub(crate) fn cgroup_folder(&self) -> Option<PathBuf> {
+        let unified = cgroup::unified(Path::new(cgroup::DEFAULT_CGROUPS)).ok()?;
+        Some(unified.join(self.cgroup().trim_start_matches('/')))
+    }
+
+    /// The real parts, guarded where this machine can.
+    pub(crate) fn guarded(&self, attacher: Attacher) -> Attacher {
+        if self.cgroup_folder().is_none() {
+            return attacher;
+        }
+        let cgroups = PathBuf::from(cgroup::DEFAULT_CGROUPS);
+        attacher.guarding(PodGuard { cgroups, unguarded: Unguarded::Refuse })
     }
 
     pub(crate) fn store(&self) -> Arc<Store> {
@@ -152,7 +181,7 @@ impl Places {
 
     /// A daemon that has just started.
     pub(crate) fn attacher(&self) -> Attacher {
-        Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store())
+        self.guarded(Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store()))
     }
 }
 
@@ -242,6 +271,15 @@ impl Datapath for InHost {
     }
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_limits(id, limits))
+    }
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
+        self.call(|datapath| datapath.guard_link(id, ifindex))
+    }
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.guard_pod(id, cgroup))
+    }
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.guards(id))
     }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_ready(id, ready))

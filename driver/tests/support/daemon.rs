@@ -100,6 +100,8 @@ impl Home {
         pair("--bpffs", path(&self.bpffs));
         pair("--nri-socket", path(&self.nri_socket()));
         pair("--http-address", self.http.to_string());
+        // The runtime that is played makes no cgroups.
+        pair("--unguarded-pods", "allow".to_owned());
         match &self.cluster {
             ClusterArgs::Standalone => pair("--standalone", path(&self.objects())),
             ClusterArgs::Kubeconfig(file) => pair("--kubeconfig", path(file)),

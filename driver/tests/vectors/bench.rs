@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, PerCpuHashMap, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, READY};
 use netferry_common::policy::PEER_BITS;
@@ -62,9 +62,17 @@ impl Bench {
         let mut ebpf =
             loader.override_global(ENDPOINT_GLOBAL, &ID, true).load_file(object()).expect("the object loads");
         for (name, program) in ebpf.programs_mut() {
-            // All but the sweep, which is for no frame.
-            let Ok(program): Result<&mut SchedClassifier, _> = program.try_into() else { continue };
-            program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            let result = match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                Program::CgroupSockopt(program) => program.load(),
+                // Needs the kernel's type information, and is loaded where it is used.
+                Program::LsmCgroup(_) => Ok(()),
+                // The sweep, which is for no frame.
+                Program::RawTracePoint(_) => Ok(()),
+                _ => panic!("{name}: a program of another kind"),
+            };
+            result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         }
         Self { ebpf }
     }
