@@ -4,6 +4,7 @@
 pub mod devices;
 pub mod doctor;
 pub mod flows;
+pub mod networks;
 pub mod pods;
 pub mod policy;
 mod show;

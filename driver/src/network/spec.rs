@@ -15,6 +15,7 @@ use k8s_openapi::{
 };
 use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::datapath::{limits::Limits, policy::Policy};
 
@@ -179,7 +180,27 @@ pub struct NetworkStatus {
 }
 
 /// The CustomResourceDefinition.
-#[must_use]
-pub fn definition() -> CustomResourceDefinition {
-    NetworkObject::crd()
+pub fn definition() -> Result<CustomResourceDefinition, serde_json::Error> {
+    let mut definition = serde_json::to_value(NetworkObject::crd())?;
+    if let Some(schema) = definition.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
+        as_servers_want(schema);
+    }
+    serde_json::from_value(definition)
+}
+
+/// `additionalProperties: false` is not allowed in the schema of a definition (unknown fields are pruned), and a field
+/// that is `null` is better refused than taken for one that is set.
+fn as_servers_want(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            fields.retain(|name, value| match name.as_str() {
+                "additionalProperties" => *value != Value::Bool(false),
+                "nullable" => !value.is_boolean(),
+                _ => true,
+            });
+            fields.values_mut().for_each(as_servers_want);
+        }
+        Value::Array(items) => items.iter_mut().for_each(as_servers_want),
+        _ => {}
+    }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Declared, Network, Networks,
+    Declared, Network, NetworkRef, Networks,
     accept::{Judged, judge},
     identity::Identities,
     status::wanted,
@@ -27,8 +27,8 @@ use crate::{
     telemetry::chain,
 };
 
-/// UIDs of the networks that pods of this node have ports on.
-pub type Held = Box<dyn Fn() -> BTreeSet<String> + Send + Sync>;
+/// Whether pods of this node have ports on a network.
+pub type Held = Box<dyn Fn(&NetworkRef) -> bool + Send + Sync>;
 
 /// How often it is seen whether a deleted network has lost its last port, and what could not be written is tried
 /// again.
@@ -111,7 +111,9 @@ impl NetworkWatch {
             .iter()
             .filter_map(|judged| Some((judged.reference.clone(), judged.in_force.clone()?)))
             .collect();
-        match self.identities.keep(&in_force, &(self.held)()) {
+        let held = before.iter().filter(|network| (self.held)(&network.reference));
+        let held = held.map(|network| network.reference.uid.clone()).collect();
+        match self.identities.keep(&in_force, &held) {
             Ok(kept) => {
                 let live = |network: &Network| in_force.iter().any(|(one, _)| *one == network.reference);
                 let (networks, retired): (Vec<_>, Vec<_>) = kept.into_iter().partition(live);

@@ -105,6 +105,18 @@ impl Shared {
         Ok(all.into_iter().filter(ours).collect())
     }
 
+    /// Slices that a claim on this node may be given devices of.
+    fn allocatable(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
+        let all: Vec<ResourceSlice> =
+            written::slices(&self.root).map_err(|error| unavailable("read the slices", error))?;
+        let here = |slice: &ResourceSlice| {
+            slice.spec.driver == self.driver
+                && (slice.spec.all_nodes == Some(true)
+                    || slice.spec.node_name.as_deref() == Some(&self.node))
+        };
+        Ok(all.into_iter().filter(here).collect())
+    }
+
     fn create_slice(&self, mut slice: ResourceSlice) -> Result<ResourceSlice, ClusterError> {
         let name = match (&slice.metadata.name, &slice.metadata.generate_name) {
             (Some(name), _) => name.clone(),
