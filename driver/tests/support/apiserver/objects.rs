@@ -13,6 +13,8 @@ fn resource(kind: &str) -> &'static str {
     match kind {
         "Node" => "nodes",
         "Pod" => "pods",
+        "Namespace" => "namespaces",
+        "Network" => "networks",
         "ResourceClaim" => "resourceclaims",
         "ResourceSlice" => "resourceslices",
         "DeviceClass" => "deviceclasses",
@@ -48,7 +50,16 @@ impl State {
         metadata.entry("creationTimestamp").or_insert_with(|| "2026-01-01T00:00:00Z".into());
         metadata.insert("resourceVersion".to_owned(), version.into());
         let kind = object["kind"].as_str().expect("kind").to_owned();
-        self.objects.insert((resource(&kind), key(&object)), object.clone());
+        let key = (resource(&kind), key(&object));
+        let before = self.objects.get(&key);
+        if kind == "Network" {
+            let generation = before.map_or(0, |before| before["metadata"]["generation"].as_i64().unwrap_or(0));
+            let changed = before.is_none_or(|before| before["spec"] != object["spec"]);
+            object["metadata"]["generation"] = (generation + i64::from(changed)).into();
+        }
+        let event = if before.is_some() { "MODIFIED" } else { "ADDED" };
+        self.log(key.0, event, &object);
+        self.objects.insert(key, object.clone());
         object
     }
 
@@ -57,6 +68,7 @@ impl State {
         let key = (resource, name.to_owned());
         if self.objects.get(&key) != Some(&object) {
             object["metadata"]["resourceVersion"] = self.next_version().into();
+            self.log(resource, "MODIFIED", &object);
             self.objects.insert(key, object.clone());
         }
         object

@@ -231,7 +231,10 @@ fn errors_name_the_field_and_what_is_allowed() {
             json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device.attributes['x'].y"}}]}),
             "fails on device \"a\"",
         ),
-        (json!({"deviceClassName": "net", "capacity": {}}), "exactly.capacity: "),
+        (
+            json!({"deviceClassName": "net", "capacity": {"requests": {"ports": "many"}}}),
+            "exactly.capacity.requests[ports]: \"many\" is not a quantity",
+        ),
     ] {
         let error = run(&one(exactly), &slices, &taken(&[])).expect_err(wanted).to_string();
         assert!(error.contains(wanted), "{error}");

@@ -1,0 +1,11 @@
+//! Networks as objects: their definition and admission policy, and their way from an API server or a folder into the
+//! node's slices.
+
+mod support;
+
+#[path = "networks/folder.rs"]
+mod folder;
+#[path = "networks/manifests.rs"]
+mod manifests;
+#[path = "networks/server.rs"]
+mod server;
