@@ -133,7 +133,9 @@ impl Parts {
         let metrics = Arc::new(Metrics::new(sources));
         let identities =
             Identities::open(&config.state.networks_file()).context("cannot read the numbers of networks")?;
-        let networks = Arc::default();
+        let networks = Arc::new(Networks::default());
+        let known = identities.list();
+        networks.replace_all(known.networks, known.retired);
         Ok(Self { cluster, store, datapath, readiness, metrics, published, networks, identities })
     }
 

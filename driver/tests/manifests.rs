@@ -114,9 +114,9 @@ fn every_field_is_known() {
             "DaemonSet" => strict::<DaemonSet>(&object).err(),
             "DeviceClass" => strict::<DeviceClass>(&object).err(),
             "Namespace" => strict::<Namespace>(&object).err(),
-            "Network" => netferry::network::validate::parse(&object["spec"])
-                .err()
-                .map(|error| vec![error.to_string()]),
+            "Network" => {
+                netferry::network::validate::parse(&object["spec"]).err().map(|error| vec![error.to_string()])
+            }
             "Pod" => strict::<Pod>(&object).err(),
             "ResourceClaim" => strict::<ResourceClaim>(&object).err(),
             "ResourceClaimTemplate" => strict::<ResourceClaimTemplate>(&object).err(),

@@ -7,7 +7,7 @@ use super::show;
 use crate::{
     claim::store::Store,
     config::NetworksArgs,
-    network::{Network, NetworkId, identity::Identities, names::port_device, spec::NetworkSpec},
+    network::{NetworkId, NetworkRef, identity::Identities, names::port_device, spec::NetworkSpec},
 };
 
 #[derive(Debug, Serialize)]
@@ -16,6 +16,8 @@ struct Shown {
     name: String,
     uid: String,
     id: NetworkId,
+    /// The object is gone, and pods still have ports.
+    deleted: bool,
     /// Interfaces of prepared claims.
     ports: usize,
     spec: NetworkSpec,
@@ -23,16 +25,18 @@ struct Shown {
 
 /// Print the networks that this node has given numbers to, as they were when they were last valid.
 pub fn run(args: &NetworksArgs) -> Result<()> {
-    let networks =
+    let numbered =
         Identities::read(&args.state.networks_file()).context("cannot read the numbers of networks")?;
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
-    let shown: Vec<Shown> = networks
-        .into_iter()
-        .map(|Network { reference, id, spec }| {
-            let device = port_device(&reference.name);
+    let (networks, retired) = (numbered.networks.into_iter(), numbered.retired.into_iter());
+    let all = networks.map(|network| (network, false)).chain(retired.map(|network| (network, true)));
+    let shown: Vec<Shown> = all
+        .map(|(network, deleted)| {
+            let device = port_device(&network.reference.name);
             let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
             let ports = interfaces.filter(|interface| interface.plan.device == device).count();
-            Shown { name: reference.name, uid: reference.uid, id, ports, spec }
+            let NetworkRef { name, uid } = network.reference;
+            Shown { name, uid, id: network.id, deleted, ports, spec: network.spec }
         })
         .collect();
     let header = ["NETWORK", "ID", "TRANSPORT", "SUBNETS", "GATEWAYS", "PORTS"];
@@ -50,7 +54,7 @@ fn row(shown: &Shown) -> [String; 6] {
         (None, None) => "local".to_owned(),
     };
     [
-        shown.name.clone(),
+        if shown.deleted { format!("{} (deleted)", shown.name) } else { shown.name.clone() },
         shown.id.to_string(),
         transport,
         show::list(&shown.spec.subnets),

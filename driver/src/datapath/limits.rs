@@ -36,7 +36,9 @@ pub struct RateLimit {
     /// New flows a second. Left out: [`NEW_FLOWS`] where flows are followed, as for a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i64>", range(min = 1, max = 10_000_000))]
-    #[schemars(description = "New flows a second. Left out: 10000 where flows are followed, as for a policy.")]
+    #[schemars(
+        description = "New flows a second. Left out: 10000 where flows are followed, as for a policy."
+    )]
     pub new_flows_per_second: Option<u64>,
 }
 

@@ -114,9 +114,8 @@ pub fn judge(declared: &[Declared], former: &BTreeMap<String, NetworkSpec>) -> V
         let mut older = judged
             .iter()
             .filter_map(|judged| Some((judged.reference.name.as_str(), judged.in_force.as_ref()?)));
-        let conflict = spec
-            .as_ref()
-            .and_then(|spec| older.find_map(|(name, older)| conflict(spec, name, older)));
+        let conflict =
+            spec.as_ref().and_then(|spec| older.find_map(|(name, older)| conflict(spec, name, older)));
         let in_force = if conflict.is_some() { None } else { spec };
         problem = problem.or(conflict.map(Problem::Conflict));
         judged.push(Judged { reference: network.reference.clone(), problem, in_force });
@@ -163,13 +162,15 @@ mod tests {
         assert_eq!(outcome(&judged, "a"), (Some("Conflict"), false));
         assert_eq!(outcome(&judged, "b"), (None, true));
         assert_eq!(outcome(&judged, "c"), (None, true));
-        let message = judged.iter().find_map(|judged| judged.problem.clone()).expect("a conflict").to_string();
+        let message =
+            judged.iter().find_map(|judged| judged.problem.clone()).expect("a conflict").to_string();
         assert!(message.contains("spec.transport.overlay.vni") && message.contains("\"b\""), "{message}");
     }
 
     #[test]
     fn a_vlan_is_one_networks_on_its_uplink() {
-        let uplink = |selector: &str, vlan: Option<u16>| json!({"uplink": {"selector": selector, "vlan": vlan}});
+        let uplink =
+            |selector: &str, vlan: Option<u16>| json!({"uplink": {"selector": selector, "vlan": vlan}});
         let one = "device.attributes[\"netferry.dev\"].ifName == \"eth1\"";
         let networks = [
             declared("a", None, uplink(one, Some(7))),

@@ -53,6 +53,18 @@ struct Entry {
     reference: NetworkRef,
     id: NetworkId,
     spec: NetworkSpec,
+    /// The object is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
+}
+
+/// Networks that have numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Numbered {
+    /// Those that are declared.
+    pub networks: Vec<Network>,
+    /// Those that are deleted, and still have ports.
+    pub retired: Vec<Network>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,8 +90,9 @@ impl Identities {
             fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         }
         let kept = match fs::read(path) {
-            Ok(text) => read(&text)
-                .map_err(|problem| IdentityError::Broken { path: path.to_owned(), problem })?,
+            Ok(text) => {
+                read(&text).map_err(|problem| IdentityError::Broken { path: path.to_owned(), problem })?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 OnDisk { version: VERSION, next: 1, networks: Vec::new() }
             }
@@ -89,20 +102,20 @@ impl Identities {
     }
 
     /// The networks of the file, for a reader beside the daemon that owns it. No file means none.
-    pub fn read(path: &Path) -> Result<Vec<Network>, IdentityError> {
+    pub fn read(path: &Path) -> Result<Numbered, IdentityError> {
         match fs::read(path) {
             Ok(text) => read(&text)
-                .map(|kept| kept.networks.into_iter().map(network).collect())
+                .map(|kept| kept.numbered())
                 .map_err(|problem| IdentityError::Broken { path: path.to_owned(), problem }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Numbered::default()),
             Err(error) => Err(io_error("read", path)(error)),
         }
     }
 
     /// Every network that has a number, as it was when it was last valid.
     #[must_use]
-    pub fn list(&self) -> Vec<Network> {
-        self.lock().networks.iter().cloned().map(network).collect()
+    pub fn list(&self) -> Numbered {
+        self.lock().numbered()
     }
 
     /// Make the file say `wanted`, and of the others only those in `held` (UIDs of networks with ports). A network
@@ -111,12 +124,13 @@ impl Identities {
         &self,
         wanted: &[(NetworkRef, NetworkSpec)],
         held: &BTreeSet<String>,
-    ) -> Result<Vec<Network>, IdentityError> {
+    ) -> Result<Numbered, IdentityError> {
         let mut kept = self.lock();
         let mut now = OnDisk { version: VERSION, next: kept.next, networks: Vec::new() };
         let is_wanted = |uid: &str| wanted.iter().any(|(reference, _)| reference.uid == uid);
         let stays = |entry: &&Entry| held.contains(&entry.reference.uid) && !is_wanted(&entry.reference.uid);
-        now.networks.extend(kept.networks.iter().filter(stays).cloned());
+        let retired = |entry: &Entry| Entry { deleted: true, ..entry.clone() };
+        now.networks.extend(kept.networks.iter().filter(stays).map(retired));
         let mut taken: BTreeSet<NetworkId> = kept.networks.iter().map(|entry| entry.id).collect();
         for (reference, spec) in wanted {
             let known = kept.networks.iter().find(|entry| entry.reference.uid == reference.uid);
@@ -129,14 +143,14 @@ impl Identities {
                 }
             };
             taken.insert(id);
-            now.networks.push(Entry { reference: reference.clone(), id, spec: spec.clone() });
+            now.networks.push(Entry { reference: reference.clone(), id, spec: spec.clone(), deleted: false });
         }
         now.networks.sort_by(|a, b| (&a.reference, a.id).cmp(&(&b.reference, b.id)));
         if now != *kept {
             self.write(&now)?;
             *kept = now;
         }
-        Ok(kept.networks.iter().cloned().map(network).collect())
+        Ok(kept.numbered())
     }
 
     fn lock(&self) -> MutexGuard<'_, OnDisk> {
@@ -164,8 +178,20 @@ fn free(from: NetworkId, taken: &BTreeSet<NetworkId>) -> Option<NetworkId> {
     (from..=NetworkId::MAX).chain(1..from).find(|id| !taken.contains(id))
 }
 
-fn network(entry: Entry) -> Network {
-    Network { reference: entry.reference, id: entry.id, spec: entry.spec }
+impl OnDisk {
+    fn numbered(&self) -> Numbered {
+        let network = |entry: &Entry| Network {
+            reference: entry.reference.clone(),
+            id: entry.id,
+            spec: entry.spec.clone(),
+        };
+        let (retired, live): (Vec<&Entry>, Vec<&Entry>) =
+            self.networks.iter().partition(|entry| entry.deleted);
+        Numbered {
+            networks: live.into_iter().map(network).collect(),
+            retired: retired.into_iter().map(network).collect(),
+        }
+    }
 }
 
 fn read(text: &[u8]) -> Result<OnDisk, String> {
@@ -199,7 +225,11 @@ mod tests {
         (reference, parse(&spec).expect("a spec"))
     }
 
-    fn ids(networks: &[Network]) -> Vec<(&str, &str, NetworkId)> {
+    fn ids(numbered: &Numbered) -> Vec<(&str, &str, NetworkId)> {
+        rows(&numbered.networks)
+    }
+
+    fn rows(networks: &[Network]) -> Vec<(&str, &str, NetworkId)> {
         networks
             .iter()
             .map(|network| (network.reference.name.as_str(), network.reference.uid.as_str(), network.id))
@@ -221,9 +251,12 @@ mod tests {
         // The old blue has ports; the new one is another network.
         let held = BTreeSet::from(["1".to_owned()]);
         let kept = identities.keep(&[blue_again.clone(), red.clone()], &held).expect("keep");
-        assert_eq!(ids(&kept), [("blue", "1", 1), ("blue", "3", 3), ("red", "2", 2)]);
+        assert_eq!(ids(&kept), [("blue", "3", 3), ("red", "2", 2)]);
+        assert_eq!(rows(&kept.retired), [("blue", "1", 1)]);
+        let again = Identities::open(&path).expect("open again");
+        assert_eq!(again.list(), kept, "which is the deleted one is on disk too");
         let kept = identities.keep(&[blue_again], &nobody).expect("keep");
-        assert_eq!(ids(&kept), [("blue", "3", 3)]);
+        assert_eq!((ids(&kept), kept.retired.len()), (vec![("blue", "3", 3)], 0));
         let kept = identities.keep(&[red], &nobody).expect("keep");
         assert_eq!(ids(&kept), [("red", "2", 4)], "what was given back is not used again at once");
         assert_eq!(Identities::read(&path).expect("read"), kept);

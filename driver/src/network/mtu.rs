@@ -49,7 +49,8 @@ mod tests {
     #[test]
     fn the_transport_decides_unless_the_network_does() {
         let spec = |transport: serde_json::Value, mtu: Option<u32>| {
-            let mut spec = parse(&json!({"subnets": ["10.1.0.0/16"], "transport": transport})).expect("a spec");
+            let mut spec =
+                parse(&json!({"subnets": ["10.1.0.0/16"], "transport": transport})).expect("a spec");
             spec.mtu = mtu;
             spec
         };

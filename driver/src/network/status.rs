@@ -90,7 +90,9 @@ mod tests {
                 .status
                 .conditions
                 .iter()
-                .map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.last_transition_time.0 == first))
+                .map(|c| {
+                    (c.type_.clone(), c.status.clone(), c.reason.clone(), c.last_transition_time.0 == first)
+                })
                 .collect::<Vec<_>>()
         };
         let row = |name: &str, status: &str, reason: &str, first: bool| {

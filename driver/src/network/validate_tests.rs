@@ -23,7 +23,8 @@ fn errors(change: impl FnOnce(&mut Value)) -> Vec<String> {
 fn a_good_one_is_good() {
     assert_eq!(errors(|_| {}), [""; 0]);
     assert_eq!(errors(|spec| spec["transport"] = json!({"local": {}})), [""; 0]);
-    let uplink = json!({"uplink": {"selector": "device.attributes[\"netferry.dev\"].ifName == \"eth1\"", "vlan": 7}});
+    let uplink =
+        json!({"uplink": {"selector": "device.attributes[\"netferry.dev\"].ifName == \"eth1\"", "vlan": 7}});
     assert_eq!(errors(|spec| spec["transport"] = uplink), [""; 0]);
 }
 
@@ -33,7 +34,12 @@ fn each_error_names_field_value_and_what_is_allowed() {
     let cases: &[(Change, &str, &str, &str)] = &[
         (|s| s["subnets"] = json!([]), "spec.subnets", "0 subnets", "one at least"),
         (|s| s["subnets"] = json!(["10.1.0.1/16"]), "spec.subnets[0]", "10.1.0.1/16", "host bits"),
-        (|s| s["subnets"] = json!(["10.1.0.0/16", "10.2.0.0/16"]), "spec.subnets[1]", "10.2.0.0/16", "family"),
+        (
+            |s| s["subnets"] = json!(["10.1.0.0/16", "10.2.0.0/16"]),
+            "spec.subnets[1]",
+            "10.2.0.0/16",
+            "family",
+        ),
         (|s| s["subnets"] = json!(["10.1.0.0/31"]), "spec.subnets[0]", "10.1.0.0/31", "30 bits"),
         (|s| s["subnets"] = json!(["224.0.0.0/8"]), "spec.subnets[0]", "224.0.0.0/8", "unicast"),
         (|s| s["subnets"] = json!(["fe80::/64"]), "spec.subnets[0]", "fe80::/64", "unicast"),

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use super::{
     Declared, Network, NetworkRef, Networks,
     accept::{Judged, judge},
-    identity::Identities,
+    identity::{Identities, Numbered},
     status::wanted,
 };
 use crate::{
@@ -68,7 +68,8 @@ struct Seen {
 impl NetworkWatch {
     /// Run until the stop. What was valid before a restart is known at once.
     pub async fn run(self, stop: CancellationToken) {
-        self.networks.replace_all(self.identities.list(), []);
+        let Numbered { networks, retired } = self.identities.list();
+        self.networks.replace_all(networks, retired);
         let mut seen = Seen::default();
         let mut stream = self.cluster.networks();
         let mut published = self.networks.published();
@@ -104,21 +105,20 @@ impl NetworkWatch {
     /// Judge what is declared, number what is accepted, and make it known.
     async fn decide(&self, seen: &mut Seen) {
         let Some(declared) = &seen.declared else { return };
-        let before = self.identities.list();
-        let former = before.iter().map(|network| (network.reference.uid.clone(), network.spec.clone())).collect();
+        let Numbered { networks: before, retired } = self.identities.list();
+        let former =
+            before.iter().map(|network| (network.reference.uid.clone(), network.spec.clone())).collect();
         let judged = judge(declared, &former);
         let in_force: Vec<_> = judged
             .iter()
             .filter_map(|judged| Some((judged.reference.clone(), judged.in_force.clone()?)))
             .collect();
-        let held = before.iter().filter(|network| (self.held)(&network.reference));
+        let held = before.iter().chain(&retired).filter(|network| (self.held)(&network.reference));
         let held = held.map(|network| network.reference.uid.clone()).collect();
         match self.identities.keep(&in_force, &held) {
-            Ok(kept) => {
-                let live = |network: &Network| in_force.iter().any(|(one, _)| *one == network.reference);
-                let (networks, retired): (Vec<_>, Vec<_>) = kept.into_iter().partition(live);
-                say_changes(&before, &networks, &retired);
-                self.networks.replace_all(networks, retired);
+            Ok(now) => {
+                say_changes(before.iter().chain(&retired), &now);
+                self.networks.replace_all(now.networks, now.retired);
             }
             // Without a number on disk no port can be made; what is known stays as it is.
             Err(error) => error!("networks: {}", chain(&error)),
@@ -151,7 +151,9 @@ impl NetworkWatch {
             };
             match self.cluster.event(&event).await {
                 Ok(()) => drop(seen.told.insert(uid.clone(), note)),
-                Err(error) => warn!(network = judged.reference.name, "cannot record an Event: {}", chain(&error)),
+                Err(error) => {
+                    warn!(network = judged.reference.name, "cannot record an Event: {}", chain(&error))
+                }
             }
         }
     }
@@ -190,10 +192,10 @@ fn says(status: &super::spec::NetworkStatus) -> String {
     format!("{:?} {}", status.observed_generation, words.collect::<Vec<_>>().join("\n"))
 }
 
-fn say_changes(before: &[Network], networks: &[Network], retired: &[Network]) {
-    for network in networks {
+fn say_changes<'a>(before: impl Iterator<Item = &'a Network> + Clone, now: &Numbered) {
+    for network in &now.networks {
         let (name, id) = (&network.reference.name, network.id);
-        match before.iter().find(|other| other.id == id) {
+        match before.clone().find(|other| other.id == id) {
             None => info!(network = name, id, "network known"),
             Some(former) if former.spec != network.spec => info!(network = name, id, "network changed"),
             Some(_) => {}
@@ -201,7 +203,7 @@ fn say_changes(before: &[Network], networks: &[Network], retired: &[Network]) {
     }
     for former in before {
         let is = |network: &Network| network.id == former.id;
-        if !networks.iter().any(is) && !retired.iter().any(is) {
+        if !now.networks.iter().any(is) && !now.retired.iter().any(is) {
             info!(network = former.reference.name, id = former.id, "network forgotten");
         }
     }

@@ -58,7 +58,8 @@ pub fn ports(
             continue;
         }
         let mtu = mtu::of_ports(&network.spec, inventory, link);
-        let text = |text: &str| DeviceAttribute { string: Some(text.to_owned()), ..DeviceAttribute::default() };
+        let text =
+            |text: &str| DeviceAttribute { string: Some(text.to_owned()), ..DeviceAttribute::default() };
         let transport = &network.spec.transport;
         let kind = match (&transport.uplink, &transport.overlay) {
             (Some(_), _) => "uplink",
@@ -160,9 +161,7 @@ mod tests {
 
     #[test]
     fn an_uplink_network_is_where_its_uplink_is() {
-        let selects = |name: &str| {
-            json!({"uplink": {"selector": format!("device.attributes['netferry.dev'].ifName.startsWith('{name}')")}})
-        };
+        let selects = |name: &str| json!({"uplink": {"selector": format!("device.attributes['netferry.dev'].ifName.startsWith('{name}')")}});
         let networks = [
             network("here", selects("eth1")),
             network("local", json!({"local": {}})),
@@ -175,7 +174,10 @@ mod tests {
         let names: Vec<_> = devices.iter().map(|(_, device)| device.name.as_str()).collect();
         assert_eq!(names, ["port-here", "port-local"]);
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[0].contains("eth1, eth2") && problems[1].contains("rename the link"), "{problems:?}");
+        assert!(
+            problems[0].contains("eth1, eth2") && problems[1].contains("rename the link"),
+            "{problems:?}"
+        );
         assert_eq!(uplinks(&networks, &inventory, DRIVER_NAME).collect::<Vec<_>>(), ["eth1"]);
     }
 }

@@ -8,7 +8,7 @@ use netferry::{
     cluster::{Cluster, standalone::Standalone},
     device::{Inventory, rule::Rule},
     network::{Networks, identity::Identities, watch::NetworkWatch},
-    publish::publisher::{Publisher, PublishStats},
+    publish::publisher::{PublishStats, Publisher},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -129,8 +129,12 @@ async fn each_change_of_the_folder_is_one_set() {
     // Twice in the folder: the second is a problem, and hides nothing.
     fs::write(dir.path().join("more.yaml"), format!("{BLUE}{}", claim("a"))).expect("write");
     let problems = cluster.problems();
-    assert!(problems.iter().any(|problem| problem.contains("Network blue is in the folder twice")), "{problems:?}");
-    fs::write(dir.path().join("typo.yaml"), BLUE.replace("spec:\n  subnets", "spec2:\n  subnets")).expect("write");
+    assert!(
+        problems.iter().any(|problem| problem.contains("Network blue is in the folder twice")),
+        "{problems:?}"
+    );
+    fs::write(dir.path().join("typo.yaml"), BLUE.replace("spec:\n  subnets", "spec2:\n  subnets"))
+        .expect("write");
     let problems = cluster.problems();
     assert!(problems.iter().any(|problem| problem.contains("spec2: unknown field")), "{problems:?}");
     let error = cluster.claim("shop", "none").await.expect_err("there is none").to_string();

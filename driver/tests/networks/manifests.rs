@@ -155,7 +155,8 @@ fn admitted(object: &Value, selector: Option<&Value>, labels: &Value) -> Result<
     if let Some(selector) = selector {
         network["spec"]["namespaceSelector"] = selector.clone();
     }
-    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
     let request = AdmissionRequest { operation: "CREATE".to_owned(), ..AdmissionRequest::default() };
     let evaluator = VapEvaluator::builder()
         .object(object.clone())
@@ -169,15 +170,19 @@ fn admitted(object: &Value, selector: Option<&Value>, labels: &Value) -> Result<
 
 #[test]
 fn the_policy_admits_whom_the_driver_lets_join() {
-    let v1 = |class: &str| json!({"kind": "ResourceClaim", "spec": {"devices": {"requests": [
+    let v1 = |class: &str| {
+        json!({"kind": "ResourceClaim", "spec": {"devices": {"requests": [
         {"name": "a", "exactly": {"deviceClassName": "other"}},
-        {"name": "b", "exactly": {"deviceClassName": class}}]}}});
+        {"name": "b", "exactly": {"deviceClassName": class}}]}}})
+    };
     let v1beta1 = |class: &str| {
         json!({"kind": "ResourceClaim",
             "spec": {"devices": {"requests": [{"name": "b", "deviceClassName": class}]}}})
     };
-    let sub = |class: &str| json!({"kind": "ResourceClaim", "spec": {"devices": {"requests": [
-        {"name": "b", "firstAvailable": [{"name": "c", "deviceClassName": class}]}]}}});
+    let sub = |class: &str| {
+        json!({"kind": "ResourceClaim", "spec": {"devices": {"requests": [
+        {"name": "b", "firstAvailable": [{"name": "c", "deviceClassName": class}]}]}}})
+    };
     let template = |class: &str| json!({"kind": "ResourceClaimTemplate", "spec": v1(class)});
     let selectors = [
         json!({}),

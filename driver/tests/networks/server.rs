@@ -6,8 +6,8 @@ use netferry::{
     DRIVER_NAME,
     cluster::{Cluster, ClusterError, kube::KubeCluster, versions::ApiVersion},
     device::{Inventory, rule::Rule},
-    network::{NetworkRef, Networks, identity::Identities, watch::NetworkWatch},
-    publish::publisher::{self, PublishOptions, PublishStats},
+    network::{Network, NetworkRef, Networks, identity::Identities, validate, watch::NetworkWatch},
+    publish::publisher::{self, PublishOptions, PublishStats, Publisher},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -104,7 +104,8 @@ fn is(condition: Option<(String, String)>, status: &str, reason: &str) -> bool {
 /// Names of the devices in the node's slices.
 fn devices(server: &ApiServer) -> Vec<String> {
     let slices = server.all("resourceslices");
-    let devices = slices.iter().flat_map(|slice| slice["spec"]["devices"].as_array().cloned().unwrap_or_default());
+    let devices =
+        slices.iter().flat_map(|slice| slice["spec"]["devices"].as_array().cloned().unwrap_or_default());
     devices.map(|device| device["name"].as_str().expect("a name").to_owned()).collect()
 }
 
@@ -225,6 +226,47 @@ async fn the_definition_may_come_later() {
     server.put(network("blue", 7, "2026-01-01T00:00:00Z"));
     node.until("blue is known", |networks| networks.get("blue").is_some()).await;
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_is_the_same_in_every_version() {
+    let mut stored = Vec::new();
+    for version in ApiVersion::PREFERRED {
+        let server = ApiServer::start(&[version]).await;
+        server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
+        server.put(network("blue", 7, "2026-01-01T00:00:00Z"));
+        let state = tempfile::tempdir().expect("a folder");
+        let node = Node::start(&server, state.path(), &[]).await;
+        server.until("a port is published", |server| devices(server) == ["port-blue"]).await;
+        let slice = connect(&server).await.slices().await.expect("slices").remove(0);
+        stored.push(slice.spec.devices.expect("devices").remove(0));
+        node.stop().await;
+    }
+    assert_eq!(stored[0].allow_multiple_allocations, Some(true));
+    let policy = stored[0].capacity.as_ref().expect("capacity")["ports"].request_policy.clone();
+    assert_eq!(policy.and_then(|policy| policy.default).expect("a default").0, "1");
+    assert!(stored.iter().all(|device| *device == stored[0]), "{stored:#?}");
+}
+
+#[tokio::test]
+async fn a_server_without_shared_devices_is_written_to_once() {
+    let (server, _state) = server().await;
+    server.without_shared_devices();
+    let networks = Arc::new(Networks::default());
+    let spec = validate::parse(&network("blue", 7, "2026-01-01T00:00:00Z")["spec"]).expect("a spec");
+    let reference = NetworkRef { name: "blue".to_owned(), uid: "1".to_owned() };
+    networks.replace([Network { reference, id: 1, spec }]);
+    let rule = Arc::new(Rule::standard(DRIVER_NAME, false).expect("a rule"));
+    let cluster = Arc::new(connect(&server).await) as Arc<dyn Cluster>;
+    let mut publisher = Publisher::new(cluster, rule, Arc::default()).with_networks(networks);
+    for _ in 0..3 {
+        publisher.sync(&Inventory::default()).await.expect("published");
+    }
+    assert_eq!(devices(&server), ["port-blue"]);
+    let device = server.all("resourceslices")[0]["spec"]["devices"][0].clone();
+    assert!(device.get("allowMultipleAllocations").is_none(), "{device}");
+    assert_eq!(server.asked("POST", "/resourceslices").len(), 1);
+    assert_eq!(server.asked("PUT", "/resourceslices").len(), 0);
 }
 
 #[tokio::test]

@@ -66,6 +66,8 @@ pub(crate) struct State {
     served: Vec<ApiVersion>,
     /// Whether the CustomResourceDefinition of networks is installed.
     networks_served: bool,
+    /// Whether the feature gate DRAConsumableCapacity is off: its fields are dropped from slices.
+    no_shared_devices: bool,
     /// What watches of networks are told, with the resource version.
     changes: Vec<(u64, Value)>,
 }
@@ -138,6 +140,11 @@ impl ApiServer {
             object["metadata"]["resourceVersion"] = state.version.to_string().into();
             state.log(resource, "DELETED", &object);
         }
+    }
+
+    /// Turn the feature gate DRAConsumableCapacity off.
+    pub(crate) fn without_shared_devices(&self) {
+        self.state().no_shared_devices = true;
     }
 
     /// Install the CustomResourceDefinition of networks, or take it away.

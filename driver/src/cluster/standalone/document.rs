@@ -195,8 +195,11 @@ fn checked_namespace(namespace: Namespace) -> Result<Namespace, String> {
 /// A network is judged with the others, so its spec is taken as it is.
 fn declared(object: &Value) -> Result<Declared, String> {
     let known = ["apiVersion", "kind", "metadata", "spec", "status"];
-    if let Some(field) =
-        object.as_object().into_iter().flat_map(|object| object.keys()).find(|key| !known.contains(&key.as_str()))
+    if let Some(field) = object
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.keys())
+        .find(|key| !known.contains(&key.as_str()))
     {
         return Err(format!("{field}: unknown field"));
     }

@@ -111,8 +111,7 @@ impl Shared {
             written::slices(&self.root).map_err(|error| unavailable("read the slices", error))?;
         let here = |slice: &ResourceSlice| {
             slice.spec.driver == self.driver
-                && (slice.spec.all_nodes == Some(true)
-                    || slice.spec.node_name.as_deref() == Some(&self.node))
+                && (slice.spec.all_nodes == Some(true) || slice.spec.node_name.as_deref() == Some(&self.node))
         };
         Ok(all.into_iter().filter(here).collect())
     }

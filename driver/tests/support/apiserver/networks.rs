@@ -58,7 +58,11 @@ impl State {
         for condition in request.body["status"]["conditions"].as_array().into_iter().flatten() {
             for field in ["type", "status", "reason", "message", "lastTransitionTime"] {
                 if condition[field].as_str().is_none_or(|text| text.is_empty() && field != "message") {
-                    return Err(Failure::new(422, "Invalid", format!("status.conditions.{field}: Required value")));
+                    return Err(Failure::new(
+                        422,
+                        "Invalid",
+                        format!("status.conditions.{field}: Required value"),
+                    ));
                 }
             }
         }

@@ -98,11 +98,7 @@ pub(super) async fn handle(
         Some(from) if code == 200 => networks::watch(shared, from),
         _ => Body::from(answer.to_string()),
     };
-    Response::builder()
-        .status(code)
-        .header(CONTENT_TYPE, "application/json")
-        .body(body)
-        .expect("response")
+    Response::builder().status(code).header(CONTENT_TYPE, "application/json").body(body).expect("response")
 }
 
 fn query(text: &str) -> BTreeMap<String, String> {

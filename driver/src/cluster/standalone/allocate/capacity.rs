@@ -115,9 +115,8 @@ impl Room {
             && consumed(device, wanted).is_some_and(|consumed| {
                 !is_shared(device)
                     || consumed.iter().all(|(name, amount)| {
-                        number(amount).is_some_and(|amount| {
-                            self.left.get(name).is_some_and(|left| *left >= amount)
-                        })
+                        number(amount)
+                            .is_some_and(|amount| self.left.get(name).is_some_and(|left| *left >= amount))
                     })
             })
     }

@@ -277,9 +277,7 @@ fn results_of(allocation: &AllocationResult) -> Vec<DeviceRequestAllocationResul
 
 #[test]
 fn a_port_and_an_address_of_one_network() {
-    let guarded = |rest: &str| {
-        json!([{"cel": {"expression": format!("'network' in device.attributes['netferry.dev'] && {rest}")}}])
-    };
+    let guarded = |rest: &str| json!([{"cel": {"expression": format!("'network' in device.attributes['netferry.dev'] && {rest}")}}]);
     let claim = claim(json!({
         "requests": [
             {"name": "port", "exactly": {"deviceClassName": "net",
