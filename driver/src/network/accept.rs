@@ -131,6 +131,7 @@ fn check(network: &Declared, former: Option<&NetworkSpec>) -> Result<NetworkSpec
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
 mod tests {
     use serde_json::json;
 

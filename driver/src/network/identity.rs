@@ -134,13 +134,12 @@ impl Identities {
         let mut taken: BTreeSet<NetworkId> = kept.networks.iter().map(|entry| entry.id).collect();
         for (reference, spec) in wanted {
             let known = kept.networks.iter().find(|entry| entry.reference.uid == reference.uid);
-            let id = match known {
-                Some(entry) => entry.id,
-                None => {
-                    let id = free(now.next, &taken).ok_or(IdentityError::Exhausted(NetworkId::MAX))?;
-                    now.next = id.checked_add(1).unwrap_or(1);
-                    id
-                }
+            let id = if let Some(entry) = known {
+                entry.id
+            } else {
+                let id = free(now.next, &taken).ok_or(IdentityError::Exhausted(NetworkId::MAX))?;
+                now.next = id.checked_add(1).unwrap_or(1);
+                id
             };
             taken.insert(id);
             now.networks.push(Entry { reference: reference.clone(), id, spec: spec.clone(), deleted: false });

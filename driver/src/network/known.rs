@@ -29,16 +29,10 @@ struct Known {
 }
 
 /// Networks by name. Written by whoever watches the objects, read by everybody else.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Networks {
     known: watch::Sender<Arc<Known>>,
     published: watch::Sender<Arc<BTreeSet<String>>>,
-}
-
-impl Default for Networks {
-    fn default() -> Self {
-        Self { known: watch::Sender::default(), published: watch::Sender::default() }
-    }
 }
 
 impl Networks {
@@ -92,7 +86,8 @@ impl Networks {
         });
     }
 
-    /// Completes when the set is another one than at the time of the call, each time it is awaited anew.
+    /// Tells of changes from now on.
+    #[must_use]
     pub fn changes(&self) -> Changes {
         Changes(self.known.subscribe())
     }

@@ -40,6 +40,7 @@ pub fn of_ports(spec: &NetworkSpec, inventory: &Inventory, uplink: Option<&Devic
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
 mod tests {
     use serde_json::json;
 

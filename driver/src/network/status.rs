@@ -44,29 +44,30 @@ pub fn wanted(
             last_transition_time: since.map_or(Time(now), |former| former.last_transition_time.clone()),
         }
     };
-    let conditions = match &judged.problem {
-        Some(problem) => vec![
+    let conditions = if let Some(problem) = &judged.problem {
+        vec![
             condition(ACCEPTED, false, problem.reason(), &problem.to_string()),
             condition(READY, false, "NotAccepted", "the network is not accepted"),
-        ],
-        None => {
-            let ready = published.contains(&declared.reference.name)
-                || former(READY).is_some_and(|former| former.status == "True");
-            vec![
-                condition(ACCEPTED, true, "Valid", "the network is valid"),
-                if ready {
-                    condition(READY, true, "Published", "ports of it are published")
-                } else {
-                    condition(READY, false, "NoNode", "no node has published ports of it yet")
-                },
-            ]
-        }
+        ]
+    } else {
+        let ready = published.contains(&declared.reference.name)
+            || former(READY).is_some_and(|former| former.status == "True");
+        vec![
+            condition(ACCEPTED, true, "Valid", "the network is valid"),
+            if ready {
+                condition(READY, true, "Published", "ports of it are published")
+            } else {
+                condition(READY, false, "NoNode", "no node has published ports of it yet")
+            },
+        ]
     };
     NetworkStatus { observed_generation: declared.generation, conditions, ..declared.status.clone() }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -83,7 +84,7 @@ mod tests {
             ..Declared::default()
         };
         let status = |declared: &mut Declared, published: &[&str], now| {
-            let judged = judge(std::slice::from_ref(declared), &Default::default()).remove(0);
+            let judged = judge(std::slice::from_ref(declared), &BTreeMap::default()).remove(0);
             let published = published.iter().map(|name| (*name).to_owned()).collect();
             declared.status = wanted(declared, &judged, &published, now);
             declared

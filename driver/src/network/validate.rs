@@ -49,11 +49,9 @@ fn selector_fields(spec: &Value) -> Option<FieldError> {
     let selector = spec.get("namespaceSelector")?;
     let field = "spec.namespaceSelector";
     unknown(selector, field, &["matchLabels", "matchExpressions"]).or_else(|| {
-        let entries = selector.get("matchExpressions")?.as_array()?.iter().enumerate();
+        let mut entries = selector.get("matchExpressions")?.as_array()?.iter().enumerate();
         let known = ["key", "operator", "values"];
-        entries
-            .filter_map(|(at, entry)| unknown(entry, &format!("{field}.matchExpressions[{at}]"), &known))
-            .next()
+        entries.find_map(|(at, entry)| unknown(entry, &format!("{field}.matchExpressions[{at}]"), &known))
     })
 }
 

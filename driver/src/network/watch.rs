@@ -150,9 +150,11 @@ impl NetworkWatch {
                 note: note.clone(),
             };
             match self.cluster.event(&event).await {
-                Ok(()) => drop(seen.told.insert(uid.clone(), note)),
+                Ok(()) => {
+                    seen.told.insert(uid.clone(), note);
+                }
                 Err(error) => {
-                    warn!(network = judged.reference.name, "cannot record an Event: {}", chain(&error))
+                    warn!(network = judged.reference.name, "cannot record an Event: {}", chain(&error));
                 }
             }
         }
@@ -171,7 +173,9 @@ impl NetworkWatch {
                 continue;
             }
             match self.cluster.apply_network_status(&judged.reference, &status).await {
-                Ok(()) => drop(seen.written.insert(uid.clone(), meant)),
+                Ok(()) => {
+                    seen.written.insert(uid.clone(), meant);
+                }
                 // Deleted meanwhile, or made again: the watch will say so.
                 Err(ClusterError::NotFound { .. } | ClusterError::Conflict { .. }) => {}
                 Err(error) => {

@@ -115,6 +115,7 @@ fn canonical(number: u32) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
 mod tests {
     use serde_json::json;
 
