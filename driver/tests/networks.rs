@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "networks/daemon.rs"]
+mod daemon;
 #[path = "networks/folder.rs"]
 mod folder;
 #[path = "networks/manifests.rs"]

@@ -6,7 +6,10 @@ use netferry::{
     DRIVER_NAME,
     cluster::{Cluster, ClusterError, kube::KubeCluster, versions::ApiVersion},
     device::{Inventory, rule::Rule},
-    network::{Network, NetworkRef, Networks, identity::Identities, validate, watch::NetworkWatch},
+    network::{
+        Network, NetworkRef, Networks, identity::Identities, spec::NetworkStatus, validate,
+        watch::NetworkWatch,
+    },
     publish::publisher::{self, PublishOptions, PublishStats, Publisher},
 };
 use serde_json::{Value, json};
@@ -97,8 +100,8 @@ fn condition(server: &ApiServer, network: &str, name: &str) -> Option<(String, S
     Some((text("status"), text("reason")))
 }
 
-fn is(condition: Option<(String, String)>, status: &str, reason: &str) -> bool {
-    condition == Some((status.to_owned(), reason.to_owned()))
+fn is(server: &ApiServer, network: &str, name: &str, status: &str, reason: &str) -> bool {
+    condition(server, network, name) == Some((status.to_owned(), reason.to_owned()))
 }
 
 /// Names of the devices in the node's slices.
@@ -118,8 +121,8 @@ async fn a_network_is_known_published_and_told_about() {
     server.until("a port is published", |server| devices(server) == ["port-blue"]).await;
     let device = server.all("resourceslices")[0]["spec"]["devices"][0].clone();
     assert_eq!(device["allowMultipleAllocations"], true);
-    server.until("ready", |server| is(condition(server, "blue", "Ready"), "True", "Published")).await;
-    assert!(is(condition(&server, "blue", "Accepted"), "True", "Valid"));
+    server.until("ready", |server| is(server, "blue", "Ready", "True", "Published")).await;
+    assert!(is(&server, "blue", "Accepted", "True", "Valid"));
 
     // One that is younger and wants the same, one that is wrong, and one that is right.
     server.put(network("late", 7, "2026-01-02T00:00:00Z"));
@@ -127,8 +130,8 @@ async fn a_network_is_known_published_and_told_about() {
     wrong["spec"]["mtu"] = 1.into();
     server.put(wrong.clone());
     server.put(network("red", 9, "2026-01-02T00:00:00Z"));
-    server.until("conflict", |s| is(condition(s, "late", "Accepted"), "False", "Conflict")).await;
-    server.until("invalid", |s| is(condition(s, "wrong", "Accepted"), "False", "Invalid")).await;
+    server.until("conflict", |s| is(s, "late", "Accepted", "False", "Conflict")).await;
+    server.until("invalid", |s| is(s, "wrong", "Accepted", "False", "Invalid")).await;
     server.until("red", |server| devices(server) == ["port-blue", "port-red"]).await;
     assert!(node.networks.get("late").is_none() && node.networks.get("wrong").is_none());
     server
@@ -151,11 +154,11 @@ async fn a_network_is_known_published_and_told_about() {
     stored["spec"] = wrong["spec"].clone();
     server.put(stored.clone());
     node.until("mended", |n| n.get("wrong").is_some_and(|n| n.spec.mtu == Some(1400))).await;
-    server.until("valid", |s| is(condition(s, "wrong", "Accepted"), "True", "Valid")).await;
+    server.until("valid", |s| is(s, "wrong", "Accepted", "True", "Valid")).await;
     let mut stored = server.get("networks", "wrong").expect("stored");
     stored["spec"]["mtu"] = 2.into();
     server.put(stored);
-    server.until("invalid", |s| is(condition(s, "wrong", "Accepted"), "False", "Invalid")).await;
+    server.until("invalid", |s| is(s, "wrong", "Accepted", "False", "Invalid")).await;
     assert_eq!(node.networks.get("wrong").expect("still known").spec.mtu, Some(1400));
 
     // The older one goes, and the younger one gets its VNI.
@@ -282,7 +285,8 @@ async fn labels_and_status_are_of_the_right_object() {
 
     server.put(network("blue", 7, "2026-01-01T00:00:00Z"));
     let former = NetworkRef { name: "blue".to_owned(), uid: "another".to_owned() };
-    let error = cluster.apply_network_status(&former, &Default::default()).await.expect_err("another one");
+    let error =
+        cluster.apply_network_status(&former, &NetworkStatus::default()).await.expect_err("another one");
     assert!(matches!(error, ClusterError::Conflict { .. }), "{error}");
     assert!(server.get("networks", "blue").expect("blue")["status"].is_null());
 }

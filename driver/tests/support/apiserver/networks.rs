@@ -80,7 +80,8 @@ pub(super) fn watch(state: Arc<Mutex<State>>, from: u64) -> Body {
             let (news, now) = {
                 let state = state.lock().expect("state");
                 let news = state.changes.iter().filter(|(version, _)| *version > seen);
-                (news.map(|(_, event)| format!("{event}\n")).collect::<String>(), state.version)
+                let lines: Vec<_> = news.map(|(_, event)| event.to_string() + "\n").collect();
+                (lines.concat(), state.version)
             };
             if !news.is_empty() {
                 return Some((Ok::<_, std::io::Error>(news), (state, now)));
