@@ -1,7 +1,8 @@
 //! Networks: what a platform team declares once, and pods claim ports on.
 //!
 //! [`spec`] is the object, [`validate`] and [`accept`] say which objects count, [`identity`] gives them numbers,
-//! [`watch`] keeps [`Networks`] as the cluster has them, and [`join`] says who may have a port.
+//! [`watch`] keeps [`Networks`] as the cluster has them, [`join`] says who may have a port, and
+//! [`offer`] what a claim finds when it is prepared.
 
 pub mod accept;
 pub mod identity;
@@ -9,6 +10,7 @@ pub mod join;
 pub mod known;
 pub mod mtu;
 pub mod names;
+pub mod offer;
 pub mod spec;
 pub mod status;
 pub mod uplink;

@@ -7,7 +7,7 @@ use netferry::{
     DRIVER_NAME,
     cluster::{Cluster, standalone::Standalone},
     device::{Inventory, rule::Rule},
-    network::{Networks, identity::Identities, watch::NetworkWatch},
+    network::{Networks, identity::Identities, offer::Offers, watch::NetworkWatch},
     publish::publisher::{PublishStats, Publisher},
 };
 use tokio_util::sync::CancellationToken;
@@ -101,6 +101,16 @@ async fn from_a_file_to_allocated_ports() {
     assert_eq!(labels.get("team").map(String::as_str), Some("shop"));
     let labels = cluster.namespace_labels("other").await.expect("a namespace without a document");
     assert_eq!(labels, BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), "other".to_owned())]));
+
+    let (_, inventory) = tokio::sync::watch::channel(Arc::new(Inventory::default()));
+    let cluster_too = Arc::clone(&cluster) as Arc<dyn Cluster>;
+    let driver = DRIVER_NAME.to_owned();
+    let offers = Offers { networks: Arc::clone(&networks), cluster: cluster_too, inventory, driver };
+    let offer = offers.of("blue", "shop").await.expect("known");
+    assert_eq!((offer.refused, offer.mtu), (None, 1500));
+    let refused = offers.of("blue", "other").await.expect("known").refused.expect("no such label");
+    assert!(refused.contains("namespace \"other\" has no label team"), "{refused}");
+    assert!(offers.of("red", "shop").await.is_none());
 
     // An edit that is not allowed is told, and changes nothing.
     let text = fs::read_to_string(&file).expect("objects");

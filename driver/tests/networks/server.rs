@@ -7,7 +7,7 @@ use netferry::{
     cluster::{Cluster, ClusterError, kube::KubeCluster, versions::ApiVersion},
     device::{Inventory, rule::Rule},
     network::{
-        Network, NetworkRef, Networks, identity::Identities, spec::NetworkStatus, validate,
+        Network, NetworkRef, Networks, identity::Identities, offer::Offers, spec::NetworkStatus, validate,
         watch::NetworkWatch,
     },
     publish::publisher::{self, PublishOptions, PublishStats, Publisher},
@@ -270,6 +270,29 @@ async fn a_server_without_shared_devices_is_written_to_once() {
     assert!(device.get("allowMultipleAllocations").is_none(), "{device}");
     assert_eq!(server.asked("POST", "/resourceslices").len(), 1);
     assert_eq!(server.asked("PUT", "/resourceslices").len(), 0);
+}
+
+#[tokio::test]
+async fn who_may_join_is_not_guessed() {
+    let (server, _state) = server().await;
+    let networks = Arc::new(Networks::default());
+    let reference = |name: &str| NetworkRef { name: name.to_owned(), uid: name.to_owned() };
+    let everybody = network("blue", 7, "2026-01-01T00:00:00Z");
+    let mut elsewhere = everybody.clone();
+    elsewhere["spec"]["transport"] = json!({"uplink": {"selector": "false"}});
+    let spec = |network: &Value| validate::parse(&network["spec"]).expect("a spec");
+    networks.replace([
+        Network { reference: reference("blue"), id: 1, spec: spec(&everybody) },
+        Network { reference: reference("elsewhere"), id: 2, spec: spec(&elsewhere) },
+    ]);
+    let (_, inventory) = tokio::sync::watch::channel(Arc::new(Inventory::default()));
+    let cluster = Arc::new(connect(&server).await) as Arc<dyn Cluster>;
+    let offers = Offers { networks, cluster, inventory, driver: DRIVER_NAME.to_owned() };
+    let refused = async |network| offers.of(network, "shop").await.expect("known").refused;
+    assert!(refused("blue").await.is_some_and(|why| why.contains("Namespace shop not found")));
+    server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}));
+    assert_eq!(refused("blue").await, None);
+    assert!(refused("elsewhere").await.is_some_and(|why| why.contains("no link of this node")));
 }
 
 #[tokio::test]
