@@ -32,7 +32,12 @@ use crate::{
     link::kernel::KernelLinks,
     measured::Measured,
     metrics::{Metrics, Sources},
-    network::{NetworkRef, Networks, identity::Identities, names::port_device, watch::NetworkWatch},
+    network::{
+        Networks,
+        identity::Identities,
+        names::port_device,
+        watch::{Counts, Held, NetworkWatch},
+    },
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
     readiness::{Part, Readiness},
@@ -192,6 +197,7 @@ impl Parts {
             networks,
             identities,
             held: has_ports(&store),
+            counts: counts(config.standalone.is_some(), &store),
             spread: NETWORK_STATUS_SPREAD,
         };
         tasks.spawn("network watch", watch.run(stop.clone()));
@@ -275,9 +281,21 @@ async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToke
 
 /// Whether a claim that is prepared has a port on a network. A port is known by its device, which has the network's
 /// name: of a network that was made again under its name, the old one is kept as long as the new one has ports.
-fn has_ports(store: &Arc<Store>) -> Box<dyn Fn(&NetworkRef) -> bool + Send + Sync> {
+fn has_ports(store: &Arc<Store>) -> Held {
     let store = Arc::clone(store);
     Box::new(move |network| store.held_devices().contains_key(&port_device(&network.name)))
+}
+
+/// A folder has one node, which counts for all. In a cluster no node does so yet.
+fn counts(alone: bool, store: &Arc<Store>) -> Counts {
+    let store = Arc::clone(store);
+    Box::new(move |network| {
+        let device = port_device(&network.name);
+        let checkpoints = if alone { store.all() } else { return None };
+        let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
+        let ports = interfaces.filter(|interface| interface.plan.device == device).count();
+        Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)))
+    })
 }
 
 /// Tasks that run as long as the daemon. The end of one before the stop is the end of all: the kubelet or the

@@ -301,4 +301,13 @@ impl Cluster for KubeCluster {
     ) -> Result<(), ClusterError> {
         self.apply_status_of_network(network, status).await
     }
+
+    async fn apply_network_counts(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        self.apply_counts_of_network(network, nodes, members).await
+    }
 }

@@ -149,4 +149,14 @@ pub trait Cluster: Send + Sync {
         let _ = status;
         Err(ClusterError::NotFound { kind: "Network", name: network.name.clone() })
     }
+    /// The same for the counts of nodes and members, which one node of the cluster writes.
+    async fn apply_network_counts(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        let _ = (nodes, members);
+        Err(ClusterError::NotFound { kind: "Network", name: network.name.clone() })
+    }
 }

@@ -165,7 +165,7 @@ pub struct NetworkStatus {
     /// `metadata.generation` that the rest is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Nodes that publish ports of it.
+    /// Nodes with ports of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 0))]
     pub nodes: Option<u32>,

@@ -30,6 +30,9 @@ use crate::{
 /// Whether pods of this node have ports on a network.
 pub type Held = Box<dyn Fn(&NetworkRef) -> bool + Send + Sync>;
 
+/// Nodes with ports of a network, and ports, in the cluster; `None` where it is for another node to say.
+pub type Counts = Box<dyn Fn(&NetworkRef) -> Option<(u32, u32)> + Send + Sync>;
+
 /// How often it is seen whether a deleted network has lost its last port, and what could not be written is tried
 /// again.
 const TICK: Duration = Duration::from_secs(10);
@@ -44,6 +47,8 @@ pub struct NetworkWatch {
     pub identities: Identities,
     /// Who has ports.
     pub held: Held,
+    /// What the cluster has of them.
+    pub counts: Counts,
     /// Statuses are written a random time up to this after a change: of many nodes one writes, and the others see
     /// it done.
     pub spread: Duration,
@@ -93,7 +98,10 @@ impl NetworkWatch {
                     Ok(()) => seen.due = Some(Instant::now() + at_random(self.spread)),
                     Err(_) => return,
                 },
-                _ = tick.tick() => self.decide(&mut seen).await,
+                _ = tick.tick() => {
+                    self.decide(&mut seen).await;
+                    self.count(&seen).await;
+                }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
                     let names = Arc::clone(&published.borrow_and_update());
                     seen.due = self.write(&mut seen, &names).await;
@@ -186,6 +194,25 @@ impl NetworkWatch {
         }
         seen.written.retain(|uid, _| seen.judged.iter().any(|judged| judged.reference.uid == *uid));
         again
+    }
+}
+
+impl NetworkWatch {
+    /// Write the counts that have changed. One that cannot be written is written at the next tick.
+    async fn count(&self, seen: &Seen) {
+        for declared in seen.declared.iter().flatten() {
+            let status = &declared.status;
+            let Some((nodes, members)) = (self.counts)(&declared.reference) else { continue };
+            if (status.nodes, status.members) == (Some(nodes), Some(members)) {
+                continue;
+            }
+            match self.cluster.apply_network_counts(&declared.reference, nodes, members).await {
+                Ok(()) | Err(ClusterError::NotFound { .. } | ClusterError::Conflict { .. }) => {}
+                Err(error) => {
+                    warn!(network = declared.reference.name, "cannot write its counts: {}", chain(&error));
+                }
+            }
+        }
     }
 }
 

@@ -74,6 +74,7 @@ async fn from_a_file_to_allocated_ports() {
         networks: Arc::clone(&networks),
         identities: Identities::open(&state.path().join("networks.json")).expect("numbers"),
         held: Box::new(|_| false),
+        counts: Box::new(|_| Some((1, 2))),
         spread: Duration::ZERO,
     };
     let task = tokio::spawn(watch.run(stop.clone()));
@@ -97,6 +98,9 @@ async fn from_a_file_to_allocated_ports() {
     let status = dir.path().join("status/_networks/blue.yaml");
     let says = |words: &str| fs::read_to_string(&status).is_ok_and(|text| text.contains(words));
     eventually("the status says so", || says("reason: Published")).await;
+    // At the next tick.
+    eventually("the counts are there", || says("nodes: 1") && says("members: 2")).await;
+    assert!(says("reason: Published"), "the conditions stay");
     let labels = cluster.namespace_labels("shop").await.expect("labels");
     assert_eq!(labels.get("team").map(String::as_str), Some("shop"));
     let labels = cluster.namespace_labels("other").await.expect("a namespace without a document");

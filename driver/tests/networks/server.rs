@@ -54,6 +54,7 @@ impl Node {
             cluster,
             networks: Arc::clone(&networks),
             identities: Identities::open(&state.join("networks.json")).expect("numbers"),
+            counts: Box::new(|_| None),
             held: Box::new(move |network: &NetworkRef| held.contains(&network.name.as_str())),
             spread: Duration::from_millis(50),
         };
@@ -307,9 +308,15 @@ async fn labels_and_status_are_of_the_right_object() {
     assert!(matches!(error, ClusterError::NotFound { .. }), "{error}");
 
     server.put(network("blue", 7, "2026-01-01T00:00:00Z"));
+    let uid = server.get("networks", "blue").expect("blue")["metadata"]["uid"].clone();
+    let blue = NetworkRef { name: "blue".to_owned(), uid: uid.as_str().expect("a UID").to_owned() };
+    cluster.apply_network_counts(&blue, 3, 7).await.expect("counted");
+    assert_eq!(server.get("networks", "blue").expect("blue")["status"], json!({"nodes": 3, "members": 7}));
+    let asked = server.asked("PATCH", "/networks/blue/status").remove(0);
+    assert_eq!(asked.query["fieldManager"], "netferry.dev/counts");
     let former = NetworkRef { name: "blue".to_owned(), uid: "another".to_owned() };
     let error =
         cluster.apply_network_status(&former, &NetworkStatus::default()).await.expect_err("another one");
     assert!(matches!(error, ClusterError::Conflict { .. }), "{error}");
-    assert!(server.get("networks", "blue").expect("blue")["status"].is_null());
+    assert!(server.get("networks", "blue").expect("blue")["status"]["conditions"].is_null());
 }

@@ -12,7 +12,7 @@ use kube::{
         watcher::{self, watcher},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{KubeCluster, errors, errors::Object};
 use crate::{
@@ -62,15 +62,37 @@ impl KubeCluster {
         network: &NetworkRef,
         status: &NetworkStatus,
     ) -> Result<(), ClusterError> {
-        let object = Object::new(spec::KIND, &network.name, "apply the status of");
         // Only what every node comes to alike: all of them write under the driver's one name.
+        let status =
+            json!({"observedGeneration": status.observed_generation, "conditions": status.conditions});
+        self.apply_to_network(network, &self.driver, &status).await
+    }
+
+    pub(super) async fn apply_counts_of_network(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        // A manager of its own: the apply of the conditions would take the fields away otherwise.
+        let manager = format!("{}/counts", self.driver);
+        self.apply_to_network(network, &manager, &json!({"nodes": nodes, "members": members})).await
+    }
+
+    async fn apply_to_network(
+        &self,
+        network: &NetworkRef,
+        manager: &str,
+        status: &Value,
+    ) -> Result<(), ClusterError> {
+        let object = Object::new(spec::KIND, &network.name, "apply the status of");
         let body = json!({
             "apiVersion": spec::API_VERSION,
             "kind": spec::KIND,
             "metadata": {"name": network.name, "uid": network.uid},
-            "status": {"observedGeneration": status.observed_generation, "conditions": status.conditions},
+            "status": status,
         });
-        let params = PatchParams::apply(&self.driver).force();
+        let params = PatchParams::apply(manager).force();
         self.request(&object, self.network_api().patch_status(&network.name, &params, &Patch::Apply(&body)))
             .await
             .map(drop)

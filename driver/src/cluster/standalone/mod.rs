@@ -241,8 +241,24 @@ impl Cluster for Standalone {
         network: &NetworkRef,
         status: &NetworkStatus,
     ) -> Result<(), ClusterError> {
-        let (network, status) = (network.clone(), status.clone());
-        self.turn(move |shared| shared.apply_network_status(&network, &status)).await
+        let (network, new) = (network.clone(), status.clone());
+        let change = move |status: &mut NetworkStatus| {
+            (status.observed_generation, status.conditions) = (new.observed_generation, new.conditions);
+        };
+        self.turn(move |shared| shared.change_network_status(&network, change)).await
+    }
+
+    async fn apply_network_counts(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        let network = network.clone();
+        let change = move |status: &mut NetworkStatus| {
+            (status.nodes, status.members) = (Some(nodes), Some(members));
+        };
+        self.turn(move |shared| shared.change_network_status(&network, change)).await
     }
 }
 

@@ -73,14 +73,14 @@ impl Shared {
     }
 
     /// Write the status file of a network, as the `status` subresource would.
-    pub(super) fn apply_network_status(
+    pub(super) fn change_network_status(
         &self,
         reference: &NetworkRef,
-        status: &NetworkStatus,
+        change: impl FnOnce(&mut NetworkStatus),
     ) -> Result<(), ClusterError> {
         let name = reference.name.clone();
         let networks = self.networks()?;
-        let Some(network) = networks.iter().find(|network| network.reference.name == name) else {
+        let Some(mut network) = networks.into_iter().find(|network| network.reference.name == name) else {
             return Err(ClusterError::NotFound { kind: spec::KIND, name });
         };
         if network.reference.uid != reference.uid {
@@ -88,12 +88,13 @@ impl Shared {
             let message = format!("metadata.uid: {meant:?} was meant, but it is {is:?} now");
             return Err(ClusterError::Conflict { kind: spec::KIND, name, message });
         }
+        change(&mut network.status);
         let metadata =
             ObjectMeta { name: Some(name), uid: Some(reference.uid.clone()), ..ObjectMeta::default() };
         let file = written::network_status_file(&self.root, &reference.name);
         let object = json!({
             "apiVersion": spec::API_VERSION, "kind": spec::KIND,
-            "metadata": metadata, "spec": network.spec, "status": status,
+            "metadata": metadata, "spec": network.spec, "status": network.status,
         });
         written::write(&file, &object)
             .map_err(|error| unavailable(&format!("write {}", file.display()), error))
