@@ -40,7 +40,7 @@ pub enum Command {
     Policy(PolicyCommand),
     /// Check what the daemon needs from this machine.
     Doctor(DoctorArgs),
-    /// Check configuration files: interface configurations, claims, templates and classes that embed one.
+    /// Check configuration files: networks, interface configurations, claims, templates and classes that embed one.
     Validate(ValidateArgs),
 }
 

@@ -192,14 +192,7 @@ impl Parts {
                 stop.clone(),
             ),
         );
-        let watch = NetworkWatch {
-            cluster: Arc::clone(&cluster),
-            networks,
-            identities,
-            held: has_ports(&store),
-            counts: counts(config.standalone.is_some(), &store),
-            spread: NETWORK_STATUS_SPREAD,
-        };
+        let watch = network_watch(config, &cluster, networks, identities, &store);
         tasks.spawn("network watch", watch.run(stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
@@ -277,6 +270,23 @@ async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToke
     let store = Arc::clone(store);
     let held = move || store.held_devices().into_keys().collect();
     crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
+}
+
+fn network_watch(
+    config: &RunConfig,
+    cluster: &Arc<dyn Cluster>,
+    networks: Arc<Networks>,
+    identities: Identities,
+    store: &Arc<Store>,
+) -> NetworkWatch {
+    NetworkWatch {
+        cluster: Arc::clone(cluster),
+        networks,
+        identities,
+        held: has_ports(store),
+        counts: counts(config.standalone.is_some(), store),
+        spread: NETWORK_STATUS_SPREAD,
+    }
 }
 
 /// Whether a claim that is prepared has a port on a network. A port is known by its device, which has the network's

@@ -91,8 +91,8 @@ impl NetworkWatch {
                         seen.due = Some(Instant::now() + at_random(self.spread));
                     }
                     Some(Err(error)) => trouble(&mut seen, &error),
-                    // It does not end by itself; without it nothing is known any more.
-                    None => std::future::pending::<()>().await,
+                    // A watch does not end by itself; what is known stays.
+                    None => stream = futures::stream::pending().boxed(),
                 },
                 changed = published.changed() => match changed {
                     Ok(()) => seen.due = Some(Instant::now() + at_random(self.spread)),
