@@ -32,6 +32,8 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Which pods hold which interfaces, with their counters.
     Pods(PodsArgs),
+    /// The networks this node knows, with their numbers.
+    Networks(NetworksArgs),
     /// The flows that are tracked, or with `--follow` what happens to flows.
     Flows(FlowsArgs),
     /// What policy says.
@@ -42,7 +44,7 @@ pub enum Command {
     Block(BlockCommand),
     /// Check what the daemon needs from this machine.
     Doctor(DoctorArgs),
-    /// Check configuration files: interface configurations, claims, templates and classes that embed one.
+    /// Check configuration files: networks, interface configurations, claims, templates and classes that embed one.
     Validate(ValidateArgs),
 }
 
@@ -108,6 +110,12 @@ impl StateArgs {
     #[must_use]
     pub fn claims_dir(&self) -> PathBuf {
         self.state_dir.join("claims")
+    }
+
+    /// Where the numbers of networks are.
+    #[must_use]
+    pub fn networks_file(&self) -> PathBuf {
+        self.state_dir.join("networks.json")
     }
 }
 
@@ -202,6 +210,17 @@ pub struct DevicesArgs {
 /// Settings of `netferry pods`.
 #[derive(Debug, Args)]
 pub struct PodsArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Format.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Settings of `netferry networks`.
+#[derive(Debug, Args)]
+pub struct NetworksArgs {
     /// State.
     #[command(flatten)]
     pub state: StateArgs,

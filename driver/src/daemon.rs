@@ -32,6 +32,12 @@ use crate::{
     link::kernel::KernelLinks,
     measured::Measured,
     metrics::{Metrics, Sources},
+    network::{
+        Networks,
+        identity::Identities,
+        names::port_device,
+        watch::{Counts, Held, NetworkWatch},
+    },
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
     readiness::{Part, Readiness},
@@ -42,6 +48,9 @@ use crate::{
 
 /// How long a stopping daemon writes what it still has to say.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// One of the cluster's nodes writes what all of them find out about a network; it comes forward within this time.
+const NETWORK_STATUS_SPREAD: Duration = Duration::from_secs(3);
 
 /// Run the daemon until SIGTERM or SIGINT. Links stay in their pods, protected by what is pinned.
 pub async fn run(config: RunConfig) -> Result<()> {
@@ -101,6 +110,8 @@ struct Parts {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     published: Arc<PublishStats>,
+    networks: Arc<Networks>,
+    identities: Identities,
 }
 
 impl Parts {
@@ -125,11 +136,16 @@ impl Parts {
             },
         };
         let metrics = Arc::new(Metrics::new(sources));
-        Ok(Self { cluster, store, datapath, readiness, metrics, published })
+        let identities =
+            Identities::open(&config.state.networks_file()).context("cannot read the numbers of networks")?;
+        let networks = Arc::new(Networks::default());
+        let known = identities.list();
+        networks.replace_all(known.networks, known.retired);
+        Ok(Self { cluster, store, datapath, readiness, metrics, published, networks, identities })
     }
 
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
-        let Self { cluster, store, datapath, readiness, metrics, published } = self;
+        let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
         let (reporter, writer) = Reporter::start(
@@ -165,8 +181,18 @@ impl Parts {
         let options = PublishOptions::default();
         tasks.spawn(
             "publisher",
-            publisher::run(Arc::clone(&cluster), inventory, Arc::new(rule), options, published, stop.clone()),
+            publisher::run(
+                Arc::clone(&cluster),
+                inventory,
+                Arc::clone(&networks),
+                Arc::new(rule),
+                options,
+                published,
+                stop.clone(),
+            ),
         );
+        let watch = network_watch(config, &cluster, networks, identities, &store);
+        tasks.spawn("network watch", watch.run(stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
         tokio::spawn(tell_runtime(Arc::clone(&readiness), status));
@@ -243,6 +269,42 @@ async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToke
     let store = Arc::clone(store);
     let held = move || store.held_devices().into_keys().collect();
     crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
+}
+
+fn network_watch(
+    config: &RunConfig,
+    cluster: &Arc<dyn Cluster>,
+    networks: Arc<Networks>,
+    identities: Identities,
+    store: &Arc<Store>,
+) -> NetworkWatch {
+    NetworkWatch {
+        cluster: Arc::clone(cluster),
+        networks,
+        identities,
+        held: has_ports(store),
+        counts: counts(config.standalone.is_some(), store),
+        spread: NETWORK_STATUS_SPREAD,
+    }
+}
+
+/// Whether a claim that is prepared has a port on a network. A port is known by its device, which has the network's
+/// name: of a network that was made again under its name, the old one is kept as long as the new one has ports.
+fn has_ports(store: &Arc<Store>) -> Held {
+    let store = Arc::clone(store);
+    Box::new(move |network| store.held_devices().contains_key(&port_device(&network.name)))
+}
+
+/// A folder has one node, which counts for all. In a cluster no node does so yet.
+fn counts(alone: bool, store: &Arc<Store>) -> Counts {
+    let store = Arc::clone(store);
+    Box::new(move |network| {
+        let device = port_device(&network.name);
+        let checkpoints = if alone { store.all() } else { return None };
+        let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
+        let ports = interfaces.filter(|interface| interface.plan.device == device).count();
+        Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)))
+    })
 }
 
 /// Tasks that run as long as the daemon. The end of one before the stop is the end of all: the kubelet or the

@@ -29,6 +29,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Devices(args) => cli::devices::run(&args)?,
         Command::Pods(args) => cli::pods::run(&args)?,
+        Command::Networks(args) => cli::networks::run(&args)?,
         Command::Flows(args) => cli::flows::run(&args)?,
         Command::Policy(command) => cli::policy::run(&command)?,
         Command::Block(command) => cli::block::run(&command)?,

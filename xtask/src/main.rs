@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod build_ebpf;
 mod ci;
+mod codegen;
 mod command;
 mod demo;
 mod fuzz;
@@ -43,6 +44,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Run the benchmarks.
     Bench(bench::Options),
+    /// Write what is made from the Rust types: the CustomResourceDefinition in manifests/.
+    Codegen,
     /// Check manifests/ as the API server would read it.
     Manifests,
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Ci(options) => ci::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Codegen => codegen::run(),
         Task::Manifests => manifests::run(),
     };
     match outcome {

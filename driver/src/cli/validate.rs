@@ -1,4 +1,4 @@
-//! `netferry validate`: check interface configurations before the cluster sees them.
+//! `netferry validate`: check interface configurations and networks before the cluster sees them.
 
 use std::{fs, io::Read as _, path::Path, process::ExitCode};
 
@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::show;
 use crate::{
-    claim::config::InterfaceConfig,
+    claim::config::{FieldError, InterfaceConfig},
     config::{Output, ValidateArgs},
+    network::{self, spec},
 };
 
 /// One configuration that was found, and what is wrong with it.
@@ -76,10 +77,26 @@ fn check(file: &str, text: &str, driver: &str) -> Vec<Finding> {
 }
 
 fn problems(parameters: &Value) -> Vec<String> {
+    if parameters.get("kind").is_some_and(|kind| kind == spec::KIND) {
+        return network_problems(parameters);
+    }
     match InterfaceConfig::parse(parameters) {
         Ok(_) => Vec::new(),
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
     }
+}
+
+fn network_problems(network: &Value) -> Vec<String> {
+    let text = |pointer: &str| network.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let version = text("/apiVersion");
+    if version != spec::API_VERSION {
+        return vec![FieldError::new("apiVersion", version, spec::API_VERSION).to_string()];
+    }
+    let errors = match network::validate::parse(network.get("spec").unwrap_or(&Value::Null)) {
+        Ok(spec) => network::validate::validate(text("/metadata/name"), &spec),
+        Err(error) => vec![error],
+    };
+    errors.iter().map(ToString::to_string).collect()
 }
 
 /// The document itself if it is of our API group, else every opaque configuration for this driver in it:
@@ -168,5 +185,19 @@ limits: {egress: {bitsPerSecond: 10}}
     fn broken_yaml_is_a_finding() {
         let findings = check("f.yaml", "a: [", "netferry.dev");
         assert!(findings[0].errors[0].starts_with("not YAML"));
+    }
+
+    #[test]
+    fn networks_are_checked_too() {
+        let network = |version: &str, mtu: u32| {
+            format!(
+                "apiVersion: netferry.dev/{version}\nkind: Network\nmetadata: {{name: blue}}\n\
+                 spec: {{subnets: [10.1.0.0/16], mtu: {mtu}, transport: {{local: {{}}}}}}\n"
+            )
+        };
+        let errors = |text: &str| check("f", text, crate::DRIVER_NAME).remove(0).errors;
+        assert_eq!(errors(&network("v1alpha1", 1500)), [""; 0]);
+        assert!(errors(&network("v1alpha1", 1))[0].contains("spec.mtu"));
+        assert!(errors(&network("v9", 1500))[0].contains("netferry.dev/v1alpha1"));
     }
 }

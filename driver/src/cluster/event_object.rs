@@ -7,6 +7,7 @@ use k8s_openapi::{
 };
 
 use super::{Event, EventType, Subject, versions::ApiVersion};
+use crate::network::spec;
 
 /// `note` is refused above this by the server (pkg/apis/core/validation/events.go).
 const NOTE_BYTES: usize = 1024;
@@ -52,6 +53,9 @@ fn regarding(subject: &Subject, node: &str) -> ObjectReference {
             claim.uid.as_str(),
         ),
         Subject::Pod(pod) => ("v1", "Pod", Some(pod.namespace.clone()), pod.name.as_str(), pod.uid.as_str()),
+        Subject::Network(network) => {
+            (spec::API_VERSION, spec::KIND, None, network.name.as_str(), network.uid.as_str())
+        }
         // The kubelet writes its node Events with the name as uid, and `kubectl describe node` looks for both.
         Subject::Node => ("v1", "Node", None, node, node),
     };

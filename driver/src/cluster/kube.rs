@@ -2,10 +2,12 @@
 
 mod errors;
 mod events;
+mod networks;
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use k8s_openapi::api::{
     core::v1::Node,
     resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice},
@@ -23,7 +25,10 @@ use super::{
     Cluster, ClusterError, Event, NodeRef,
     versions::{self, ApiVersion},
 };
-use crate::claim::ClaimRef;
+use crate::{
+    claim::ClaimRef,
+    network::{Declared, NetworkRef, spec::NetworkStatus},
+};
 use errors::{Object, refused, unavailable};
 use events::Series;
 
@@ -279,5 +284,30 @@ impl Cluster for KubeCluster {
 
     async fn event(&self, event: &Event) -> Result<(), ClusterError> {
         self.record(event).await
+    }
+
+    async fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, ClusterError> {
+        self.labels_of_namespace(name).await
+    }
+
+    fn networks(&self) -> BoxStream<'static, Result<Vec<Declared>, ClusterError>> {
+        self.watch_networks()
+    }
+
+    async fn apply_network_status(
+        &self,
+        network: &NetworkRef,
+        status: &NetworkStatus,
+    ) -> Result<(), ClusterError> {
+        self.apply_status_of_network(network, status).await
+    }
+
+    async fn apply_network_counts(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        self.apply_counts_of_network(network, nodes, members).await
     }
 }

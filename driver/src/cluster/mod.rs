@@ -5,10 +5,16 @@ pub mod kube;
 pub mod standalone;
 pub mod versions;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream::BoxStream};
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 
-use crate::claim::{ClaimRef, PodRef};
+use crate::{
+    claim::{ClaimRef, PodRef},
+    network::{Declared, NetworkRef, spec::NetworkStatus},
+};
 
 /// Object an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub enum Subject {
     Claim(ClaimRef),
     /// A Pod.
     Pod(PodRef),
+    /// A Network.
+    Network(NetworkRef),
     /// The node itself.
     Node,
 }
@@ -123,4 +131,32 @@ pub trait Cluster: Send + Sync {
     ) -> Result<(), ClusterError>;
     /// Record an Event.
     async fn event(&self, event: &Event) -> Result<(), ClusterError>;
+    /// Labels of a namespace.
+    async fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, ClusterError> {
+        Err(ClusterError::NotFound { kind: "Namespace", name: name.to_owned() })
+    }
+    /// Every Network, valid or not: the whole set now, and again after each change. After an error it goes on by
+    /// itself; the set is what it was. A cluster that has no such objects has none for ever.
+    fn networks(&self) -> BoxStream<'static, Result<Vec<Declared>, ClusterError>> {
+        futures::stream::iter([Ok(Vec::new())]).chain(futures::stream::pending()).boxed()
+    }
+    /// Server-side apply of the conditions of a Network. The UID guards against one that was made again.
+    async fn apply_network_status(
+        &self,
+        network: &NetworkRef,
+        status: &NetworkStatus,
+    ) -> Result<(), ClusterError> {
+        let _ = status;
+        Err(ClusterError::NotFound { kind: "Network", name: network.name.clone() })
+    }
+    /// The same for the counts of nodes and members, which one node of the cluster writes.
+    async fn apply_network_counts(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        let _ = (nodes, members);
+        Err(ClusterError::NotFound { kind: "Network", name: network.name.clone() })
+    }
 }

@@ -2,10 +2,11 @@
 
 use netferry_common::limit::{BYTES, DENIES, FLOWS, FRAMES};
 use netferry_common::{Direction, Limit};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Limits for both directions. What is left out is not limited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
     /// What is sent to the pod.
@@ -20,20 +21,27 @@ pub struct Limits {
 }
 
 /// Limits for one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimit {
     /// Bits a second as on the wire, Ethernet header included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i64>", range(min = 8_000, max = 10_000_000_000_000_i64))]
     pub bits_per_second: Option<u64>,
     /// Bytes that may pass at once after a pause. Left out: what 50 ms allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i64>", range(min = 1, max = 10_000_000_000_i64))]
     pub burst_bytes: Option<u64>,
     /// Frames a second as on the wire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i64>", range(min = 1, max = 1_000_000_000))]
     pub packets_per_second: Option<u64>,
     /// New flows a second. Left out: [`NEW_FLOWS`] where flows are followed, as for a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i64>", range(min = 1, max = 10_000_000))]
+    #[schemars(
+        description = "New flows a second. Left out: 10000 where flows are followed, as for a policy."
+    )]
     pub new_flows_per_second: Option<u64>,
 }
 

@@ -1,9 +1,23 @@
 //! Networks: what a platform team declares once, and pods claim ports on.
+//!
+//! [`spec`] is the object, [`validate`] and [`accept`] say which objects count, [`identity`] gives them numbers,
+//! [`watch`] keeps [`Networks`] as the cluster has them, [`join`] says who may have a port, and
+//! [`offer`] what a claim finds when it is prepared.
 
+pub mod accept;
+pub mod identity;
+pub mod join;
 pub mod known;
+pub mod mtu;
 pub mod names;
+pub mod offer;
 pub mod spec;
+pub mod status;
+pub mod uplink;
+pub mod validate;
+pub mod watch;
 
+pub use accept::Declared;
 pub use known::{Network, Networks};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub type NetworkId = u32;
 
 /// A network by name and identity.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkRef {
     /// Name of the object, which is cluster-scoped.

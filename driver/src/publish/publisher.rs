@@ -1,7 +1,7 @@
 //! Writes the slices: reads what is there, writes the difference, retries.
 
 use std::{
-    collections::hash_map::RandomState,
+    collections::{BTreeSet, hash_map::RandomState},
     hash::{BuildHasher, Hasher},
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::resource::v1::{ResourceSlice, ResourceSliceSpec},
+    api::resource::v1::{Device as ApiDevice, ResourceSlice, ResourceSliceSpec},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use tokio::{
@@ -23,7 +23,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     pool::{self, Altered, Writes},
-    slices::slices,
+    ports::{ports, uplinks},
+    slices::{api_device, slices_of},
 };
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
@@ -31,6 +32,7 @@ use crate::{
         Inventory,
         rule::{Rule, decide},
     },
+    network::Networks,
 };
 
 /// How the publisher paces itself.
@@ -86,21 +88,25 @@ pub struct PublishStats {
 pub async fn run(
     cluster: Arc<dyn Cluster>,
     mut inventory: watch::Receiver<Arc<Inventory>>,
+    networks: Arc<Networks>,
     rule: Arc<Rule>,
     options: PublishOptions,
     stats: Arc<PublishStats>,
     shutdown: CancellationToken,
 ) {
-    let mut publisher = Publisher::new(cluster, rule, stats);
+    let mut changes = networks.changes();
+    let mut publisher = Publisher::new(cluster, rule, stats).with_networks(networks);
     let mut failed_rounds = 0;
     let publish = async {
         loop {
             let current = Arc::clone(&inventory.borrow_and_update());
+            changes.mark_seen();
             match publisher.round(&current, options.round).await {
                 Ok(()) => {
                     failed_rounds = 0;
                     tokio::select! {
                         () = changed(&mut inventory) => {}
+                        () = changes.next() => {}
                         () = sleep(jittered(options.resync, 0.9, 1.1)) => {}
                     }
                 }
@@ -112,6 +118,7 @@ pub async fn run(
                     tokio::select! {
                         () = sleep(wait) => {}
                         () = changed(&mut inventory), if curable => {}
+                        () = changes.next(), if curable => {}
                     }
                 }
             }
@@ -147,15 +154,26 @@ pub struct Publisher {
     rule: Arc<Rule>,
     altered: Altered,
     stats: Arc<PublishStats>,
+    networks: Arc<Networks>,
     /// Refusal that an Event has told of.
     reported: Option<String>,
+    /// What was said of networks that cannot be published.
+    said: Vec<String>,
 }
 
 impl Publisher {
     /// A publisher that has not written anything yet.
     #[must_use]
     pub fn new(cluster: Arc<dyn Cluster>, rule: Arc<Rule>, stats: Arc<PublishStats>) -> Self {
-        Self { cluster, rule, altered: Altered::new(), stats, reported: None }
+        let networks = Arc::default();
+        Self { cluster, rule, altered: Altered::new(), stats, networks, reported: None, said: Vec::new() }
+    }
+
+    /// Publish ports of these networks too.
+    #[must_use]
+    pub fn with_networks(mut self, networks: Arc<Networks>) -> Self {
+        self.networks = networks;
+        self
     }
 
     async fn round(&mut self, inventory: &Inventory, limit: Duration) -> Result<(), ClusterError> {
@@ -172,9 +190,18 @@ impl Publisher {
     pub async fn sync(&mut self, inventory: &Inventory) -> Result<(), ClusterError> {
         let node = self.cluster.node().await?;
         let decisions = decide(inventory, &self.rule);
-        let published: Vec<_> =
-            decisions.iter().filter(|(_, decision)| decision.is_ok()).map(|(device, _)| device).collect();
-        let desired = slices(published.iter().copied(), &node.name, self.rule.driver());
+        let networks = self.networks.list();
+        let (ports, problems) = ports(&networks, inventory, self.rule.driver());
+        self.say(problems);
+        let kept_home: BTreeSet<&str> = uplinks(&networks, inventory, self.rule.driver()).collect();
+        let links = decisions
+            .iter()
+            .filter(|(device, decision)| decision.is_ok() && !kept_home.contains(device.name.as_str()))
+            .map(|(device, _)| api_device(device));
+        let (names, ports): (BTreeSet<String>, Vec<_>) = ports.into_iter().unzip();
+        let published: Vec<_> = links.chain(ports).collect();
+        let devices = published.len();
+        let desired = slices_of(published, &node.name, self.rule.driver());
         let current: Vec<_> = self
             .cluster
             .slices()
@@ -188,8 +215,9 @@ impl Publisher {
             .collect();
         let writes = pool::writes(&current, &desired, owner(&node).as_ref(), &self.altered);
         let written = !writes.is_empty();
-        let (devices, generation) = (published.len(), writes.generation);
+        let generation = writes.generation;
         self.write(writes, &desired).await?;
+        self.networks.set_published(names);
         self.reported = None;
         let stats = &self.stats;
         stats.devices.store(devices as u64, Ordering::Relaxed);
@@ -203,6 +231,14 @@ impl Publisher {
             debug!(devices, "slices are as they should be");
         }
         Ok(())
+    }
+
+    /// Log what is new of `problems`.
+    fn say(&mut self, problems: Vec<String>) {
+        for problem in problems.iter().filter(|problem| !self.said.contains(problem)) {
+            warn!("not published: {problem}");
+        }
+        self.said = problems;
     }
 
     async fn write(&mut self, writes: Writes, desired: &[ResourceSliceSpec]) -> Result<(), ClusterError> {
@@ -230,7 +266,19 @@ impl Publisher {
             self.altered.remove(&index);
         } else {
             let slice = stored.metadata.name.as_deref().unwrap_or_default();
-            warn!(slice, "the server stored other devices than it was sent; it may not know every field");
+            let shared = |devices: &[ApiDevice]| {
+                devices.iter().filter(|device| device.allow_multiple_allocations == Some(true)).count()
+            };
+            if shared(&sent) > shared(&kept) {
+                warn!(
+                    slice,
+                    "the server dropped allowMultipleAllocations: of each network this node can give one port only. \
+                     Turn on the feature gate DRAConsumableCapacity (Kubernetes 1.34 and later) in API server and \
+                     scheduler"
+                );
+            } else {
+                warn!(slice, "the server stored other devices than it was sent; it may not know every field");
+            }
             self.altered.insert(index, (sent, kept));
         }
     }

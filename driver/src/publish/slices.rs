@@ -21,20 +21,30 @@ pub const MAX_DEVICES: usize = 128;
 /// (`ResourceSliceMaxDevicesWithTaintsOrConsumesCounters`).
 pub const MAX_DEVICES_WITH_TAINTS: usize = 64;
 
-/// The slices of this node's one pool, which has the node's name.
-///
-/// Devices come in the order of their names, so that equal devices give equal slices. There is always at least
-/// one slice: an empty pool says that the driver runs and has nothing, no pool says that it does not run.
-/// The pool's generation is left at 0; only the publisher knows it.
+/// The slices of this node's one pool, which has the node's name, for links alone.
 #[must_use]
 pub fn slices<'a>(
     published: impl IntoIterator<Item = &'a Device>,
     node: &str,
     driver: &str,
 ) -> Vec<ResourceSliceSpec> {
-    let by_name: BTreeMap<&str, &Device> =
-        published.into_iter().map(|device| (device.name.as_str(), device)).collect();
-    let devices: Vec<ApiDevice> = by_name.into_values().map(api_device).collect();
+    slices_of(published.into_iter().map(api_device), node, driver)
+}
+
+/// The slices of this node's one pool, which has the node's name.
+///
+/// Devices come in the order of their names, so that equal devices give equal slices. There is always at least
+/// one slice: an empty pool says that the driver runs and has nothing, no pool says that it does not run.
+/// The pool's generation is left at 0; only the publisher knows it.
+#[must_use]
+pub fn slices_of(
+    published: impl IntoIterator<Item = ApiDevice>,
+    node: &str,
+    driver: &str,
+) -> Vec<ResourceSliceSpec> {
+    let by_name: BTreeMap<String, ApiDevice> =
+        published.into_iter().map(|device| (device.name.clone(), device)).collect();
+    let devices: Vec<ApiDevice> = by_name.into_values().collect();
     let mut chunks: Vec<Vec<ApiDevice>> =
         devices.chunks(devices_per_slice(&devices)).map(<[ApiDevice]>::to_vec).collect();
     if chunks.is_empty() {
@@ -61,7 +71,9 @@ fn devices_per_slice(devices: &[ApiDevice]) -> usize {
     if devices.iter().any(limited) { MAX_DEVICES_WITH_TAINTS } else { MAX_DEVICES }
 }
 
-fn api_device(device: &Device) -> ApiDevice {
+/// A link as a device.
+#[must_use]
+pub fn api_device(device: &Device) -> ApiDevice {
     let attributes = attributes::attributes(device).into_iter().map(|(name, value)| {
         let value = match value {
             Value::String(text) => DeviceAttribute { string: Some(text), ..DeviceAttribute::default() },

@@ -213,6 +213,7 @@ async fn runs_through_failures_keeps_slices_on_stop_and_cleans_up_when_told() {
     let run = tokio::spawn(publisher::run(
         cluster,
         receiver,
+        Arc::default(),
         rule(),
         options,
         Arc::clone(&stats),

@@ -1,8 +1,9 @@
-//! An API server stand-in over plain HTTP: discovery, nodes, claims with server-side apply of their device
+//! An API server stand-in over plain HTTP: discovery, nodes, namespaces, networks with a watch, claims with server-side apply of their device
 //! status, slices, Events. It refuses what the real one refuses, keeps resource versions, and can be told to
 //! fail. Objects are kept in the v1 shape and served in the version asked for.
 
 mod apply;
+mod networks;
 mod objects;
 mod routes;
 mod validate;
@@ -63,6 +64,12 @@ pub(crate) struct State {
     requests: Vec<Recorded>,
     faults: Vec<Injected>,
     served: Vec<ApiVersion>,
+    /// Whether the CustomResourceDefinition of networks is installed.
+    networks_served: bool,
+    /// Whether the feature gate DRAConsumableCapacity is off: its fields are dropped from slices.
+    no_shared_devices: bool,
+    /// What watches of networks are told, with the resource version.
+    changes: Vec<(u64, Value)>,
 }
 
 /// The running server; it ends with this value.
@@ -80,7 +87,8 @@ impl ApiServer {
 
     /// Start at an address, for example that of a server that was stopped before.
     pub(crate) async fn start_at(address: SocketAddr, served: &[ApiVersion]) -> Self {
-        let state = State { served: served.to_vec(), version: 100, ..State::default() };
+        let state =
+            State { served: served.to_vec(), version: 100, networks_served: true, ..State::default() };
         let state = Arc::new(Mutex::new(state));
         let listener = tokio::net::TcpListener::bind(address).await.expect("bind the API server");
         let address = listener.local_addr().expect("address of the API server");
@@ -116,7 +124,7 @@ impl ApiServer {
         self.state.lock().expect("state")
     }
 
-    /// Put a node, claim, class, pod or slice (in the v1 shape) there, as somebody else would. Returns it as
+    /// Put a node, namespace, network, claim, class, pod or slice (in the v1 shape) there, as somebody else would. Returns it as
     /// stored, with UID and resource version.
     pub(crate) fn put(&self, object: Value) -> Value {
         self.state().put(object)
@@ -125,8 +133,23 @@ impl ApiServer {
     /// Take an object away, as somebody else would.
     pub(crate) fn remove(&self, resource: &'static str, name: &str) {
         let mut state = self.state();
-        state.objects.remove(&(resource, name.to_owned()));
+        let removed = state.objects.remove(&(resource, name.to_owned()));
         state.ownership.remove(name);
+        if let Some(mut object) = removed {
+            state.version += 1;
+            object["metadata"]["resourceVersion"] = state.version.to_string().into();
+            state.log(resource, "DELETED", &object);
+        }
+    }
+
+    /// Turn the feature gate DRAConsumableCapacity off.
+    pub(crate) fn without_shared_devices(&self) {
+        self.state().no_shared_devices = true;
+    }
+
+    /// Install the CustomResourceDefinition of networks, or take it away.
+    pub(crate) fn serve_networks(&self, served: bool) {
+        self.state().networks_served = served;
     }
 
     /// An object in the v1 shape: `get("resourceclaims", "default/a")`.

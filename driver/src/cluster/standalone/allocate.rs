@@ -1,6 +1,7 @@
 //! Allocation of a claim from the driver's own slices, as the scheduler's structured allocator does it
 //! (kubernetes `dynamic-resource-allocation/structured`): pure, and the same answer for the same question.
 
+mod capacity;
 mod requests;
 mod search;
 
@@ -13,12 +14,23 @@ use k8s_openapi::api::{
         DeviceRequestAllocationResult, ResourceClaim, ResourceSlice,
     },
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::selector::SelectorError;
+use super::{claims, selector::SelectorError};
+use capacity::Room;
 use requests::Alternative;
 
-/// Devices that other claims have: pool and device to the claim's name.
-pub(super) type Taken = BTreeMap<(String, String), String>;
+/// Devices that other claims have: by pool and device.
+pub(super) type Taken = BTreeMap<(String, String), Vec<Share>>;
+
+/// What a claim has of a device.
+#[derive(Clone, Debug)]
+pub(super) struct Share {
+    /// The claim's name.
+    pub(super) claim: String,
+    /// What it uses up of the device's capacities; nothing for a device that is the claim's alone.
+    pub(super) consumed: BTreeMap<String, Quantity>,
+}
 
 /// All that an allocation depends on.
 pub(super) struct Question<'a> {
@@ -26,7 +38,7 @@ pub(super) struct Question<'a> {
     pub(super) claim: &'a ResourceClaim,
     /// Classes by name.
     pub(super) classes: &'a BTreeMap<String, DeviceClass>,
-    /// The driver's slices on this node.
+    /// The driver's slices that are of this node, or of all nodes.
     pub(super) slices: &'a [ResourceSlice],
     /// The driver.
     pub(super) driver: &'a str,
@@ -90,17 +102,18 @@ pub(super) fn allocate(question: &Question<'_>) -> Result<AllocationResult, Allo
         });
     }
     let constraints = search::constraints(question)?;
-    let free = |candidate: &Candidate<'_>| {
-        !question.taken.contains_key(&(candidate.pool.to_owned(), candidate.device.name.clone()))
+    let room = |candidate: &Candidate<'_>| {
+        let key = (candidate.pool.to_owned(), candidate.device.name.clone());
+        Room::of(candidate.device, question.taken.get(&key).map(Vec::as_slice).unwrap_or_default())
     };
-    let free: Vec<bool> = candidates.iter().map(free).collect();
-    let chosen = search::search(question.driver, &requests, &constraints, &candidates, &free)
-        .ok_or_else(|| unsatisfied(question, &requests, &candidates, &free))?;
+    let room: Vec<Room> = candidates.iter().map(room).collect();
+    let chosen = search::search(question.driver, &requests, &constraints, &candidates, &room)
+        .ok_or_else(|| unsatisfied(question, &requests, &candidates, &room))?;
     Ok(AllocationResult {
         allocation_timestamp: None,
         devices: Some(DeviceAllocationResult {
             config: Some(configuration(question, &chosen)).filter(|config| !config.is_empty()),
-            results: Some(chosen.iter().flat_map(|pick| results(question, pick, &candidates)).collect()),
+            results: Some(results(question, &chosen, &candidates)),
         }),
         node_selector: Some(this_node(question.node)),
     })
@@ -136,22 +149,32 @@ fn candidates(slices: &[ResourceSlice]) -> Vec<Candidate<'_>> {
 
 fn results(
     question: &Question<'_>,
-    pick: &search::Pick<'_>,
+    chosen: &[search::Pick<'_>],
     candidates: &[Candidate<'_>],
 ) -> Vec<DeviceRequestAllocationResult> {
-    let one = |index: &usize| {
-        let candidate = &candidates[*index];
-        DeviceRequestAllocationResult {
-            request: pick.alternative.name.clone(),
-            driver: question.driver.to_owned(),
-            pool: candidate.pool.to_owned(),
-            device: candidate.device.name.clone(),
-            admin_access: pick.alternative.admin.then_some(true),
-            tolerations: pick.alternative.tolerations.clone(),
-            ..DeviceRequestAllocationResult::default()
-        }
-    };
-    pick.devices.iter().map(one).collect()
+    let picks = chosen.iter().flat_map(|pick| pick.devices.iter().map(|index| (pick.alternative, *index)));
+    picks
+        .enumerate()
+        .map(|(number, (alternative, index))| {
+            let candidate = &candidates[index];
+            let shared = capacity::is_shared(candidate.device) && !alternative.admin;
+            let consumed = capacity::consumed(candidate.device, &alternative.capacity).unwrap_or_default();
+            // The same question has the same answer, so what tells shares apart is made from the claim.
+            let claim = question.claim.metadata.uid.as_deref().unwrap_or_default();
+            let share = || claims::uid(&format!("share/{claim}/{number}"));
+            DeviceRequestAllocationResult {
+                request: alternative.name.clone(),
+                driver: question.driver.to_owned(),
+                pool: candidate.pool.to_owned(),
+                device: candidate.device.name.clone(),
+                admin_access: alternative.admin.then_some(true),
+                tolerations: alternative.tolerations.clone(),
+                share_id: shared.then(share),
+                consumed_capacity: (shared && !consumed.is_empty()).then_some(consumed),
+                ..DeviceRequestAllocationResult::default()
+            }
+        })
+        .collect()
 }
 
 /// Class configurations request by request, then the claim's: the order in which a driver lets the later win.
@@ -202,24 +225,28 @@ fn unsatisfied(
     question: &Question<'_>,
     requests: &[Vec<Alternative<'_>>],
     candidates: &[Candidate<'_>],
-    free: &[bool],
+    room: &[Room],
 ) -> AllocateError {
     let mut message = format!("{} devices are published", candidates.len());
     for alternative in requests.iter().flatten() {
         let fit = alternative.eligible.len();
-        let usable = alternative.eligible.iter().filter(|index| free[**index]).count();
+        let has_room = |index: &usize| room[*index].fits(candidates[*index].device, &alternative.capacity);
+        let usable = alternative.eligible.iter().filter(|index| has_room(index)).count();
         // Writing to a String cannot fail.
         let _ = write!(
             message,
             "; request {:?} wants {}, {fit} fit, {usable} of them free",
             alternative.name, alternative.wants
         );
-        for index in alternative.eligible.iter().filter(|index| !free[**index]) {
+        for index in alternative.eligible.iter().filter(|index| !has_room(index)) {
             let candidate = &candidates[*index];
             let key = (candidate.pool.to_owned(), candidate.device.name.clone());
-            if let Some(owner) = question.taken.get(&key) {
-                let _ = write!(message, " ({} belongs to claim {owner})", candidate.device.name);
-            }
+            let name = &candidate.device.name;
+            let _ = match question.taken.get(&key).map(Vec::as_slice) {
+                Some([owner]) => write!(message, " ({name} belongs to claim {})", owner.claim),
+                Some(owners) => write!(message, " ({name} is shared by {} claims)", owners.len()),
+                None => write!(message, " ({name} has less capacity)"),
+            };
         }
     }
     AllocateError::Unsatisfied { message }

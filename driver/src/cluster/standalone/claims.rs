@@ -12,7 +12,7 @@ use k8s_openapi::{
 
 use super::{
     Shared,
-    allocate::{self, AllocateError, Taken},
+    allocate::{self, AllocateError, Share, Taken},
     folder::Folder,
     unavailable, written,
 };
@@ -110,7 +110,7 @@ impl Shared {
             return Ok(merged);
         }
         let name = display(&merged);
-        let slices = self.slices()?;
+        let slices = self.allocatable()?;
         let taken = self.taken(folder, claim)?;
         let allocation = allocate::allocate(&allocate::Question {
             claim: &merged,
@@ -133,7 +133,7 @@ impl Shared {
 
     /// Devices of this driver that other claims have.
     fn taken(&self, folder: &Folder, but: &ResourceClaim) -> Result<Taken, ClusterError> {
-        let mut taken = BTreeMap::new();
+        let mut taken = Taken::new();
         for claim in folder.claims.values().filter(|claim| !std::ptr::eq(*claim, but)) {
             let given = claim.status.clone().filter(|status| status.allocation.is_some());
             let status = match given {
@@ -142,7 +142,9 @@ impl Shared {
             };
             for result in status.iter().flat_map(results) {
                 if result.driver == self.driver && result.admin_access != Some(true) {
-                    taken.insert((result.pool.clone(), result.device.clone()), display(claim));
+                    let consumed = result.consumed_capacity.clone().unwrap_or_default();
+                    let share = Share { claim: display(claim), consumed };
+                    taken.entry((result.pool.clone(), result.device.clone())).or_default().push(share);
                 }
             }
         }

@@ -6,11 +6,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use k8s_openapi::{
+    api::{
+        core::v1::Namespace,
+        resource::v1::{DeviceClass, ResourceClaim},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::cluster::versions::{self, ApiVersion};
+use crate::{
+    cluster::versions::{self, ApiVersion},
+    network::{Declared, spec},
+};
 
 /// An object read from the folder.
 #[derive(Debug)]
@@ -19,6 +28,10 @@ pub(super) enum Object {
     Claim(Box<ResourceClaim>),
     /// A class.
     Class(Box<DeviceClass>),
+    /// A network, whatever its spec is.
+    Network(Box<Declared>),
+    /// A namespace.
+    Namespace(Box<Namespace>),
 }
 
 /// Something in the folder that cannot be used. The rest of the folder can.
@@ -81,11 +94,32 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
     let Some(api_version) = text_of("/apiVersion") else {
         return Err(problem(None, "apiVersion: missing; an object has apiVersion and kind".to_owned()));
     };
+    let kind = text_of("/kind").unwrap_or_default().to_owned();
+    // Whose they are is in the message; a claim is not hidden by them.
+    let other = |message: String| problem(Some(String::new()), message);
+    match (api_version, kind.as_str()) {
+        ("v1", "Namespace") => {
+            let namespace = typed(&value).and_then(checked_namespace).map_err(other)?;
+            return Ok(Some(Object::Namespace(Box::new(namespace))));
+        }
+        (spec::API_VERSION, spec::KIND) => {
+            let network = declared(&value).map_err(other)?;
+            return Ok(Some(Object::Network(Box::new(network))));
+        }
+        _ if api_version.starts_with(&format!("{}/", spec::GROUP)) => {
+            let message = format!(
+                "{api_version} {kind}: not read here; allowed: kind {} of {}",
+                spec::KIND,
+                spec::API_VERSION
+            );
+            return Err(other(message));
+        }
+        _ => {}
+    }
     let Some(version) = api_version.strip_prefix(versions::GROUP).and_then(|rest| rest.strip_prefix('/'))
     else {
         return Ok(None);
     };
-    let kind = text_of("/kind").unwrap_or_default().to_owned();
     let identity = (kind == "ResourceClaim").then(|| {
         let namespace = text_of("/metadata/namespace").unwrap_or("default");
         format!("{namespace}/{}", text_of("/metadata/name").unwrap_or_default())
@@ -151,6 +185,28 @@ fn checked_claim(mut claim: ResourceClaim) -> Result<ResourceClaim, String> {
         }
     }
     Ok(claim)
+}
+
+fn checked_namespace(namespace: Namespace) -> Result<Namespace, String> {
+    check_name("metadata.name", namespace.metadata.name.as_deref())?;
+    Ok(namespace)
+}
+
+/// A network is judged with the others, so its spec is taken as it is.
+fn declared(object: &Value) -> Result<Declared, String> {
+    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+    if let Some(field) = object
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.keys())
+        .find(|key| !known.contains(&key.as_str()))
+    {
+        return Err(format!("{field}: unknown field"));
+    }
+    let metadata: ObjectMeta = typed(object.get("metadata").unwrap_or(&Value::Null))
+        .map_err(|message| format!("metadata: {message}"))?;
+    check_name("metadata.name", metadata.name.as_deref())?;
+    Ok(Declared::new(&metadata, object))
 }
 
 fn checked_class(class: DeviceClass) -> Result<DeviceClass, String> {

@@ -6,12 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use k8s_openapi::api::{
+    core::v1::Namespace,
+    resource::v1::{DeviceClass, ResourceClaim},
+};
 
 use super::{
     document::{self, Object, Problem},
     written,
 };
+use crate::network::Declared;
 
 /// A file larger than this is no hand-written object.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -23,6 +27,10 @@ pub(super) struct Folder {
     pub(super) claims: BTreeMap<(String, String), ResourceClaim>,
     /// Classes by name.
     pub(super) classes: BTreeMap<String, DeviceClass>,
+    /// Networks by name.
+    pub(super) networks: BTreeMap<String, Declared>,
+    /// Namespaces by name. One that is not here exists all the same, without labels of its own.
+    pub(super) namespaces: BTreeMap<String, Namespace>,
     /// What cannot be used.
     pub(super) problems: Vec<Problem>,
 }
@@ -110,6 +118,22 @@ impl Folder {
                 }
                 Entry::Occupied(taken) => (format!("DeviceClass {}", taken.key()), None),
             },
+            Object::Network(network) => match self.networks.entry(network.reference.name.clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(*network);
+                    return;
+                }
+                Entry::Occupied(taken) => (format!("Network {}", taken.key()), Some(String::new())),
+            },
+            Object::Namespace(namespace) => {
+                match self.namespaces.entry(namespace.metadata.name.clone().unwrap_or_default()) {
+                    Entry::Vacant(free) => {
+                        free.insert(*namespace);
+                        return;
+                    }
+                    Entry::Occupied(taken) => (format!("Namespace {}", taken.key()), Some(String::new())),
+                }
+            }
         };
         self.problems.push(Problem {
             file: file.to_owned(),

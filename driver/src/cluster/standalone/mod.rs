@@ -1,6 +1,6 @@
 //! The cluster as a folder of YAML objects: `netferry run --standalone DIR`.
 //!
-//! The user's side is ResourceClaims and DeviceClasses in any `*.yaml` below DIR, several documents a file. It
+//! The user's side is ResourceClaims, DeviceClasses, Networks and Namespaces (for their labels) in any `*.yaml` below DIR, several documents a file. It
 //! is read at each call, so an edit counts at once. The driver's side is `DIR/status/<namespace>/<claim>.yaml`,
 //! `DIR/slices/` and `DIR/events.yaml`; those names at the top of DIR are not read as the user's.
 //!
@@ -13,21 +13,27 @@ mod allocate;
 mod claims;
 mod document;
 mod folder;
+mod networks;
 mod selector;
 mod written;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 
 use super::{Cluster, ClusterError, Event, NodeRef, event_object};
-use crate::claim::ClaimRef;
+use crate::{
+    claim::ClaimRef,
+    network::{Declared, NetworkRef, spec::NetworkStatus},
+};
 use folder::Folder;
 
 pub use claims::{RESERVED_FOR, derived_uid};
@@ -97,6 +103,17 @@ impl Shared {
             slice.spec.driver == self.driver && slice.spec.node_name.as_deref() == Some(&self.node)
         };
         Ok(all.into_iter().filter(ours).collect())
+    }
+
+    /// Slices that a claim on this node may be given devices of.
+    fn allocatable(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
+        let all: Vec<ResourceSlice> =
+            written::slices(&self.root).map_err(|error| unavailable("read the slices", error))?;
+        let here = |slice: &ResourceSlice| {
+            slice.spec.driver == self.driver
+                && (slice.spec.all_nodes == Some(true) || slice.spec.node_name.as_deref() == Some(&self.node))
+        };
+        Ok(all.into_iter().filter(here).collect())
     }
 
     fn create_slice(&self, mut slice: ResourceSlice) -> Result<ResourceSlice, ClusterError> {
@@ -208,6 +225,40 @@ impl Cluster for Standalone {
                 .map_err(|error| unavailable("write the Event", error))
         })
         .await
+    }
+
+    async fn namespace_labels(&self, name: &str) -> Result<BTreeMap<String, String>, ClusterError> {
+        let name = name.to_owned();
+        self.turn(move |shared| Ok(shared.namespace_labels(&name))).await
+    }
+
+    fn networks(&self) -> BoxStream<'static, Result<Vec<Declared>, ClusterError>> {
+        networks::watch(self.clone())
+    }
+
+    async fn apply_network_status(
+        &self,
+        network: &NetworkRef,
+        status: &NetworkStatus,
+    ) -> Result<(), ClusterError> {
+        let (network, new) = (network.clone(), status.clone());
+        let change = move |status: &mut NetworkStatus| {
+            (status.observed_generation, status.conditions) = (new.observed_generation, new.conditions);
+        };
+        self.turn(move |shared| shared.change_network_status(&network, change)).await
+    }
+
+    async fn apply_network_counts(
+        &self,
+        network: &NetworkRef,
+        nodes: u32,
+        members: u32,
+    ) -> Result<(), ClusterError> {
+        let network = network.clone();
+        let change = move |status: &mut NetworkStatus| {
+            (status.nodes, status.members) = (Some(nodes), Some(members));
+        };
+        self.turn(move |shared| shared.change_network_status(&network, change)).await
     }
 }
 

@@ -13,6 +13,8 @@ use std::sync::{Arc, LazyLock};
 use cel::{Context, Env, Program, Value};
 use k8s_openapi::api::resource::v1::Device;
 
+pub(super) use quantity::Quantity;
+
 /// Longest expression (`CELSelectorExpressionMaxLength`).
 const MAX_BYTES: usize = 10 * 1024;
 

@@ -1,4 +1,5 @@
-//! What the driver writes into the folder: `status/<namespace>/<claim>.yaml`, `slices/<slice>.yaml` and
+//! What the driver writes into the folder: `status/<namespace>/<claim>.yaml`,
+//! `status/_networks/<network>.yaml`, `slices/<slice>.yaml` and
 //! `events.yaml`. Each file is replaced whole, so a reader and a crash see the old or the new one.
 
 use std::{
@@ -27,6 +28,11 @@ pub(super) fn is_ours(root: &Path, path: &Path) -> bool {
 /// The status file of a claim.
 pub(super) fn status_file(root: &Path, namespace: &str, name: &str) -> PathBuf {
     root.join(STATUS).join(namespace).join(format!("{name}.yaml"))
+}
+
+/// The status file of a network: beside those of claims, in a folder that no namespace can be called.
+pub(super) fn network_status_file(root: &Path, name: &str) -> PathBuf {
+    root.join(STATUS).join("_networks").join(format!("{name}.yaml"))
 }
 
 /// The file of a slice; `None` for a name that is no file name.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;
 use netferry_common::Direction;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use compile::{Compiled, Room, RuleEntry, compile};
@@ -23,7 +24,7 @@ pub(in crate::datapath) use install::PolicyTables;
 pub use prefix::Prefix;
 
 /// Rules for both directions.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
     /// Flows that others open to the endpoint.
@@ -35,7 +36,7 @@ pub struct Policy {
 }
 
 /// Rules for one direction.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rules {
     /// What happens to a flow that no rule matches. Left out: `deny` if there is an allow rule, `network` if not.
@@ -43,11 +44,12 @@ pub struct Rules {
     pub otherwise: Option<Otherwise>,
     /// The rules, in any order.
     #[serde(default)]
+    #[schemars(length(max = 1000))]
     pub rules: Vec<Rule>,
 }
 
 /// The decision about a flow that no rule matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Otherwise {
     /// As without any policy: members of the endpoint's network may talk, others may not. On the wire of a
@@ -58,21 +60,23 @@ pub enum Otherwise {
 }
 
 /// One rule: an action for the flows between the endpoint and some peers, on some ports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// What is done with a flow that matches.
     pub action: Action,
     /// Any of these; left out, every peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
     pub peers: Option<Vec<Peer>>,
     /// Any of these; left out, every protocol and port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
     pub ports: Option<Vec<Port>>,
 }
 
 /// What a rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Lets the flow pass, unless a deny rule matches too.
@@ -82,11 +86,13 @@ pub enum Action {
 }
 
 /// Who is at the other end: exactly one of the fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub struct Peer {
     /// Addresses in a prefix. Host bits must be 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(max = 43))]
     pub cidr: Option<IpNetwork>,
     /// Every member of a network, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,21 +103,23 @@ pub struct Peer {
 }
 
 /// A protocol, with a port or a range of ports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// The protocol.
     pub protocol: Protocol,
     /// The destination port, or the first of a range. Left out, every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
     pub port: Option<u16>,
     /// The last port of the range that `port` begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
     pub end_port: Option<u16>,
 }
 
 /// A transport protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 pub enum Protocol {
     /// Protocol 6.
     #[serde(rename = "TCP")]

@@ -13,6 +13,8 @@ fn resource(kind: &str) -> &'static str {
     match kind {
         "Node" => "nodes",
         "Pod" => "pods",
+        "Namespace" => "namespaces",
+        "Network" => "networks",
         "ResourceClaim" => "resourceclaims",
         "ResourceSlice" => "resourceslices",
         "DeviceClass" => "deviceclasses",
@@ -48,7 +50,17 @@ impl State {
         metadata.entry("creationTimestamp").or_insert_with(|| "2026-01-01T00:00:00Z".into());
         metadata.insert("resourceVersion".to_owned(), version.into());
         let kind = object["kind"].as_str().expect("kind").to_owned();
-        self.objects.insert((resource(&kind), key(&object)), object.clone());
+        let key = (resource(&kind), key(&object));
+        let before = self.objects.get(&key);
+        if kind == "Network" {
+            let generation =
+                before.map_or(0, |before| before["metadata"]["generation"].as_i64().unwrap_or(0));
+            let changed = before.is_none_or(|before| before["spec"] != object["spec"]);
+            object["metadata"]["generation"] = (generation + i64::from(changed)).into();
+        }
+        let event = if before.is_some() { "MODIFIED" } else { "ADDED" };
+        self.log(key.0, event, &object);
+        self.objects.insert(key, object.clone());
         object
     }
 
@@ -57,6 +69,7 @@ impl State {
         let key = (resource, name.to_owned());
         if self.objects.get(&key) != Some(&object) {
             object["metadata"]["resourceVersion"] = self.next_version().into();
+            self.log(resource, "MODIFIED", &object);
             self.objects.insert(key, object.clone());
         }
         object
@@ -124,15 +137,24 @@ impl State {
         ))
     }
 
-    fn slice_body(version: ApiVersion, request: &Request<'_>) -> Result<Value, Failure> {
+    fn slice_body(&self, version: ApiVersion, request: &Request<'_>) -> Result<Value, Failure> {
         validate::slice_shape(version, request.body)?;
-        let object = versions::from_wire(version, request.body.clone());
+        let mut object = versions::from_wire(version, request.body.clone());
+        if self.no_shared_devices {
+            // `dropDisabledFields` of pkg/registry/resource/resourceslice.
+            for device in object["spec"]["devices"].as_array_mut().into_iter().flatten() {
+                device.as_object_mut().map(|device| device.remove("allowMultipleAllocations"));
+                for capacity in device["capacity"].as_object_mut().into_iter().flatten() {
+                    capacity.1.as_object_mut().map(|capacity| capacity.remove("requestPolicy"));
+                }
+            }
+        }
         validate::slice(&object)?;
         Ok(object)
     }
 
     pub(super) fn create_slice(&mut self, version: ApiVersion, request: &Request<'_>) -> Answer {
-        let mut object = Self::slice_body(version, request)?;
+        let mut object = self.slice_body(version, request)?;
         if object["metadata"]["name"].is_null() {
             let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default();
             if prefix.is_empty() {
@@ -160,7 +182,7 @@ impl State {
     }
 
     pub(super) fn update_slice(&mut self, version: ApiVersion, name: &str, request: &Request<'_>) -> Answer {
-        let mut object = Self::slice_body(version, request)?;
+        let mut object = self.slice_body(version, request)?;
         let stored = self.find("resourceslices", name)?;
         let sent = &object["metadata"]["resourceVersion"];
         if !sent.is_null() && *sent != stored["metadata"]["resourceVersion"] {

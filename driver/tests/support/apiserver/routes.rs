@@ -14,7 +14,7 @@ use axum::{
 use netferry::cluster::versions::{self, ApiVersion};
 use serde_json::{Value, json};
 
-use super::{Fault, Recorded, State};
+use super::{Fault, Recorded, State, networks};
 
 /// An error as the API server words it.
 #[derive(Debug)]
@@ -52,6 +52,9 @@ pub(super) async fn handle(
     bytes: Bytes,
 ) -> Response<Body> {
     let query = query(uri.query().unwrap_or_default());
+    let watched = (uri.path() == networks::PATH && query.contains_key("watch"))
+        .then(|| query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0));
+    let shared = Arc::clone(&state);
     let content_type =
         headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let body = if bytes.is_empty() { Ok(Value::Null) } else { serde_yaml_ng::from_slice(&bytes) };
@@ -91,11 +94,11 @@ pub(super) async fn handle(
     if hang {
         tokio::time::sleep(Duration::from_hours(1)).await;
     }
-    Response::builder()
-        .status(code)
-        .header(CONTENT_TYPE, "application/json")
-        .body(Body::from(answer.to_string()))
-        .expect("response")
+    let body = match watched {
+        Some(from) if code == 200 => networks::watch(shared, from),
+        _ => Body::from(answer.to_string()),
+    };
+    Response::builder().status(code).header(CONTENT_TYPE, "application/json").body(body).expect("response")
 }
 
 fn query(text: &str) -> BTreeMap<String, String> {
@@ -127,7 +130,7 @@ fn decode(text: &str) -> String {
 impl State {
     fn route(&mut self, path: &str, request: &Request<'_>) -> Answer {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        if request.query.contains_key("watch") {
+        if request.query.contains_key("watch") && path != networks::PATH {
             return Err(Failure::new(400, "BadRequest", "watch is not played here"));
         }
         let missing = || Failure::new(404, "NotFound", "the server could not find the requested resource");
@@ -142,6 +145,10 @@ impl State {
             ["apis", group] => {
                 let group = self.groups().into_iter().find(|known| known["name"] == group);
                 group.map(|group| (200, group)).ok_or_else(missing)
+            }
+            ["api", "v1", "namespaces", name] => self.read("namespaces", name, None),
+            ["apis", "netferry.dev", "v1alpha1", "networks", ref rest @ ..] => {
+                self.networks(rest, request).unwrap_or_else(|| Err(missing()))
             }
             ["api", "v1", "nodes", name] => self.read("nodes", name, None),
             ["api", "v1", "namespaces", namespace, "pods", name] => {

@@ -136,8 +136,26 @@ fn device_facts(field: &str, device: &Value) -> Checked {
             }
         }
     }
-    for name in device["capacity"].as_object().into_iter().flatten().map(|(name, _)| name) {
-        require(is_qualified(name), format!("{field}.capacity[{name}]"), "not a qualified name")?;
+    for (name, capacity) in device["capacity"].as_object().into_iter().flatten() {
+        let field = format!("{field}.capacity[{name}]");
+        require(is_qualified(name), &field, "not a qualified name")?;
+        let policy = &capacity["requestPolicy"];
+        if policy.is_null() {
+            continue;
+        }
+        require(
+            device["allowMultipleAllocations"] == true,
+            format!("{field}.requestPolicy"),
+            "allowMultipleAllocations must be true",
+        )?;
+        if let Some(values) = policy["validValues"].as_array() {
+            let default = values.contains(&policy["default"]);
+            require(
+                default && values.len() <= 10,
+                format!("{field}.requestPolicy.default"),
+                "in validValues",
+            )?;
+        }
     }
     Ok(())
 }

@@ -1,12 +1,16 @@
 //! What a claim asks for, request by request, and which published devices fit.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use k8s_openapi::api::resource::v1::{
-    CapacityRequirements, DeviceSelector, DeviceSubRequest, DeviceTaint, DeviceToleration, ExactDeviceRequest,
+use k8s_openapi::{
+    api::resource::v1::{
+        CapacityRequirements, DeviceSelector, DeviceSubRequest, DeviceTaint, DeviceToleration,
+        ExactDeviceRequest,
+    },
+    apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{AllocateError, Candidate, Question};
+use super::{AllocateError, Candidate, Question, capacity};
 use crate::cluster::standalone::selector::Selector;
 
 /// Most devices a claim may have (`AllocationResultsMaxSize`).
@@ -45,7 +49,9 @@ pub(super) struct Alternative<'a> {
     pub(super) admin: bool,
     /// Copied into the result.
     pub(super) tolerations: Option<Vec<DeviceToleration>>,
-    /// Candidates that pass every selector, by index.
+    /// What is wanted of a device's capacities.
+    pub(super) capacity: BTreeMap<String, Quantity>,
+    /// Candidates that pass every selector and have the capacities, by index.
     pub(super) eligible: Vec<usize>,
 }
 
@@ -128,8 +134,9 @@ fn alternative<'a>(
 ) -> Result<Alternative<'a>, AllocateError> {
     let field = |name: &str| format!("{}.{name}", ask.field);
     let invalid = |name: &str, message: String| AllocateError::Invalid { field: field(name), message };
-    if ask.capacity.is_some() {
-        return Err(invalid("capacity", "sharing a device by capacity is not known here".to_owned()));
+    let capacity = ask.capacity.and_then(|capacity| capacity.requests.clone()).unwrap_or_default();
+    for (name, wanted) in &capacity {
+        capacity::parse(wanted).map_err(|message| invalid(&format!("capacity.requests[{name}]"), message))?;
     }
     let wants = wants(&ask).map_err(|(name, message)| invalid(name, message))?;
     let class = question.classes.get(ask.class).ok_or_else(|| AllocateError::NoClass {
@@ -144,7 +151,8 @@ fn alternative<'a>(
         let device = candidate.device;
         // Shared counters are not kept here, so a device that draws on one is never free to give.
         let plain = device.consumes_counters.as_ref().is_none_or(Vec::is_empty);
-        if !plain || !tolerated(device.taints.as_deref(), ask.tolerations.map(Vec::as_slice)) {
+        let enough = capacity::consumed(device, &capacity).is_some();
+        if !plain || !enough || !tolerated(device.taints.as_deref(), ask.tolerations.map(Vec::as_slice)) {
             continue;
         }
         let mut selected = true;
@@ -166,6 +174,7 @@ fn alternative<'a>(
         wants,
         admin: ask.admin,
         tolerations: ask.tolerations.cloned(),
+        capacity,
         eligible,
     })
 }

@@ -4,6 +4,7 @@ use k8s_openapi::api::resource::v1::{Device, DeviceAttribute, DeviceConstraint};
 
 use super::{
     AllocateError, Candidate, Question,
+    capacity::{Room, is_shared},
     requests::{Alternative, MAX_DEVICES, Wants},
 };
 
@@ -55,7 +56,7 @@ struct Search<'a> {
     requests: &'a [Vec<Alternative<'a>>],
     constraints: &'a [Constraint<'a>],
     candidates: &'a [Candidate<'a>],
-    free: Vec<bool>,
+    room: Vec<Room>,
     picks: Vec<Pick<'a>>,
     steps: usize,
 }
@@ -66,10 +67,10 @@ pub(super) fn search<'a>(
     requests: &'a [Vec<Alternative<'a>>],
     constraints: &'a [Constraint<'a>],
     candidates: &'a [Candidate<'a>],
-    free: &[bool],
+    room: &[Room],
 ) -> Option<Vec<Pick<'a>>> {
-    let free = free.to_vec();
-    let mut search = Search { driver, requests, constraints, candidates, free, picks: Vec::new(), steps: 0 };
+    let room = room.to_vec();
+    let mut search = Search { driver, requests, constraints, candidates, room, picks: Vec::new(), steps: 0 };
     search.next_request().then_some(search.picks)
 }
 
@@ -106,9 +107,13 @@ impl<'a> Search<'a> {
             if self.steps > BUDGET {
                 return false;
             }
-            if (alternative.admin || self.free[index]) && self.fits(alternative, index) {
+            let device = self.candidates[index].device;
+            let has_room = alternative.admin || self.room[index].fits(device, &alternative.capacity);
+            if has_room && self.fits(alternative, index) {
                 self.take(alternative, index);
-                if self.next_device(alternative, place + 1) {
+                // A shared device may be given to one request several times.
+                let again = optional && is_shared(device) && !alternative.admin;
+                if self.next_device(alternative, if again { place } else { place + 1 }) {
                     return true;
                 }
                 self.give_back(alternative, index);
@@ -121,14 +126,18 @@ impl<'a> Search<'a> {
     }
 
     fn take(&mut self, alternative: &Alternative<'_>, index: usize) {
-        self.free[index] &= alternative.admin;
+        if !alternative.admin {
+            self.room[index].take(self.candidates[index].device, &alternative.capacity);
+        }
         if let Some(pick) = self.picks.last_mut() {
             pick.devices.push(index);
         }
     }
 
     fn give_back(&mut self, alternative: &Alternative<'_>, index: usize) {
-        self.free[index] |= !alternative.admin;
+        if !alternative.admin {
+            self.room[index].give_back(self.candidates[index].device, &alternative.capacity);
+        }
         if let Some(pick) = self.picks.last_mut() {
             pick.devices.pop();
         }

@@ -71,7 +71,8 @@ fn pairs(wanted: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 fn taken(devices: &[&str]) -> Taken {
-    devices.iter().map(|device| (("n1".to_owned(), (*device).to_owned()), "d/other".to_owned())).collect()
+    let share = || vec![Share { claim: "d/other".to_owned(), consumed: BTreeMap::new() }];
+    devices.iter().map(|device| (("n1".to_owned(), (*device).to_owned()), share())).collect()
 }
 
 fn one(exactly: Value) -> ResourceClaim {
@@ -230,7 +231,10 @@ fn errors_name_the_field_and_what_is_allowed() {
             json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device.attributes['x'].y"}}]}),
             "fails on device \"a\"",
         ),
-        (json!({"deviceClassName": "net", "capacity": {}}), "exactly.capacity: "),
+        (
+            json!({"deviceClassName": "net", "capacity": {"requests": {"ports": "many"}}}),
+            "exactly.capacity.requests[ports]: \"many\" is not a quantity",
+        ),
     ] {
         let error = run(&one(exactly), &slices, &taken(&[])).expect_err(wanted).to_string();
         assert!(error.contains(wanted), "{error}");
@@ -244,4 +248,77 @@ fn a_hard_claim_ends() {
     let claim = claim(json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "net", "count": 32}},
         {"name": "s", "exactly": {"deviceClassName": "jumbo"}}]}));
     assert!(matches!(run(&claim, &slices, &taken(&[])), Err(AllocateError::Unsatisfied { .. })));
+}
+
+/// A network's port on this node, and two addresses of each of two networks.
+fn networks() -> Vec<ResourceSlice> {
+    let name = |network: &str| json!({"network": {"string": network}});
+    let port = |network: &str, ports: &str| {
+        json!({"name": format!("port-{network}"), "attributes": name(network), "allowMultipleAllocations": true,
+            "capacity": {"ports": {"value": ports, "requestPolicy": {"default": "1", "validValues": ["1"]}}}})
+    };
+    let addresses = |network: &str| {
+        let device = |last: u8| json!({"name": format!("ip-10-0-0-{last}"), "attributes": name(network)});
+        serde_json::from_value(json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {},
+            "spec": {"driver": "netferry.dev", "allNodes": true, "devices": [device(1), device(2)],
+                     "pool": {"name": format!("networks/{network}"), "generation": 1, "resourceSliceCount": 1}}
+        }))
+        .expect("slice")
+    };
+    let mut all = slices(json!([port("blue", "3"), port("red", "1k"), link("eth1", 1500, 0)]));
+    all.extend([addresses("red"), addresses("blue")]);
+    all
+}
+
+fn results_of(allocation: &AllocationResult) -> Vec<DeviceRequestAllocationResult> {
+    allocation.devices.clone().and_then(|devices| devices.results).expect("results")
+}
+
+#[test]
+fn a_port_and_an_address_of_one_network() {
+    let guarded = |rest: &str| json!([{"cel": {"expression": format!("'network' in device.attributes['netferry.dev'] && {rest}")}}]);
+    let claim = claim(json!({
+        "requests": [
+            {"name": "port", "exactly": {"deviceClassName": "net",
+                "selectors": guarded("device.attributes['netferry.dev'].network == 'red' && \
+                    device.allowMultipleAllocations")}},
+            {"name": "address", "exactly": {"deviceClassName": "net",
+                "selectors": guarded("!device.allowMultipleAllocations")}},
+        ],
+        "constraints": [{"requests": ["port", "address"], "matchAttribute": "netferry.dev/network"}],
+    }));
+    let allocation = run(&claim, &networks(), &Taken::new()).expect("allocated");
+    assert_eq!(given(&allocation), pairs(&[("port", "port-red"), ("address", "ip-10-0-0-1")]));
+    let results = results_of(&allocation);
+    assert_eq!(results[1].pool, "networks/red");
+    assert!(results[0].share_id.is_some() && results[1].share_id.is_none());
+    let consumed = results[0].consumed_capacity.clone().expect("consumed");
+    assert_eq!(consumed, BTreeMap::from([("ports".to_owned(), Quantity("1".to_owned()))]));
+}
+
+#[test]
+fn a_shared_device_is_given_until_its_capacity_is_used_up() {
+    let wants = |count: u32| {
+        one(json!({"deviceClassName": "net", "count": count, "selectors": [{"cel": {"expression":
+            "device.allowMultipleAllocations && device.attributes['netferry.dev'].network == 'blue'"}}]}))
+    };
+    let allocation = run(&wants(3), &networks(), &Taken::new()).expect("three of three");
+    assert_eq!(given(&allocation), pairs(&[("r", "port-blue"); 3]));
+    let shares: std::collections::BTreeSet<_> =
+        results_of(&allocation).into_iter().filter_map(|result| result.share_id).collect();
+    assert_eq!(shares.len(), 3, "each has its own");
+
+    let share = |claim: &str| Share {
+        claim: claim.to_owned(),
+        consumed: BTreeMap::from([("ports".to_owned(), Quantity("1".to_owned()))]),
+    };
+    let port = ("n1".to_owned(), "port-blue".to_owned());
+    let two = Taken::from([(port.clone(), vec![share("d/a"), share("d/b")])]);
+    run(&wants(1), &networks(), &two).expect("one is left");
+    let error = run(&wants(2), &networks(), &two).expect_err("one is left, two are wanted");
+    assert!(matches!(error, AllocateError::Unsatisfied { .. }), "{error}");
+    let three = Taken::from([(port, vec![share("d/a"), share("d/b"), share("d/c")])]);
+    let error = run(&wants(1), &networks(), &three).expect_err("none is left").to_string();
+    assert!(error.contains("port-blue is shared by 3 claims"), "{error}");
 }

@@ -14,7 +14,7 @@ static QUANTITY: Type = Type::new_unspecified_type("kubernetes.Quantity");
 
 /// A quantity in units of 10⁻⁹, the finest that Kubernetes knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Quantity(i128);
+pub(in crate::cluster::standalone) struct Quantity(pub(in crate::cluster::standalone) i128);
 
 impl FromStr for Quantity {
     type Err = String;

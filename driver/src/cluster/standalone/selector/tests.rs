@@ -69,7 +69,7 @@ fn what_is_no_selector_is_refused() {
 
 #[test]
 fn quantities_compare_by_amount() {
-    let parse = |text: &str| text.parse::<quantity::Quantity>().expect(text);
+    let parse = |text: &str| text.parse::<Quantity>().expect(text);
     assert_eq!(parse("1Ki"), parse("1024"));
     assert_eq!(parse("1.5G"), parse("1500M"));
     assert_eq!(parse("1e3"), parse("1k"));
@@ -77,7 +77,7 @@ fn quantities_compare_by_amount() {
     assert!(parse("1Gi") > parse("1G"));
     assert!(parse("16Ei") > parse("16E"));
     for bad in ["", "x", "1.2.3", "1Zi", "--1", "1e99", &"9".repeat(60)] {
-        assert!(bad.parse::<quantity::Quantity>().is_err(), "{bad}");
+        assert!(bad.parse::<Quantity>().is_err(), "{bad}");
     }
 }
 

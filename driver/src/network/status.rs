@@ -1,0 +1,121 @@
+//! What a Network's status says: pure.
+//!
+//! Every node comes to the same `Accepted`, so whichever writes first has written for all, and the others find
+//! nothing to change. `Ready` turns true with the first node that publishes ports, and false when the object is no
+//! longer accepted.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    accept::{Declared, Judged},
+    spec::NetworkStatus,
+};
+
+/// The object is valid, and in conflict with no older one.
+pub const ACCEPTED: &str = "Accepted";
+/// A node publishes ports of it.
+pub const READY: &str = "Ready";
+
+/// Longest message of a condition (`maxLength` in its schema is 32768; people read less).
+const MAX_MESSAGE: usize = 4096;
+
+/// The status the object is to have, as far as this node can tell. `published` has the names of the networks that it
+/// publishes ports of.
+#[must_use]
+pub fn wanted(
+    declared: &Declared,
+    judged: &Judged,
+    published: &BTreeSet<String>,
+    now: Timestamp,
+) -> NetworkStatus {
+    let former = |name: &str| declared.status.conditions.iter().find(|condition| condition.type_ == name);
+    let condition = |name: &str, holds: bool, reason: &str, message: &str| {
+        let status = if holds { "True" } else { "False" };
+        let since = former(name).filter(|former| former.status == status);
+        Condition {
+            type_: name.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message[..message.floor_char_boundary(MAX_MESSAGE)].to_owned(),
+            observed_generation: declared.generation,
+            last_transition_time: since.map_or(Time(now), |former| former.last_transition_time.clone()),
+        }
+    };
+    let conditions = if let Some(problem) = &judged.problem {
+        vec![
+            condition(ACCEPTED, false, problem.reason(), &problem.to_string()),
+            condition(READY, false, "NotAccepted", "the network is not accepted"),
+        ]
+    } else {
+        let ready = published.contains(&declared.reference.name)
+            || former(READY).is_some_and(|former| former.status == "True");
+        vec![
+            condition(ACCEPTED, true, "Valid", "the network is valid"),
+            if ready {
+                condition(READY, true, "Published", "ports of it are published")
+            } else {
+                condition(READY, false, "NoNode", "no node has published ports of it yet")
+            },
+        ]
+    };
+    NetworkStatus { observed_generation: declared.generation, conditions, ..declared.status.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::network::{NetworkRef, accept::judge};
+
+    #[test]
+    fn a_condition_keeps_the_time_of_its_last_change() {
+        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let (first, later) = (time("2026-01-01T00:00:00Z"), time("2026-01-02T00:00:00Z"));
+        let mut declared = Declared {
+            reference: NetworkRef { name: "blue".to_owned(), uid: "1".to_owned() },
+            generation: Some(1),
+            spec: json!({"subnets": ["10.1.0.0/16"], "transport": {"local": {}}}),
+            ..Declared::default()
+        };
+        let status = |declared: &mut Declared, published: &[&str], now| {
+            let judged = judge(std::slice::from_ref(declared), &BTreeMap::default()).remove(0);
+            let published = published.iter().map(|name| (*name).to_owned()).collect();
+            declared.status = wanted(declared, &judged, &published, now);
+            declared
+                .status
+                .conditions
+                .iter()
+                .map(|c| {
+                    (c.type_.clone(), c.status.clone(), c.reason.clone(), c.last_transition_time.0 == first)
+                })
+                .collect::<Vec<_>>()
+        };
+        let row = |name: &str, status: &str, reason: &str, first: bool| {
+            (name.to_owned(), status.to_owned(), reason.to_owned(), first)
+        };
+        assert_eq!(
+            status(&mut declared, &[], first),
+            [row(ACCEPTED, "True", "Valid", true), row(READY, "False", "NoNode", true)]
+        );
+        assert_eq!(
+            status(&mut declared, &["blue"], later),
+            [row(ACCEPTED, "True", "Valid", true), row(READY, "True", "Published", false)]
+        );
+        // A node without ports does not take it back.
+        let before = declared.status.clone();
+        status(&mut declared, &[], later);
+        assert_eq!(declared.status, before);
+        declared.spec["mtu"] = 1.into();
+        assert_eq!(
+            status(&mut declared, &["blue"], later),
+            [row(ACCEPTED, "False", "Invalid", false), row(READY, "False", "NotAccepted", false)]
+        );
+        assert!(declared.status.conditions[0].message.contains("spec.mtu"), "{:?}", declared.status);
+    }
+}

@@ -1,0 +1,260 @@
+//! What a network's fields may be, and what two networks may not both have.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde_json::Value;
+
+use super::{
+    join, mtu, names,
+    spec::{NetworkSpec, Transport},
+};
+use crate::{
+    claim::config::FieldError,
+    datapath::policy::PolicyError,
+    device::{names::is_dns_label, rule::Rule},
+};
+
+/// Smallest IPv4 MTU that every path has to carry in one piece (RFC 791).
+const MIN_MTU: u32 = 576;
+/// Longest selector (`CELSelectorExpressionMaxLength` in `k8s.io/api/resource/v1`).
+const MAX_SELECTOR: usize = 10 * 1024;
+/// Largest VLAN id that is a VLAN (IEEE 802.1Q: 0 and 4095 are reserved).
+const MAX_VLAN: u16 = 4094;
+/// Largest VXLAN network identifier: 24 bits (RFC 7348). 0 is kept free.
+const MAX_VNI: u32 = (1 << 24) - 1;
+
+/// Read `spec` as it stands in an object. Unknown fields are refused: a misspelt one would be as if it were not
+/// there.
+pub fn parse(spec: &Value) -> Result<NetworkSpec, FieldError> {
+    let parsed = serde_path_to_error::deserialize(spec).map_err(|error| {
+        let path = error.path().to_string();
+        let (field, message) =
+            (if path == "." { "spec".to_owned() } else { format!("spec.{path}") }, error.into_inner());
+        let value = spec.pointer(&format!("/{}", path.replace('.', "/"))).unwrap_or(spec);
+        FieldError::new(field, value, message.to_string())
+    })?;
+    // The selector is Kubernetes' own type, which passes over what it does not know; a selector without its
+    // conditions would let every namespace in.
+    selector_fields(spec).map_or(Ok(parsed), Err)
+}
+
+fn selector_fields(spec: &Value) -> Option<FieldError> {
+    let unknown = |value: &Value, field: &str, known: &[&str]| {
+        let names = value.as_object()?.keys();
+        let name = names.into_iter().find(|name| !known.contains(&name.as_str()))?;
+        Some(FieldError::new(format!("{field}.{name}"), &value[name], known.join(", ")))
+    };
+    let selector = spec.get("namespaceSelector")?;
+    let field = "spec.namespaceSelector";
+    unknown(selector, field, &["matchLabels", "matchExpressions"]).or_else(|| {
+        let mut entries = selector.get("matchExpressions")?.as_array()?.iter().enumerate();
+        let known = ["key", "operator", "values"];
+        entries.find_map(|(at, entry)| unknown(entry, &format!("{field}.matchExpressions[{at}]"), &known))
+    })
+}
+
+/// Everything that is wrong with a network by itself.
+#[must_use]
+pub fn validate(name: &str, spec: &NetworkSpec) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if !is_dns_label(name) || name.len() > names::MAX_NAME {
+        let allowed = format!("a DNS label (a-z, 0-9, '-') of at most {} characters", names::MAX_NAME);
+        errors.push(FieldError::new("metadata.name", name, allowed));
+    }
+    subnets(&spec.subnets, &mut errors);
+    gateways(spec, &mut errors);
+    transport(&spec.transport, &mut errors);
+    link_mtu(spec, &mut errors);
+    if let Some(selector) = &spec.namespace_selector {
+        namespaces(selector, &mut errors);
+    }
+    if let Some(policy) = &spec.policy {
+        let checked = policy.validate().and_then(|()| policy.names_no_peers());
+        errors.extend(checked.err().map(|error| match error {
+            PolicyError::Invalid { field, value, allowed } => {
+                FieldError::new(format!("spec.policy.{field}"), value, allowed)
+            }
+            too_large @ PolicyError::TooLarge { .. } => {
+                FieldError::new("spec.policy", "too large", too_large.to_string())
+            }
+        }));
+    }
+    if let Some(Err(error)) = spec.limits.map(|limits| limits.validate()) {
+        errors.push(FieldError::new(format!("spec.limits.{}", error.field), error.value, error.allowed));
+    }
+    errors
+}
+
+fn subnets(subnets: &[IpNetwork], errors: &mut Vec<FieldError>) {
+    if subnets.is_empty() || subnets.len() > 2 {
+        let value = format!("{} subnets", subnets.len());
+        errors.push(FieldError::new("spec.subnets", value, "one of each family at most, and one at least"));
+    }
+    for (at, subnet) in subnets.iter().enumerate() {
+        let mut refuse =
+            |allowed: &str| errors.push(FieldError::new(format!("spec.subnets[{at}]"), subnet, allowed));
+        if subnet.ip() != subnet.network() {
+            refuse("a prefix whose host bits are 0");
+        }
+        if subnets[..at].iter().any(|other| other.is_ipv4() == subnet.is_ipv4()) {
+            refuse("at most one subnet of each family");
+        }
+        let most = if subnet.is_ipv4() { 30 } else { 126 };
+        if subnet.prefix() > most {
+            refuse("a prefix of at most 30 bits (IPv4) or 126 (IPv6): it needs room for addresses");
+        } else if subnet.prefix() < 8 || !is_unicast(subnet.network()) {
+            refuse("unicast addresses that are routed, in a prefix of 8 bits or more");
+        }
+    }
+}
+
+/// Neither loopback, link-local, multicast nor reserved, nor IPv4 in IPv6's clothes.
+fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback() || v4.is_link_local() || v4.octets()[0] == 0 || v4.octets()[0] >= 224)
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local()
+                || v6.to_ipv4_mapped().is_some())
+        }
+    }
+}
+
+fn gateways(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
+    for (at, gateway) in spec.gateways.iter().enumerate() {
+        let mut refuse =
+            |allowed: &str| errors.push(FieldError::new(format!("spec.gateways[{at}]"), gateway, allowed));
+        if spec.gateways[..at].iter().any(|other| other.is_ipv4() == gateway.is_ipv4()) {
+            refuse("at most one gateway of each family");
+        }
+        match spec.subnets.iter().find(|subnet| subnet.contains(*gateway)) {
+            None => refuse("an address in one of the subnets"),
+            Some(subnet) if subnet.network() == *gateway => {
+                refuse("an address other than the subnet's first, which stands for the subnet");
+            }
+            Some(subnet) if subnet.is_ipv4() && subnet.broadcast() == *gateway => {
+                refuse("an address other than the subnet's broadcast address");
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn transport(transport: &Transport, errors: &mut Vec<FieldError>) {
+    let set = [transport.local.is_some(), transport.uplink.is_some(), transport.overlay.is_some()];
+    let set = set.into_iter().filter(|set| *set).count();
+    if set != 1 {
+        let allowed = "exactly one of local, uplink and overlay";
+        errors.push(FieldError::new("spec.transport", format!("{set} of its fields"), allowed));
+    }
+    if let Some(uplink) = &transport.uplink {
+        let field = "spec.transport.uplink.selector";
+        if uplink.selector.is_empty() || uplink.selector.len() > MAX_SELECTOR {
+            let allowed = format!("a CEL expression of 1 to {MAX_SELECTOR} bytes");
+            errors.push(FieldError::new(field, &uplink.selector, allowed));
+        } else if let Err(error) = Rule::new(crate::DRIVER_NAME, &uplink.selector, true) {
+            let allowed =
+                format!("a CEL expression (line {}, column {}: {})", error.line, error.column, error.message);
+            errors.push(FieldError::new(field, &uplink.selector, allowed));
+        }
+        if let Some(vlan) = uplink.vlan.filter(|vlan| !(1..=MAX_VLAN).contains(vlan)) {
+            errors.push(FieldError::new("spec.transport.uplink.vlan", vlan, format!("1 to {MAX_VLAN}")));
+        }
+    }
+    if let Some(overlay) = transport.overlay
+        && !(1..=MAX_VNI).contains(&overlay.vni)
+    {
+        errors.push(FieldError::new("spec.transport.overlay.vni", overlay.vni, format!("1 to {MAX_VNI}")));
+    }
+}
+
+fn link_mtu(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
+    let Some(given) = spec.mtu else { return };
+    let six = spec.subnets.iter().any(IpNetwork::is_ipv6);
+    let least = if six { mtu::IPV6_MIN } else { MIN_MTU };
+    let overhead = if spec.transport.overlay.is_some() { mtu::OVERHEAD_V6 } else { 0 };
+    let most = mtu::MAX - overhead;
+    if !(least..=most).contains(&given) {
+        let why = match (six, overhead) {
+            (true, 0) => " (IPv6 needs 1280)",
+            (true, _) => " (IPv6 needs 1280, and the tunnel's headers 70)",
+            (false, 0) => "",
+            (false, _) => " (the tunnel's headers need 70)",
+        };
+        errors.push(FieldError::new("spec.mtu", given, format!("{least} to {most}{why}")));
+    }
+}
+
+fn namespaces(selector: &LabelSelector, errors: &mut Vec<FieldError>) {
+    for (at, entry) in selector.match_expressions.iter().flatten().enumerate() {
+        let field = |name: &str| format!("spec.namespaceSelector.matchExpressions[{at}].{name}");
+        let values = entry.values.as_deref().unwrap_or_default();
+        if entry.key.is_empty() {
+            errors.push(FieldError::new(field("key"), "\"\"", "the key of a label"));
+        }
+        match entry.operator.as_str() {
+            join::IN | join::NOT_IN if values.is_empty() => {
+                errors.push(FieldError::new(field("values"), "[]", "one value or more with In and NotIn"));
+            }
+            join::EXISTS | join::DOES_NOT_EXIST if !values.is_empty() => {
+                let allowed = "no values with Exists and DoesNotExist";
+                errors.push(FieldError::new(field("values"), values.join(", "), allowed));
+            }
+            join::IN | join::NOT_IN | join::EXISTS | join::DOES_NOT_EXIST => {}
+            other => {
+                errors.push(FieldError::new(field("operator"), other, "In, NotIn, Exists or DoesNotExist"));
+            }
+        }
+    }
+}
+
+/// What `spec` may not have beside the `older` one: the field, its value, what is allowed.
+#[must_use]
+pub fn conflict(spec: &NetworkSpec, older_name: &str, older: &NetworkSpec) -> Option<FieldError> {
+    let (ours, theirs) = (&spec.transport, &older.transport);
+    if let (Some(ours), Some(theirs)) = (ours.overlay, theirs.overlay)
+        && ours.vni == theirs.vni
+    {
+        let allowed = format!("a VNI of its own; the older network {older_name:?} has it");
+        return Some(FieldError::new("spec.transport.overlay.vni", ours.vni, allowed));
+    }
+    if let (Some(ours), Some(theirs)) = (&ours.uplink, &theirs.uplink)
+        && ours == theirs
+    {
+        let value = ours.vlan.map_or_else(|| "untagged".to_owned(), |vlan| vlan.to_string());
+        let allowed = format!(
+            "a VLAN of its own on these uplinks; the older network {older_name:?} has it with the same selector"
+        );
+        return Some(FieldError::new("spec.transport.uplink.vlan", value, allowed));
+    }
+    None
+}
+
+/// What cannot change while the object lives, and has changed since `former`.
+#[must_use]
+pub fn changed(spec: &NetworkSpec, former: &NetworkSpec) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if spec.subnets != former.subnets {
+        errors.push(fixed("spec.subnets", &spec.subnets, &former.subnets));
+    }
+    if spec.transport != former.transport {
+        errors.push(fixed("spec.transport", &spec.transport, &former.transport));
+    }
+    errors
+}
+
+fn fixed<T: serde::Serialize>(field: &str, now: &T, former: &T) -> FieldError {
+    let show = |value: &T| serde_json::to_string(value).unwrap_or_default();
+    let allowed = format!("what it was, {}; to have another, make another network", show(former));
+    FieldError::new(field, show(now), allowed)
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+use serde_json::json;
+
+use super::*;
+
+fn errors(change: impl FnOnce(&mut Value)) -> Vec<String> {
+    let mut spec = json!({
+        "subnets": ["10.1.0.0/16", "fd00:1::/64"],
+        "gateways": ["10.1.0.1", "fd00:1::1"],
+        "mtu": 1400,
+        "transport": {"overlay": {"vni": 7}},
+        "namespaceSelector": {"matchLabels": {"team": "shop"}},
+        "policy": {"ingress": {"rules": [{"action": "allow", "peers": [{"cidr": "10.1.0.0/16"}]}]}},
+        "limits": {"egress": {"bitsPerSecond": 1_000_000}},
+    });
+    change(&mut spec);
+    match parse(&spec) {
+        Ok(spec) => validate("blue", &spec).iter().map(ToString::to_string).collect(),
+        Err(error) => vec![error.to_string()],
+    }
+}
+
+#[test]
+fn a_good_one_is_good() {
+    assert_eq!(errors(|_| {}), [""; 0]);
+    assert_eq!(errors(|spec| spec["transport"] = json!({"local": {}})), [""; 0]);
+    let uplink =
+        json!({"uplink": {"selector": "device.attributes[\"netferry.dev\"].ifName == \"eth1\"", "vlan": 7}});
+    assert_eq!(errors(|spec| spec["transport"] = uplink), [""; 0]);
+}
+
+#[test]
+fn each_error_names_field_value_and_what_is_allowed() {
+    type Change = fn(&mut Value);
+    let cases: &[(Change, &str, &str, &str)] = &[
+        (|s| s["subnets"] = json!([]), "spec.subnets", "0 subnets", "one at least"),
+        (|s| s["subnets"] = json!(["10.1.0.1/16"]), "spec.subnets[0]", "10.1.0.1/16", "host bits"),
+        (
+            |s| s["subnets"] = json!(["10.1.0.0/16", "10.2.0.0/16"]),
+            "spec.subnets[1]",
+            "10.2.0.0/16",
+            "family",
+        ),
+        (|s| s["subnets"] = json!(["10.1.0.0/31"]), "spec.subnets[0]", "10.1.0.0/31", "30 bits"),
+        (|s| s["subnets"] = json!(["224.0.0.0/8"]), "spec.subnets[0]", "224.0.0.0/8", "unicast"),
+        (|s| s["subnets"] = json!(["fe80::/64"]), "spec.subnets[0]", "fe80::/64", "unicast"),
+        (|s| s["subnets"] = json!(["0.0.0.0/0"]), "spec.subnets[0]", "0.0.0.0/0", "8 bits"),
+        (|s| s["subnets"] = json!(["ten"]), "spec.subnets[0]", "ten", ""),
+        (|s| s["gateways"] = json!(["10.2.0.1"]), "spec.gateways[0]", "10.2.0.1", "one of the subnets"),
+        (|s| s["gateways"] = json!(["10.1.0.0"]), "spec.gateways[0]", "10.1.0.0", "first"),
+        (|s| s["gateways"] = json!(["fd00:1::"]), "spec.gateways[0]", "fd00:1::", "first"),
+        (|s| s["gateways"] = json!(["10.1.255.255"]), "spec.gateways[0]", "10.1.255.255", "broadcast"),
+        (|s| s["gateways"] = json!(["10.1.0.1", "10.1.0.2"]), "spec.gateways[1]", "10.1.0.2", "family"),
+        (|s| s["mtu"] = json!(1279), "spec.mtu", "1279", "1280 to 65465"),
+        (|s| s["mtu"] = json!(65466), "spec.mtu", "65466", "1280 to 65465"),
+        (|s| s["transport"] = json!({}), "spec.transport", "0 of its fields", "exactly one"),
+        (
+            |s| s["transport"] = json!({"local": {}, "overlay": {"vni": 7}}),
+            "spec.transport",
+            "2 of its fields",
+            "exactly one",
+        ),
+        (|s| s["transport"]["overlay"]["vni"] = json!(0), "spec.transport.overlay.vni", "0", "1 to 16777215"),
+        (
+            |s| s["transport"]["overlay"]["vni"] = json!(1 << 24),
+            "spec.transport.overlay.vni",
+            "16777216",
+            "1 to 16777215",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": "true", "vlan": 4095}}),
+            "spec.transport.uplink.vlan",
+            "4095",
+            "1 to 4094",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": "device."}}),
+            "spec.transport.uplink.selector",
+            "device.",
+            "a CEL expression (line 1",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": ""}}),
+            "spec.transport.uplink.selector",
+            "",
+            "1 to 10240",
+        ),
+        (|s| s["transport"]["wormhole"] = json!({}), "spec.transport", "wormhole", "unknown field"),
+        (|s| s["vni"] = json!(7), "spec.vni", "7", "unknown field"),
+        (
+            |s| s["namespaceSelector"] = json!({"matchLabel": {"a": "b"}}),
+            "spec.namespaceSelector.matchLabel",
+            "a",
+            "matchLabels",
+        ),
+        (
+            |s| s["namespaceSelector"] = json!({"matchExpressions": [{"key": "a", "operator": "Is"}]}),
+            "spec.namespaceSelector.matchExpressions[0].operator",
+            "Is",
+            "In, NotIn",
+        ),
+        (
+            |s| s["namespaceSelector"] = json!({"matchExpressions": [{"key": "a", "operator": "In"}]}),
+            "spec.namespaceSelector.matchExpressions[0].values",
+            "[]",
+            "one value or more",
+        ),
+        (
+            |s| s["policy"]["ingress"]["rules"][0]["peers"][0]["cidr"] = json!("10.1.0.1/16"),
+            "spec.policy.ingress.rules[0].peers[0].cidr",
+            "10.1.0.1/16",
+            "host bits",
+        ),
+        (
+            |s| s["limits"]["egress"]["bitsPerSecond"] = json!(1),
+            "spec.limits.egress.bitsPerSecond",
+            "1",
+            "8000 to",
+        ),
+    ];
+    for (change, field, value, allowed) in cases {
+        let errors = errors(change);
+        assert!(
+            errors.iter().any(|e| e.starts_with(field) && e.contains(value) && e.contains(allowed)),
+            "{field}, {value}, {allowed}: {errors:?}"
+        );
+    }
+}
+
+#[test]
+fn a_name_becomes_part_of_a_devices_name() {
+    let spec = parse(&json!({"subnets": ["10.1.0.0/16"], "transport": {"local": {}}})).expect("a spec");
+    for (name, good) in
+        [("blue", true), ("a.b", false), ("Blue", false), (&"a".repeat(58), true), (&"a".repeat(59), false)]
+    {
+        assert_eq!(validate(name, &spec).is_empty(), good, "{name}");
+    }
+}

@@ -1,0 +1,13 @@
+//! Networks as objects: their definition and admission policy, and their way from an API server or a folder into the
+//! node's slices.
+
+mod support;
+
+#[path = "networks/daemon.rs"]
+mod daemon;
+#[path = "networks/folder.rs"]
+mod folder;
+#[path = "networks/manifests.rs"]
+mod manifests;
+#[path = "networks/server.rs"]
+mod server;
