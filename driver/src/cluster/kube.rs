@@ -2,6 +2,7 @@
 
 mod errors;
 mod events;
+mod lease;
 
 use std::{path::Path, time::Duration};
 

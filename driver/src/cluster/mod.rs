@@ -2,6 +2,7 @@
 
 mod event_object;
 pub mod kube;
+pub mod lease;
 pub mod standalone;
 pub mod versions;
 

@@ -1,8 +1,11 @@
 //! Networks: what a platform team declares once, and pods claim ports on.
 
+pub mod addresses;
 pub mod known;
+pub mod leader;
 pub mod names;
 pub mod spec;
+pub mod window;
 
 pub use known::{Network, Networks};
 

@@ -10,10 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use k8s_openapi::{
-    api::resource::v1::{ResourceSlice, ResourceSliceSpec},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -21,10 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{
-    pool::{self, Altered, Writes},
-    slices::slices,
-};
+use super::{slices::slices, writer::PoolWriter};
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
     device::{
@@ -145,7 +139,7 @@ async fn changed(inventory: &mut watch::Receiver<Arc<Inventory>>) {
 pub struct Publisher {
     cluster: Arc<dyn Cluster>,
     rule: Arc<Rule>,
-    altered: Altered,
+    writer: PoolWriter,
     stats: Arc<PublishStats>,
     /// Refusal that an Event has told of.
     reported: Option<String>,
@@ -155,7 +149,8 @@ impl Publisher {
     /// A publisher that has not written anything yet.
     #[must_use]
     pub fn new(cluster: Arc<dyn Cluster>, rule: Arc<Rule>, stats: Arc<PublishStats>) -> Self {
-        Self { cluster, rule, altered: Altered::new(), stats, reported: None }
+        let writer = PoolWriter::new(Arc::clone(&cluster), Arc::clone(&stats));
+        Self { cluster, rule, writer, stats, reported: None }
     }
 
     async fn round(&mut self, inventory: &Inventory, limit: Duration) -> Result<(), ClusterError> {
@@ -186,10 +181,8 @@ impl Publisher {
                     && slice.spec.node_name.as_deref() == Some(node.name.as_str())
             })
             .collect();
-        let writes = pool::writes(&current, &desired, owner(&node).as_ref(), &self.altered);
-        let written = !writes.is_empty();
-        let (devices, generation) = (published.len(), writes.generation);
-        self.write(writes, &desired).await?;
+        let written = self.writer.write(&current, &desired, owner(&node).as_ref()).await?;
+        let (devices, generation) = (published.len(), written.generation);
         self.reported = None;
         let stats = &self.stats;
         stats.devices.store(devices as u64, Ordering::Relaxed);
@@ -197,42 +190,12 @@ impl Publisher {
         stats.generation.store(generation, Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         stats.last_success.store(now.as_secs(), Ordering::Relaxed);
-        if written {
+        if written.changed {
             info!(devices, slices = desired.len(), generation, "published the node's devices");
         } else {
             debug!(devices, "slices are as they should be");
         }
         Ok(())
-    }
-
-    async fn write(&mut self, writes: Writes, desired: &[ResourceSliceSpec]) -> Result<(), ClusterError> {
-        for name in writes.delete {
-            self.cluster.delete_slice(&name).await?;
-            self.stats.deletes.fetch_add(1, Ordering::Relaxed);
-        }
-        for (index, slice) in writes.update {
-            let stored = self.cluster.update_slice(&slice).await?;
-            self.stats.updates.fetch_add(1, Ordering::Relaxed);
-            self.remember(index, &desired[index], &stored);
-        }
-        for (index, slice) in writes.create {
-            let stored = self.cluster.create_slice(&slice).await?;
-            self.stats.creates.fetch_add(1, Ordering::Relaxed);
-            self.remember(index, &desired[index], &stored);
-        }
-        Ok(())
-    }
-
-    fn remember(&mut self, index: usize, desired: &ResourceSliceSpec, stored: &ResourceSlice) {
-        let sent = pool::plain(desired.devices.as_deref());
-        let kept = pool::plain(stored.spec.devices.as_deref());
-        if sent == kept {
-            self.altered.remove(&index);
-        } else {
-            let slice = stored.metadata.name.as_deref().unwrap_or_default();
-            warn!(slice, "the server stored other devices than it was sent; it may not know every field");
-            self.altered.insert(index, (sent, kept));
-        }
     }
 
     /// Count and tell a failure; returns how long to wait.
@@ -296,7 +259,7 @@ fn owner(node: &NodeRef) -> Option<OwnerReference> {
 }
 
 /// `time` times a random factor between `low` and `high`.
-fn jittered(time: Duration, low: f64, high: f64) -> Duration {
+pub(crate) fn jittered(time: Duration, low: f64, high: f64) -> Duration {
     // The standard library seeds each hasher at random, which is random enough to spread nodes.
     let random = RandomState::new().build_hasher().finish();
     let unit = f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX);
