@@ -1,8 +1,10 @@
 //! Networks: what a platform team declares once, and pods claim ports on.
 
 pub mod addresses;
+pub mod facts;
 pub mod known;
 pub mod leader;
+pub mod members;
 pub mod names;
 pub mod spec;
 pub mod window;
