@@ -3,8 +3,10 @@
 mod event_object;
 pub mod kube;
 pub mod lease;
+pub mod pools;
 pub mod standalone;
 pub mod versions;
+pub mod watch;
 
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
@@ -125,3 +127,8 @@ pub trait Cluster: Send + Sync {
     /// Record an Event.
     async fn event(&self, event: &Event) -> Result<(), ClusterError>;
 }
+
+/// Everything a cluster is asked.
+pub trait WholeCluster: Cluster + lease::Leases + pools::Pools + watch::Watch {}
+
+impl<T: Cluster + lease::Leases + pools::Pools + watch::Watch> WholeCluster for T {}

@@ -13,6 +13,7 @@ pub mod limits;
 mod object;
 mod pins;
 pub mod policy;
+mod remote;
 mod sys;
 mod tables;
 

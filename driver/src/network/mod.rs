@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod facts;
+pub mod follow;
 pub mod known;
 pub mod leader;
 pub mod members;

@@ -14,7 +14,9 @@ mod claims;
 mod document;
 mod folder;
 mod lease;
+mod pools;
 mod selector;
+mod watch;
 mod written;
 
 use std::{
