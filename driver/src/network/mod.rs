@@ -7,6 +7,7 @@ pub mod known;
 pub mod leader;
 pub mod members;
 pub mod names;
+pub mod pools;
 pub mod spec;
 pub mod window;
 
