@@ -8,6 +8,7 @@ pub mod leader;
 pub mod members;
 pub mod names;
 pub mod pools;
+pub mod share;
 pub mod spec;
 pub mod window;
 

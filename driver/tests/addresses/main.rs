@@ -2,6 +2,7 @@
 
 mod cluster;
 mod election;
+mod server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
