@@ -1,10 +1,10 @@
 use super::*;
 
 const TIMING: Timing = Timing {
-    duration: Duration::from_secs(60),
+    duration: Duration::from_mins(1),
     renew: Duration::from_secs(15),
     give_up: Duration::from_secs(40),
-    look: Duration::from_secs(120),
+    look: Duration::from_mins(2),
 };
 
 fn at(second: i64) -> Timestamp {

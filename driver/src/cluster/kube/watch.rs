@@ -71,9 +71,10 @@ where
             Ok(event) => Some(event),
             // A watch that has become too old to go on is one of them, and quite usual.
             Err(error) => {
-                match &error {
-                    watcher::Error::WatchError(_) => debug!(what, %error, "watching again"),
-                    _ => warn!(what, error = &error as &dyn std::error::Error, "cannot watch; trying again"),
+                if let watcher::Error::WatchError(_) = &error {
+                    debug!(what, %error, "watching again");
+                } else {
+                    warn!(what, error = &error as &dyn std::error::Error, "cannot watch; trying again");
                 }
                 None
             }

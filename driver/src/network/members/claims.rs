@@ -20,9 +20,9 @@ impl ClaimKey {
         const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
         const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
         let digits: String = uid.chars().filter(|char| *char != '-').collect();
-        let uuid = (uid.len() == 36 && digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok());
+        let number = (uid.len() == 36 && digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok());
         let hash = || uid.bytes().fold(BASIS, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME));
-        Self(uuid.flatten().unwrap_or_else(hash))
+        Self(number.flatten().unwrap_or_else(hash))
     }
 
     fn uid(self) -> String {

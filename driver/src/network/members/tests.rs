@@ -69,6 +69,8 @@ fn node(number: u8, address: Option<u8>) -> NodeFacts {
     NodeFacts { name: format!("n{number}"), address: address.map(|last| IpAddr::from([192, 0, 2, last])) }
 }
 
+/// Whether the scheduler did not give it, since when, claim, node, hardware address.
+type Said<'a> = (bool, i64, &'a str, &'a str, MacAddr);
 type Members = BTreeMap<(NetworkId, IpAddr), (MacAddr, Option<IpAddr>)>;
 
 /// The same answer, from scratch and by the letter.
@@ -89,7 +91,7 @@ fn members(
         if !ports().any(|(_, port)| port.node == HERE) {
             continue;
         }
-        let mut says: BTreeMap<IpAddr, Vec<(bool, i64, &str, &str, MacAddr)>> = BTreeMap::new();
+        let mut says: BTreeMap<IpAddr, Vec<Said<'_>>> = BTreeMap::new();
         for (claim, port) in ports() {
             let Some((mac, addresses)) = &port.told else { continue };
             let link_local = IpAddr::from(Addr::link_local(mac.0));
