@@ -142,9 +142,9 @@ impl State {
         }
     }
 
-    fn next_version(&mut self) -> Option<String> {
+    fn next_version(&mut self) -> String {
         self.version += 1;
-        Some(self.version.to_string())
+        self.version.to_string()
     }
 
     /// After each write: what is in use must be there, in every pool that is whole.
@@ -178,7 +178,7 @@ impl Cluster for Memory {
         let lost = state.fault()?;
         let mut slice = slice.clone();
         let prefix = slice.metadata.generate_name.clone().expect("generateName");
-        slice.metadata.resource_version = state.next_version();
+        slice.metadata.resource_version = Some(state.next_version());
         let name = format!("{prefix}{:05}", state.version);
         slice.metadata.name = Some(name.clone());
         state.slices.insert(name, slice.clone());
@@ -195,7 +195,7 @@ impl Cluster for Memory {
             return Err(conflict("ResourceSlice", &name));
         }
         let mut slice = slice.clone();
-        slice.metadata.resource_version = state.next_version();
+        slice.metadata.resource_version = Some(state.next_version());
         state.slices.insert(name, slice.clone());
         state.check();
         if lost { Err(unavailable()) } else { Ok(slice) }
@@ -244,7 +244,7 @@ impl Leases for Memory {
             return Err(conflict("Lease", &name));
         }
         let mut lease = lease.clone();
-        lease.metadata.resource_version = state.next_version();
+        lease.metadata.resource_version = Some(state.next_version());
         state.leases.insert(name, lease.clone());
         if lost { Err(unavailable()) } else { Ok(lease) }
     }
