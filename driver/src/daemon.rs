@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::{
     attach::{Attacher, PodGuard},
     claim::{service::Claims, store::Store},
-    cluster::{Cluster, kube::KubeCluster, standalone::Standalone},
+    cluster::{Cluster, WholeCluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
     datapath::{AyaDatapath, sweep::FlowSweeper},
     device::{
@@ -36,6 +36,7 @@ use crate::{
         Networks,
         identity::Identities,
         names::port_device,
+        share::Sharing,
         watch::{Counts, Held, NetworkWatch},
     },
     nri::session::{NriConfig, SessionStatus},
@@ -75,7 +76,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
     parts.run(&config, &node, rule, stop).await
 }
 
-async fn cluster(config: &RunConfig, node: &str) -> Result<Arc<dyn Cluster>> {
+async fn cluster(config: &RunConfig, node: &str) -> Result<Arc<dyn WholeCluster>> {
     if let Some(folder) = &config.standalone {
         let cluster = Standalone::open(folder, &config.driver_name, node).context("--standalone")?;
         for problem in cluster.problems() {
@@ -104,7 +105,7 @@ fn stop_on_signal() -> Result<CancellationToken> {
 
 /// What must be there before anything is served.
 struct Parts {
-    cluster: Arc<dyn Cluster>,
+    cluster: Arc<dyn WholeCluster>,
     store: Arc<Store>,
     datapath: Arc<AyaDatapath>,
     readiness: Arc<Readiness>,
@@ -115,7 +116,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn open(config: &RunConfig, cluster: Arc<dyn Cluster>) -> Result<Self> {
+    fn open(config: &RunConfig, cluster: Arc<dyn WholeCluster>) -> Result<Self> {
         let claims = config.state.claims_dir();
         let (store, problems) = Store::open(&claims).context("cannot read the checkpoints")?;
         for problem in problems {
@@ -148,6 +149,19 @@ impl Parts {
         let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
+        let sharing = Sharing {
+            cluster: Arc::clone(&cluster),
+            networks: Arc::clone(&networks),
+            members: Arc::clone(&datapath) as _,
+            driver: config.driver_name.clone(),
+            node: node.to_owned(),
+        };
+        let parts = sharing.parts(&stop);
+        tasks.spawn("members", parts.follow);
+        tasks.spawn("election", parts.election);
+        tasks.spawn("addresses", parts.addresses);
+
+        let cluster: Arc<dyn Cluster> = cluster;
         let (reporter, writer) = Reporter::start(
             Arc::clone(&cluster),
             Arc::clone(&store) as _,

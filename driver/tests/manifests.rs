@@ -14,7 +14,7 @@ use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::DaemonSet,
     core::v1::{Container, Namespace, Pod, Probe, ServiceAccount, Volume},
-    rbac::v1::{ClusterRole, ClusterRoleBinding},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -120,6 +120,8 @@ fn every_field_is_known() {
             "Pod" => strict::<Pod>(&object).err(),
             "ResourceClaim" => strict::<ResourceClaim>(&object).err(),
             "ResourceClaimTemplate" => strict::<ResourceClaimTemplate>(&object).err(),
+            "Role" => strict::<Role>(&object).err(),
+            "RoleBinding" => strict::<RoleBinding>(&object).err(),
             "ServiceAccount" => strict::<ServiceAccount>(&object).err(),
             "ValidatingAdmissionPolicy" => strict::<ValidatingAdmissionPolicy>(&object).err(),
             "ValidatingAdmissionPolicyBinding" => strict::<ValidatingAdmissionPolicyBinding>(&object).err(),
@@ -186,6 +188,14 @@ fn objects_name_each_other() {
     assert_eq!(Some(binding.role_ref.name), one::<ClusterRole>("ClusterRole").metadata.name);
     let subject = &binding.subjects.unwrap()[0];
     assert_eq!((&subject.namespace, Some(&subject.name)), (&namespace, account.name.as_ref()));
+
+    let binding = one::<RoleBinding>("RoleBinding");
+    let role = one::<Role>("Role");
+    assert_eq!((Some(binding.role_ref.name), &binding.metadata.namespace), (role.metadata.name, &namespace));
+    let subject = &binding.subjects.unwrap()[0];
+    assert_eq!((&subject.namespace, Some(&subject.name)), (&namespace, account.name.as_ref()));
+    let lease = netferry::network::leader::ADDRESSES.to_owned();
+    assert!(role.rules.unwrap().iter().any(|rule| rule.resource_names == Some(vec![lease.clone()])));
 
     let policy = one::<ValidatingAdmissionPolicy>("ValidatingAdmissionPolicy");
     let user = format!("system:serviceaccount:{}:{}", namespace.unwrap(), account.name.unwrap());

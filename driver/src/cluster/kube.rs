@@ -2,7 +2,10 @@
 
 mod errors;
 mod events;
+mod lease;
 mod networks;
+mod pools;
+mod watch;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -136,6 +139,24 @@ impl KubeCluster {
         }
     }
 
+    /// Every slice that a field selector selects, page by page.
+    async fn list_slices(&self, object: &Object, selector: &str) -> Result<Vec<ResourceSlice>, ClusterError> {
+        let version = self.version().await?;
+        let api = self.slice_api(version);
+        let mut page = ListParams::default().fields(selector).limit(PAGE);
+        let mut slices = Vec::new();
+        loop {
+            let list = self.request(object, api.list(&page)).await?;
+            for item in list.items {
+                slices.push(decode(version, object, item)?);
+            }
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(slices),
+            }
+        }
+    }
+
     fn slice_api(&self, version: ApiVersion) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), &resource(version, "ResourceSlice", "resourceslices"))
     }
@@ -215,20 +236,7 @@ impl Cluster for KubeCluster {
         let object = Object::new("ResourceSlice", format!("of node {}", self.node), "list");
         // Both selectors are indexed by the server in every version (pkg/registry/resource/resourceslice).
         let selector = format!("spec.driver={},spec.nodeName={}", self.driver, self.node);
-        let version = self.version().await?;
-        let api = self.slice_api(version);
-        let mut page = ListParams::default().fields(&selector).limit(PAGE);
-        let mut slices = Vec::new();
-        loop {
-            let list = self.request(&object, api.list(&page)).await?;
-            for item in list.items {
-                slices.push(decode(version, &object, item)?);
-            }
-            match list.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(slices),
-            }
-        }
+        self.list_slices(&object, &selector).await
     }
 
     async fn create_slice(&self, slice: &ResourceSlice) -> Result<ResourceSlice, ClusterError> {

@@ -2,8 +2,11 @@
 
 mod event_object;
 pub mod kube;
+pub mod lease;
+pub mod pools;
 pub mod standalone;
 pub mod versions;
+pub mod watch;
 
 use std::collections::BTreeMap;
 
@@ -160,3 +163,8 @@ pub trait Cluster: Send + Sync {
         Err(ClusterError::NotFound { kind: "Network", name: network.name.clone() })
     }
 }
+
+/// Everything a cluster is asked.
+pub trait WholeCluster: Cluster + lease::Leases + pools::Pools + watch::Watch {}
+
+impl<T: Cluster + lease::Leases + pools::Pools + watch::Watch> WholeCluster for T {}

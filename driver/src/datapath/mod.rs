@@ -17,6 +17,7 @@ pub mod networks;
 mod object;
 mod pins;
 pub mod policy;
+mod remote;
 pub mod sweep;
 mod sys;
 mod tables;

@@ -5,17 +5,25 @@
 //! [`offer`] what a claim finds when it is prepared.
 
 pub mod accept;
+pub mod addresses;
+pub mod facts;
+pub mod follow;
 pub mod identity;
 pub mod join;
 pub mod known;
+pub mod leader;
+pub mod members;
 pub mod mtu;
 pub mod names;
 pub mod offer;
+pub mod pools;
+pub mod share;
 pub mod spec;
 pub mod status;
 pub mod uplink;
 pub mod validate;
 pub mod watch;
+pub mod window;
 
 pub use accept::Declared;
 pub use known::{Network, Networks};

@@ -1,7 +1,8 @@
 //! From the inventory to ResourceSlices: pure mappings ([`slices`], [`ports`]), what has to be written ([`pool`]), and
-//! the publisher that writes it ([`publisher`]).
+//! the publisher that writes it ([`publisher`], through [`writer`]).
 
 pub mod pool;
 pub mod ports;
 pub mod publisher;
 pub mod slices;
+pub mod writer;

@@ -106,10 +106,11 @@ pub fn writes(
 }
 
 fn new_slice(index: usize, spec: ResourceSliceSpec, owner: Option<&OwnerReference>) -> ResourceSlice {
-    let node = spec.node_name.as_deref().unwrap_or_default();
+    // A pool that belongs to no node is told by its own name.
+    let of = spec.node_name.clone().unwrap_or_else(|| spec.pool.name.replace('/', "."));
     ResourceSlice {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{index:0INDEX_DIGITS$x}-{}-{node}-", spec.driver)),
+            generate_name: Some(format!("{index:0INDEX_DIGITS$x}-{}-{of}-", spec.driver)),
             owner_references: owner.map(|owner| vec![owner.clone()]),
             ..ObjectMeta::default()
         },

@@ -10,10 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use k8s_openapi::{
-    api::resource::v1::{Device as ApiDevice, ResourceSlice, ResourceSliceSpec},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -22,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    pool::{self, Altered, Writes},
     ports::{ports, uplinks},
     slices::{api_device, slices_of},
+    writer::PoolWriter,
 };
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
@@ -152,7 +149,7 @@ async fn changed(inventory: &mut watch::Receiver<Arc<Inventory>>) {
 pub struct Publisher {
     cluster: Arc<dyn Cluster>,
     rule: Arc<Rule>,
-    altered: Altered,
+    writer: PoolWriter,
     stats: Arc<PublishStats>,
     networks: Arc<Networks>,
     /// Refusal that an Event has told of.
@@ -165,8 +162,8 @@ impl Publisher {
     /// A publisher that has not written anything yet.
     #[must_use]
     pub fn new(cluster: Arc<dyn Cluster>, rule: Arc<Rule>, stats: Arc<PublishStats>) -> Self {
-        let networks = Arc::default();
-        Self { cluster, rule, altered: Altered::new(), stats, networks, reported: None, said: Vec::new() }
+        let writer = PoolWriter::new(Arc::clone(&cluster), Arc::clone(&stats));
+        Self { cluster, rule, writer, stats, networks: Arc::default(), reported: None, said: Vec::new() }
     }
 
     /// Publish ports of these networks too.
@@ -213,10 +210,8 @@ impl Publisher {
                     && slice.spec.node_name.as_deref() == Some(node.name.as_str())
             })
             .collect();
-        let writes = pool::writes(&current, &desired, owner(&node).as_ref(), &self.altered);
-        let written = !writes.is_empty();
-        let generation = writes.generation;
-        self.write(writes, &desired).await?;
+        let written = self.writer.write(&current, &desired, owner(&node).as_ref()).await?;
+        let generation = written.generation;
         self.networks.set_published(names);
         self.reported = None;
         let stats = &self.stats;
@@ -225,7 +220,7 @@ impl Publisher {
         stats.generation.store(generation, Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         stats.last_success.store(now.as_secs(), Ordering::Relaxed);
-        if written {
+        if written.changed {
             info!(devices, slices = desired.len(), generation, "published the node's devices");
         } else {
             debug!(devices, "slices are as they should be");
@@ -239,48 +234,6 @@ impl Publisher {
             warn!("not published: {problem}");
         }
         self.said = problems;
-    }
-
-    async fn write(&mut self, writes: Writes, desired: &[ResourceSliceSpec]) -> Result<(), ClusterError> {
-        for name in writes.delete {
-            self.cluster.delete_slice(&name).await?;
-            self.stats.deletes.fetch_add(1, Ordering::Relaxed);
-        }
-        for (index, slice) in writes.update {
-            let stored = self.cluster.update_slice(&slice).await?;
-            self.stats.updates.fetch_add(1, Ordering::Relaxed);
-            self.remember(index, &desired[index], &stored);
-        }
-        for (index, slice) in writes.create {
-            let stored = self.cluster.create_slice(&slice).await?;
-            self.stats.creates.fetch_add(1, Ordering::Relaxed);
-            self.remember(index, &desired[index], &stored);
-        }
-        Ok(())
-    }
-
-    fn remember(&mut self, index: usize, desired: &ResourceSliceSpec, stored: &ResourceSlice) {
-        let sent = pool::plain(desired.devices.as_deref());
-        let kept = pool::plain(stored.spec.devices.as_deref());
-        if sent == kept {
-            self.altered.remove(&index);
-        } else {
-            let slice = stored.metadata.name.as_deref().unwrap_or_default();
-            let shared = |devices: &[ApiDevice]| {
-                devices.iter().filter(|device| device.allow_multiple_allocations == Some(true)).count()
-            };
-            if shared(&sent) > shared(&kept) {
-                warn!(
-                    slice,
-                    "the server dropped allowMultipleAllocations: of each network this node can give one port only. \
-                     Turn on the feature gate DRAConsumableCapacity (Kubernetes 1.34 and later) in API server and \
-                     scheduler"
-                );
-            } else {
-                warn!(slice, "the server stored other devices than it was sent; it may not know every field");
-            }
-            self.altered.insert(index, (sent, kept));
-        }
     }
 
     /// Count and tell a failure; returns how long to wait.
@@ -344,7 +297,7 @@ fn owner(node: &NodeRef) -> Option<OwnerReference> {
 }
 
 /// `time` times a random factor between `low` and `high`.
-fn jittered(time: Duration, low: f64, high: f64) -> Duration {
+pub(crate) fn jittered(time: Duration, low: f64, high: f64) -> Duration {
     // The standard library seeds each hasher at random, which is random enough to spread nodes.
     let random = RandomState::new().build_hasher().finish();
     let unit = f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX);

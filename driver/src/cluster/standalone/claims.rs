@@ -152,7 +152,7 @@ impl Shared {
     }
 
     /// The user's claim with what the status file adds: uid, allocation, device status, resourceVersion.
-    fn merged(&self, claim: &ResourceClaim) -> Result<ResourceClaim, ClusterError> {
+    pub(super) fn merged(&self, claim: &ResourceClaim) -> Result<ResourceClaim, ClusterError> {
         let mut merged = claim.clone();
         let name = display(claim);
         merged.metadata.uid = Some(effective_uid(claim));

@@ -35,6 +35,14 @@ pub(super) struct Folder {
     pub(super) problems: Vec<Problem>,
 }
 
+/// Files that may have the user's objects in them.
+pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    Folder::default().list(dir, dir, &mut files);
+    files.sort();
+    files
+}
+
 impl Folder {
     /// Read all of it. A part that cannot be read is a problem in the answer, not the end of it.
     pub(super) fn read(dir: &Path) -> Self {

@@ -13,21 +13,27 @@ mod allocate;
 mod claims;
 mod document;
 mod folder;
+mod lease;
 mod networks;
+mod pools;
 mod selector;
+mod watch;
 mod written;
 
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
-use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice},
+};
 
 use super::{Cluster, ClusterError, Event, NodeRef, event_object};
 use crate::{
@@ -52,6 +58,8 @@ struct Shared {
     /// One call at a time: an allocation must see the one before it, and a resourceVersion must be compared and
     /// written in one go. Only one daemon runs on a folder, as on a node.
     turn: Mutex<()>,
+    /// By name.
+    leases: Mutex<BTreeMap<String, Lease>>,
 }
 
 impl Standalone {
@@ -62,7 +70,9 @@ impl Standalone {
             return Err(unavailable(&format!("use the folder {}", root.display()), error));
         }
         let (driver, node, root) = (driver.to_owned(), node.to_owned(), root.to_owned());
-        let cluster = Self { shared: Arc::new(Shared { root, driver, node, turn: Mutex::new(()) }) };
+        let cluster = Self {
+            shared: Arc::new(Shared { root, driver, node, turn: Mutex::new(()), leases: Mutex::default() }),
+        };
         for problem in cluster.problems() {
             tracing::warn!("{problem}");
         }
@@ -79,6 +89,10 @@ impl Standalone {
     /// an allocation.
     pub async fn claims(&self) -> Result<Vec<ResourceClaim>, ClusterError> {
         self.turn(Shared::claims).await
+    }
+
+    fn leases(&self) -> MutexGuard<'_, BTreeMap<String, Lease>> {
+        self.shared.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Files are read and synced off the async threads.

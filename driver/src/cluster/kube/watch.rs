@@ -1,0 +1,92 @@
+//! Watches over an API server's claims and nodes. Of each object only the facts are kept, so a watch costs what the
+//! largest page of a list does, and no copy of the cluster is held.
+
+use std::{fmt::Debug, future::ready, sync::Arc, time::Duration};
+
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, BoxStream},
+};
+use k8s_openapi::api::{core::v1::NodeStatus, resource::v1::ResourceClaimStatus};
+use kube::{
+    Api, Resource,
+    api::ApiResource,
+    core::Object,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tracing::{debug, warn};
+
+use super::{KubeCluster, PAGE, resource};
+use crate::{
+    cluster::watch::Watch,
+    network::facts::{self, ClaimFacts, NodeFacts, Seen},
+};
+
+/// A spec that nobody reads.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+struct Unread {}
+
+/// The status of a claim has one shape in all versions of the API.
+type Claim = Object<Unread, ResourceClaimStatus>;
+type Node = Object<Unread, NodeStatus>;
+
+impl Watch for KubeCluster {
+    fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>> {
+        let driver = self.driver.clone();
+        let facts = move |claim: &Claim| facts::claim(&claim.metadata, claim.status.as_ref(), &driver);
+        let found = async move {
+            let version = loop {
+                match self.version().await {
+                    Ok(version) => break version,
+                    Err(error) => debug!(%error, "claims cannot be watched yet"),
+                }
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            };
+            let resource = resource(version, "ResourceClaim", "resourceclaims");
+            watched(Api::<Claim>::all_with(self.client.clone(), &resource), "resourceclaims")
+        };
+        stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.uid)).boxed()
+    }
+
+    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
+        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&());
+        let api = Api::<Node>::all_with(self.client.clone(), &resource);
+        let facts = |node: &Node| facts::node(&node.metadata, node.status.as_ref());
+        watched(api, "nodes").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+    }
+}
+
+/// The events of a watch that starts again after each failure, later each time.
+fn watched<K>(api: Api<K>, what: &'static str) -> impl Stream<Item = Event<K>> + Send
+where
+    K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let config = watcher::Config::default().page_size(PAGE);
+    watcher(api, config).default_backoff().filter_map(move |event| {
+        ready(match event {
+            Ok(event) => Some(event),
+            // A watch that has become too old to go on is one of them, and quite usual.
+            Err(error) => {
+                if let watcher::Error::WatchError(_) = &error {
+                    debug!(what, %error, "watching again");
+                } else {
+                    warn!(what, error = &error as &dyn std::error::Error, "cannot watch; trying again");
+                }
+                None
+            }
+        })
+    })
+}
+
+fn seen<K, T>(event: Event<K>, facts: &impl Fn(&K) -> T, key: impl Fn(T) -> String) -> Seen<T, String> {
+    match event {
+        Event::Init => Seen::Listing,
+        Event::InitApply(object) | Event::Apply(object) => Seen::Is(facts(&object)),
+        Event::Delete(object) => Seen::Gone(key(facts(&object))),
+        Event::InitDone => Seen::Listed,
+    }
+}

@@ -1,0 +1,126 @@
+//! A folder's claims and nodes. It is read again every second: an edit counts as fast as with a watch.
+//!
+//! Members on other nodes are claims in the folder with an allocation to them and with `status.devices`, and `Node`
+//! objects with an `InternalIP`.
+
+use std::{collections::BTreeMap, fs, hash::Hash, sync::Arc, time::Duration};
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use k8s_openapi::{Resource as _, api::core::v1::Node};
+use serde_json::Value;
+use tracing::debug;
+
+use super::{
+    Shared, Standalone, document,
+    folder::{self, Folder},
+};
+use crate::{
+    cluster::{ClusterError, watch::Watch},
+    network::facts::{self, ClaimFacts, NodeFacts, Seen},
+};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Watch for Standalone {
+    fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>> {
+        let driver = self.shared.driver.clone();
+        let read = move |shared: &Shared| {
+            // As they are: only who asks for a claim has it allocated. One that is broken has no members.
+            let folder = Folder::read(&shared.root);
+            let claims = folder.claims.values().filter_map(|claim| shared.merged(claim).ok());
+            let facts = claims.map(|claim| facts::claim(&claim.metadata, claim.status.as_ref(), &driver));
+            Ok(facts.map(|facts| (facts.uid.clone(), facts)).collect())
+        };
+        looked(self, read)
+    }
+
+    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
+        looked(self, |shared| {
+            let mut nodes = nodes(shared);
+            // This node is there, also where nobody wrote it down.
+            let name = shared.node.clone();
+            nodes.entry(name.clone()).or_insert(NodeFacts { name, address: None });
+            Ok(nodes)
+        })
+    }
+}
+
+type Facts<T> = BTreeMap<String, T>;
+
+/// Differences between one look and the next; the first one is a list.
+fn looked<T: Clone + PartialEq + Send + 'static>(
+    cluster: Arc<Standalone>,
+    read: impl Fn(&Shared) -> Result<Facts<T>, ClusterError> + Clone + Send + 'static,
+) -> BoxStream<'static, Seen<T, String>> {
+    let looks = stream::unfold(None::<Facts<T>>, move |before| {
+        let (cluster, read) = (Arc::clone(&cluster), read.clone());
+        async move {
+            if before.is_some() {
+                tokio::time::sleep(LOOK).await;
+            }
+            loop {
+                match cluster.turn(read.clone()).await {
+                    Ok(now) => return Some((stream::iter(difference(before.as_ref(), &now)), Some(now))),
+                    Err(error) => debug!(%error, "the folder cannot be read now"),
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    });
+    looks.flatten().boxed()
+}
+
+fn difference<K: Clone + Hash + Ord, T: Clone + PartialEq>(
+    before: Option<&BTreeMap<K, T>>,
+    now: &BTreeMap<K, T>,
+) -> Vec<Seen<T, K>> {
+    let Some(before) = before else {
+        let all = now.values().cloned().map(Seen::Is);
+        return [Seen::Listing].into_iter().chain(all).chain([Seen::Listed]).collect();
+    };
+    let gone = before.keys().filter(|key| !now.contains_key(*key)).cloned().map(Seen::Gone);
+    let changed = now.iter().filter(|(key, facts)| before.get(*key) != Some(*facts));
+    gone.chain(changed.map(|(_, facts)| Seen::Is(facts.clone()))).collect()
+}
+
+fn nodes(shared: &Shared) -> Facts<NodeFacts> {
+    let mut nodes = Facts::new();
+    for file in folder::files(&shared.root) {
+        let Ok(text) = fs::read_to_string(file) else { continue };
+        for text in document::split(&text) {
+            let value = serde_yaml_ng::from_str::<Value>(&text).unwrap_or_default();
+            if value["kind"] != Node::KIND || value["apiVersion"] != Node::API_VERSION {
+                continue;
+            }
+            match serde_json::from_value::<Node>(value) {
+                Ok(node) => {
+                    let facts = facts::node(&node.metadata, node.status.as_ref());
+                    nodes.insert(facts.name.clone(), facts);
+                }
+                Err(error) => debug!(%error, "a Node in the folder cannot be read"),
+            }
+        }
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_tells_what_is_other() {
+        let look = |pairs: &[(&'static str, u8)]| pairs.iter().copied().collect::<BTreeMap<_, _>>();
+        let first = look(&[("a", 1), ("b", 2)]);
+        assert_eq!(difference(None, &first), [Seen::Listing, Seen::Is(1), Seen::Is(2), Seen::Listed]);
+        assert_eq!(
+            difference(Some(&first), &look(&[("b", 3), ("c", 4)])),
+            [Seen::Gone("a"), Seen::Is(3), Seen::Is(4)]
+        );
+        assert_eq!(difference(Some(&first), &first), []);
+    }
+}

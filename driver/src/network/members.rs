@@ -1,0 +1,347 @@
+//! Which addresses of networks are on which node: kept from claims and nodes, one event at a time.
+//!
+//! The table knows every member of the cluster, in few bytes. What it wants in the node's map are members on other
+//! nodes, of networks that have a port on this node. A member is there when its claim is allocated, its node has told
+//! its addresses, and the node exists; it goes with any of them.
+//!
+//! Two claims that say the same address are a conflict: the one that has it from the scheduler wins, then the older
+//! one. It is the same on every node, whatever came first there. An address that a port of this node has is never
+//! given to another node, whoever wins: what attach wrote stays.
+
+mod claims;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnetwork::IpNetwork;
+use netferry_common::Addr;
+
+use super::{
+    Network, NetworkId,
+    facts::{NodeFacts, Seen},
+    window::InUse,
+};
+use crate::link::MacAddr;
+use claims::{Claim, ClaimKey};
+
+/// How a member on another node is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Its hardware address.
+    pub mac: MacAddr,
+    /// Where its node takes tunnelled frames; `None` on a network without tunnels.
+    pub node: Option<IpAddr>,
+}
+
+/// A change of what the node's map is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The network.
+    pub network: NetworkId,
+    /// The address.
+    pub address: IpAddr,
+    /// Who has it on another node; `None` for nobody.
+    pub member: Option<Remote>,
+}
+
+/// Two claims say the same address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Network's name.
+    pub network: String,
+    /// The address.
+    pub address: IpAddr,
+    /// UID of the claim that has it.
+    pub kept: String,
+    /// UID of the claim that does not.
+    pub refused: String,
+}
+
+/// What an event came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What is to be written, in order.
+    pub changes: Vec<Change>,
+    /// What somebody should look at.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// What of a network decides over its members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    id: NetworkId,
+    subnets: Vec<IpNetwork>,
+    /// Whether members on other nodes can be reached at all.
+    wide: bool,
+    /// Whether they are reached through their node.
+    tunnelled: bool,
+}
+
+#[derive(Debug, Default)]
+struct Of {
+    name: String,
+    known: Option<Known>,
+    /// Who has an address.
+    holders: HashMap<Addr, ClaimKey>,
+    /// Who says the same address and does not have it.
+    rivals: BTreeMap<Addr, BTreeSet<ClaimKey>>,
+    /// Ports on this node.
+    local: u32,
+}
+
+#[derive(Debug)]
+struct Node {
+    address: Option<IpAddr>,
+    round: u8,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct MemberTable {
+    this_node: Arc<str>,
+    claims: HashMap<ClaimKey, Claim>,
+    nodes: HashMap<Arc<str>, Node>,
+    networks: Vec<Of>,
+    index: HashMap<String, u32>,
+    /// Names of nodes, each kept once.
+    names: HashSet<Arc<str>>,
+    /// What the map is to hold.
+    wanted: HashMap<(NetworkId, Addr), Remote>,
+    claim_round: u8,
+    node_round: u8,
+    claims_listed: bool,
+    nodes_listed: bool,
+    outcome: Outcome,
+}
+
+impl MemberTable {
+    /// A table that knows nothing yet.
+    #[must_use]
+    pub fn new(this_node: &str) -> Self {
+        let this_node: Arc<str> = this_node.into();
+        Self {
+            claims: HashMap::new(),
+            nodes: HashMap::new(),
+            networks: Vec::new(),
+            index: HashMap::new(),
+            names: HashSet::from([Arc::clone(&this_node)]),
+            wanted: HashMap::new(),
+            claim_round: 0,
+            node_round: 0,
+            claims_listed: false,
+            nodes_listed: false,
+            outcome: Outcome::default(),
+            this_node,
+        }
+    }
+
+    /// Whether every claim and node has come: only then is what is missing gone.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.claims_listed && self.nodes_listed
+    }
+
+    /// Whether every claim has come.
+    #[must_use]
+    pub const fn has_claims(&self) -> bool {
+        self.claims_listed
+    }
+
+    /// What the node's map is to hold of other nodes.
+    pub fn wanted(&self) -> impl Iterator<Item = Change> + '_ {
+        self.wanted.iter().map(|((network, address), remote)| Change {
+            network: *network,
+            address: (*address).into(),
+            member: Some(*remote),
+        })
+    }
+
+    /// Claims with ports or addresses of networks.
+    #[must_use]
+    pub fn claims(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// The addresses of a network that claims have, wherever they are.
+    #[must_use]
+    pub fn in_use(&self, network: &str) -> InUse {
+        let mut in_use = InUse::default();
+        let Some(index) = self.index.get(network) else { return in_use };
+        for held in self.claims.values().flat_map(|claim| &claim.held).filter(|held| held.network == *index) {
+            if held.is_allocated() {
+                in_use.allocated.insert(held.address.into());
+            } else if held.is_told() && !is_link_local(held.address) {
+                in_use.fixed.insert(held.address.into());
+            }
+        }
+        in_use.fixed = &in_use.fixed - &in_use.allocated;
+        in_use
+    }
+
+    /// Take in the networks there are now.
+    pub fn set_networks(&mut self, networks: &[Arc<Network>]) -> Outcome {
+        let mut now: HashMap<&str, Known> = networks
+            .iter()
+            .map(|network| {
+                let transport = &network.spec.transport;
+                let known = Known {
+                    id: network.id,
+                    subnets: network.spec.subnets.clone(),
+                    wide: transport.local.is_none(),
+                    tunnelled: transport.overlay.is_some(),
+                };
+                (network.reference.name.as_str(), known)
+            })
+            .collect();
+        for network in networks {
+            self.network(&network.reference.name);
+        }
+        let mut changed = Vec::new();
+        for (index, of) in (0..).zip(&mut self.networks) {
+            let known = now.remove(of.name.as_str());
+            if of.known != known {
+                changed.push((index, std::mem::replace(&mut of.known, known)));
+            }
+        }
+        // All that goes before all that comes: a number may have passed from one network to another.
+        for (_, before) in &changed {
+            if let Some(before) = before {
+                self.forget(before.id);
+            }
+        }
+        for (index, _) in changed {
+            self.refresh_network(index);
+        }
+        std::mem::take(&mut self.outcome)
+    }
+
+    /// Take in what the watch over nodes sees.
+    pub fn apply_node(&mut self, seen: Seen<NodeFacts, String>) -> Outcome {
+        match seen {
+            Seen::Listing => {
+                self.node_round = self.node_round.wrapping_add(1);
+                self.nodes_listed = false;
+            }
+            Seen::Is(node) => {
+                let (name, round) = (self.name(&node.name), self.node_round);
+                let before = self.nodes.insert(Arc::clone(&name), Node { address: node.address, round });
+                if before.is_none_or(|before| before.address != node.address) {
+                    self.refresh_node(&name);
+                }
+            }
+            Seen::Gone(name) => self.remove_node(&name),
+            Seen::Listed => {
+                let gone: Vec<Arc<str>> = self
+                    .nodes
+                    .iter()
+                    .filter(|(_, node)| node.round != self.node_round)
+                    .map(|(name, _)| Arc::clone(name))
+                    .collect();
+                for name in gone {
+                    self.remove_node(&name);
+                }
+                self.nodes_listed = true;
+            }
+        }
+        std::mem::take(&mut self.outcome)
+    }
+
+    fn remove_node(&mut self, name: &str) {
+        if self.nodes.remove(name).is_some() {
+            self.refresh_node(name);
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+        }
+    }
+
+    /// The one copy of a node's name.
+    fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(name) = self.names.get(name) {
+            return Arc::clone(name);
+        }
+        let name: Arc<str> = name.into();
+        self.names.insert(Arc::clone(&name));
+        name
+    }
+
+    /// The number of a network in this table.
+    fn network(&mut self, name: &str) -> u32 {
+        if let Some(index) = self.index.get(name) {
+            return *index;
+        }
+        let index = u32::try_from(self.networks.len()).unwrap_or(u32::MAX);
+        self.networks.push(Of { name: name.to_owned(), ..Of::default() });
+        self.index.insert(name.to_owned(), index);
+        index
+    }
+
+    /// Who has an address on another node, as the map is to say it.
+    fn remote(&self, of: &Of, known: &Known, address: Addr) -> Option<Remote> {
+        let ip: IpAddr = address.into();
+        let inside = is_link_local(address) || known.subnets.iter().any(|subnet| subnet.contains(ip));
+        if !known.wide || of.local == 0 || !inside {
+            return None;
+        }
+        let holder = of.holders.get(&address)?;
+        let here = |key: &ClaimKey| self.claims.get(key).is_some_and(|claim| claim.is_on(&self.this_node));
+        if here(holder) || of.rivals.get(&address).is_some_and(|rivals| rivals.iter().any(here)) {
+            return None;
+        }
+        let claim = self.claims.get(holder)?;
+        let node = self.nodes.get(claim.node.as_ref()?)?;
+        let reached = if known.tunnelled { Some(node.address?) } else { None };
+        Some(Remote { mac: claim.told(&of.name, &self.index, address)?, node: reached })
+    }
+
+    /// Compare what the map is to hold for an address with what it was to hold.
+    fn refresh(&mut self, index: u32, address: Addr) {
+        let Some(of) = self.networks.get(index as usize) else { return };
+        let Some(known) = &of.known else { return };
+        let (key, now) = ((known.id, address), self.remote(of, known, address));
+        let before = match now {
+            Some(remote) => self.wanted.insert(key, remote),
+            None => self.wanted.remove(&key),
+        };
+        if before != now {
+            self.outcome.changes.push(Change { network: key.0, address: address.into(), member: now });
+        }
+    }
+
+    fn refresh_network(&mut self, index: u32) {
+        let Some(of) = self.networks.get(index as usize) else { return };
+        let addresses: Vec<Addr> = of.holders.keys().copied().collect();
+        for address in addresses {
+            self.refresh(index, address);
+        }
+    }
+
+    fn refresh_node(&mut self, name: &str) {
+        let held: Vec<(u32, Addr)> = self
+            .claims
+            .values()
+            .filter(|claim| claim.is_on(name))
+            .flat_map(|claim| &claim.held)
+            .map(|held| (held.network, held.address))
+            .collect();
+        for (network, address) in held {
+            self.refresh(network, address);
+        }
+    }
+
+    fn forget(&mut self, id: NetworkId) {
+        let gone: Vec<(NetworkId, Addr)> =
+            self.wanted.keys().filter(|(network, _)| *network == id).copied().collect();
+        for key in gone {
+            self.wanted.remove(&key);
+            self.outcome.changes.push(Change { network: id, address: key.1.into(), member: None });
+        }
+    }
+}
+
+fn is_link_local(address: Addr) -> bool {
+    matches!(IpAddr::from(address), IpAddr::V6(address) if address.is_unicast_link_local())
+}

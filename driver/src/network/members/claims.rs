@@ -1,0 +1,258 @@
+//! Claims in the table of members.
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use netferry_common::Addr;
+
+use super::{Conflict, MemberTable, Outcome, is_link_local};
+use crate::{
+    link::MacAddr,
+    network::facts::{ClaimFacts, Seen},
+};
+
+/// A claim's UID in 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ClaimKey(u128);
+
+impl ClaimKey {
+    /// A UUID's digits are its number. Another text (a folder may have any) is hashed by FNV-1a.
+    pub(super) fn of(uid: &str) -> Self {
+        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+        const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+        let digits: String = uid.chars().filter(|char| *char != '-').collect();
+        let number = (uid.len() == 36 && digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok());
+        let hash = || uid.bytes().fold(BASIS, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME));
+        Self(number.flatten().unwrap_or_else(hash))
+    }
+
+    fn uid(self) -> String {
+        let hex = format!("{:032x}", self.0);
+        [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    }
+}
+
+/// The scheduler gave the address to the claim.
+const ALLOCATED: u8 = 1;
+/// The claim's node has told that its port has the address.
+const TOLD: u8 = 2;
+/// No address: the claim has a port of the network on this node.
+const PORT: u8 = 4;
+
+/// Something of a network that a claim has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) network: u32,
+    pub(super) address: Addr,
+    mac: [u8; 6],
+    what: u8,
+}
+
+impl Held {
+    pub(super) const fn is_allocated(&self) -> bool {
+        self.what & ALLOCATED != 0
+    }
+
+    pub(super) const fn is_told(&self) -> bool {
+        self.what & TOLD != 0
+    }
+}
+
+/// A claim.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    since: i64,
+    pub(super) node: Option<Arc<str>>,
+    pub(super) held: Box<[Held]>,
+    round: u8,
+}
+
+impl Claim {
+    pub(super) fn is_on(&self, node: &str) -> bool {
+        self.node.as_deref() == Some(node)
+    }
+
+    /// The hardware address of the port that has an address.
+    pub(super) fn told(&self, network: &str, index: &HashMap<String, u32>, address: Addr) -> Option<MacAddr> {
+        let network = *index.get(network)?;
+        let told = |held: &&Held| held.is_told() && held.network == network && held.address == address;
+        self.held.iter().find(told).map(|held| MacAddr(held.mac))
+    }
+}
+
+impl MemberTable {
+    /// Take in what the watch over claims sees.
+    pub fn apply(&mut self, seen: Seen<ClaimFacts, String>) -> Outcome {
+        match seen {
+            Seen::Listing => {
+                self.claim_round = self.claim_round.wrapping_add(1);
+                self.claims_listed = false;
+            }
+            Seen::Is(facts) => self.take_in(&facts),
+            Seen::Gone(uid) => self.remove_claim(ClaimKey::of(&uid)),
+            Seen::Listed => {
+                let stale = |(_, claim): &(&ClaimKey, &Claim)| claim.round != self.claim_round;
+                let gone: Vec<ClaimKey> = self.claims.iter().filter(stale).map(|(key, _)| *key).collect();
+                for key in gone {
+                    self.remove_claim(key);
+                }
+                self.claims_listed = true;
+            }
+        }
+        std::mem::take(&mut self.outcome)
+    }
+
+    fn take_in(&mut self, facts: &ClaimFacts) {
+        let key = ClaimKey::of(&facts.uid);
+        let claim = self.claim(facts);
+        if let Some(before) = self.claims.get_mut(&key) {
+            let same = before.since == claim.since && before.node == claim.node && before.held == claim.held;
+            if same {
+                // Most events are about other parts of the claim.
+                before.round = claim.round;
+                return;
+            }
+        }
+        let mut touched = self.release(key);
+        if !claim.held.is_empty() {
+            touched.extend(claim.held.iter().copied());
+            self.claims.insert(key, claim);
+            self.hold(key);
+        }
+        self.refresh_all(&touched);
+    }
+
+    fn remove_claim(&mut self, key: ClaimKey) {
+        let touched = self.release(key);
+        self.refresh_all(&touched);
+    }
+
+    fn refresh_all(&mut self, touched: &[Held]) {
+        for held in touched {
+            if held.what == PORT {
+                self.refresh_network(held.network);
+            } else {
+                self.refresh(held.network, held.address);
+            }
+        }
+    }
+
+    /// A claim in the table's form.
+    fn claim(&mut self, facts: &ClaimFacts) -> Claim {
+        let mut held: Vec<Held> = Vec::new();
+        let mut add = |network: u32, address: Addr, mac: [u8; 6], what: u8| {
+            let same = |held: &&mut Held| {
+                held.network == network && held.address == address && (held.what == PORT) == (what == PORT)
+            };
+            match held.iter_mut().find(same) {
+                Some(held) if what == TOLD && !held.is_told() => {
+                    held.mac = mac;
+                    held.what |= what;
+                }
+                Some(held) => held.what |= what,
+                None => held.push(Held { network, address, mac, what }),
+            }
+        };
+        for (network, address) in &facts.addresses {
+            add(self.network(network), (*address).into(), [0; 6], ALLOCATED);
+        }
+        for port in &facts.ports {
+            let network = self.network(&port.network);
+            if *port.node == *self.this_node {
+                add(network, Addr::UNSPECIFIED, [0; 6], PORT);
+            }
+            let Some((mac, addresses)) = &port.told else { continue };
+            for address in addresses.iter().map(|address| Addr::from(*address)) {
+                if !is_link_local(address) && !address.is_multicast() {
+                    add(network, address, mac.0, TOLD);
+                }
+            }
+            add(network, Addr::link_local(mac.0), mac.0, TOLD);
+        }
+        // All devices of a claim are on one node.
+        let node = facts.ports.first().map(|port| self.name(&port.node));
+        Claim { since: facts.since, node, held: held.into(), round: self.claim_round }
+    }
+
+    /// Take a claim out. Returns what it had.
+    fn release(&mut self, key: ClaimKey) -> Vec<Held> {
+        let held: Vec<Held> = self.claims.get(&key).map(|claim| claim.held.to_vec()).unwrap_or_default();
+        for held in &held {
+            let Some(of) = self.networks.get_mut(held.network as usize) else { continue };
+            if held.what == PORT {
+                of.local = of.local.saturating_sub(1);
+            }
+            let Some(holder) = of.holders.get(&held.address).copied() else { continue };
+            if let Some(rivals) = of.rivals.get_mut(&held.address) {
+                rivals.remove(&key);
+                let empty = rivals.is_empty();
+                if holder == key {
+                    let best = rivals
+                        .iter()
+                        .min_by_key(|rival| rank(&self.claims, **rival, held.network, held.address))
+                        .copied();
+                    if let Some(best) = best {
+                        rivals.remove(&best);
+                        of.holders.insert(held.address, best);
+                    } else {
+                        of.holders.remove(&held.address);
+                    }
+                }
+                if empty || rivals.is_empty() {
+                    of.rivals.remove(&held.address);
+                }
+            } else if holder == key {
+                of.holders.remove(&held.address);
+            }
+        }
+        self.claims.remove(&key);
+        held
+    }
+
+    /// Give a claim that is in the table what it says it has.
+    fn hold(&mut self, key: ClaimKey) {
+        let held = self.claims.get(&key).map(|claim| claim.held.to_vec()).unwrap_or_default();
+        for held in held {
+            let Some(of) = self.networks.get_mut(held.network as usize) else { continue };
+            if held.what == PORT {
+                of.local += 1;
+            }
+            if !held.is_told() {
+                continue;
+            }
+            let Some(holder) = of.holders.get(&held.address).copied() else {
+                of.holders.insert(held.address, key);
+                continue;
+            };
+            if holder == key {
+                continue;
+            }
+            let of_rank = |key| rank(&self.claims, key, held.network, held.address);
+            let (kept, refused) = if of_rank(key) < of_rank(holder) { (key, holder) } else { (holder, key) };
+            of.holders.insert(held.address, kept);
+            of.rivals.entry(held.address).or_default().insert(refused);
+            self.outcome.conflicts.push(Conflict {
+                network: of.name.clone(),
+                address: IpAddr::from(held.address),
+                kept: kept.uid(),
+                refused: refused.uid(),
+            });
+        }
+    }
+}
+
+/// Who of several claims has an address: the least.
+fn rank(
+    claims: &HashMap<ClaimKey, Claim>,
+    key: ClaimKey,
+    network: u32,
+    address: Addr,
+) -> (bool, i64, ClaimKey) {
+    let claim = claims.get(&key);
+    let allocated = claim.is_some_and(|claim| {
+        claim
+            .held
+            .iter()
+            .any(|held| held.is_allocated() && held.network == network && held.address == address)
+    });
+    (!allocated, claim.map_or(i64::MAX, |claim| claim.since), key)
+}

@@ -1,0 +1,233 @@
+//! Publishes the addresses of all networks, as long as this node is the elected one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::{api::resource::v1::ResourceSlice, apimachinery::pkg::apis::meta::v1::Condition};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    Network, Networks,
+    addresses::{self, AddressPool},
+    follow::SharedTable,
+    names::network_of_pool,
+    window::InUse,
+};
+use crate::{
+    cluster::{Cluster, ClusterError, pools::Pools},
+    publish::{
+        publisher::{PublishStats, jittered},
+        writer::PoolWriter,
+    },
+};
+
+/// How it is paced.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolOptions {
+    /// Looks at what is in use this often. As long as the windows stay as they are, nothing is written.
+    pub look: Duration,
+    /// Compares with the cluster this often without a reason.
+    pub resync: Duration,
+    /// Longest wait after failures.
+    pub longest_retry: Duration,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            look: Duration::from_secs(1),
+            resync: Duration::from_mins(1),
+            longest_retry: Duration::from_mins(1),
+        }
+    }
+}
+
+/// Writes the pools.
+pub struct AddressPools {
+    cluster: Arc<dyn Cluster>,
+    pools: Arc<dyn Pools>,
+    driver: String,
+    writers: BTreeMap<String, PoolWriter>,
+    stats: Arc<PublishStats>,
+}
+
+/// What a network's addresses come to.
+pub type Conditions = BTreeMap<String, Condition>;
+
+impl AddressPools {
+    /// Pools that are written through `cluster`, and listed by `pools`.
+    #[must_use]
+    pub fn new(
+        cluster: Arc<dyn Cluster>,
+        pools: Arc<dyn Pools>,
+        driver: &str,
+        stats: Arc<PublishStats>,
+    ) -> Self {
+        Self { cluster, pools, driver: driver.to_owned(), writers: BTreeMap::new(), stats }
+    }
+
+    /// Bring the pools of `networks` up to what is `in_use`, and take away those of networks that were there at an
+    /// earlier call. (A network that is deleted while nobody leads takes its slices with it: it owns them.) Nothing
+    /// more is written once `leads` says no. A pool that fails does not keep the others from being written.
+    pub async fn sync(
+        &mut self,
+        networks: &[Arc<Network>],
+        in_use: &BTreeMap<String, InUse>,
+        leads: impl Fn() -> bool,
+    ) -> Result<BTreeMap<String, AddressPool>, ClusterError> {
+        let mut current: BTreeMap<String, Vec<ResourceSlice>> = BTreeMap::new();
+        for slice in self.pools.pool_slices().await? {
+            // Whatever a server answers: never touch what is not ours.
+            let ours = slice.spec.driver == self.driver && slice.spec.node_name.is_none();
+            if let Some(network) = network_of_pool(&slice.spec.pool.name).filter(|_| ours) {
+                current.entry(network.to_owned()).or_default().push(slice);
+            }
+        }
+        let (mut written, mut failed) = (BTreeMap::new(), None);
+        let nothing = InUse::default();
+        for network in networks {
+            let name = &network.reference.name;
+            let current = current.remove(name).unwrap_or_default();
+            let in_use = in_use.get(name).unwrap_or(&nothing);
+            let pool = addresses::pool(network, in_use, &addresses::published(&current), &self.driver);
+            let owner = addresses::owner(network);
+            if !leads() {
+                break;
+            }
+            match self.writer(name).write(&current, &pool.slices, owner.as_ref()).await {
+                Ok(outcome) => {
+                    if outcome.changed {
+                        let (slices, generation) = (pool.slices.len(), outcome.generation);
+                        info!(network = name, slices, generation, "published a network's addresses");
+                    }
+                    written.insert(name.clone(), pool);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        let named: BTreeSet<&str> = networks.iter().map(|network| network.reference.name.as_str()).collect();
+        let gone: Vec<String> =
+            self.writers.keys().filter(|name| !named.contains(name.as_str())).cloned().collect();
+        for name in gone {
+            if !leads() {
+                break;
+            }
+            match self.writer(&name).write(&current.remove(&name).unwrap_or_default(), &[], None).await {
+                Ok(_) => drop(self.writers.remove(&name)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(written), Err)
+    }
+
+    fn writer(&mut self, network: &str) -> &mut PoolWriter {
+        let Self { cluster, stats, writers, .. } = self;
+        writers
+            .entry(network.to_owned())
+            .or_insert_with(|| PoolWriter::new(Arc::clone(cluster), Arc::clone(stats)))
+    }
+
+    /// Publish until `stop`, while `leading`. The pools stay: another node goes on from them. `conditions` is told
+    /// what the networks' status is to say; it is empty on a node that does not lead.
+    pub async fn run(
+        mut self,
+        networks: Arc<Networks>,
+        table: SharedTable,
+        mut leading: watch::Receiver<bool>,
+        conditions: watch::Sender<Conditions>,
+        options: PoolOptions,
+        stop: CancellationToken,
+    ) {
+        let publish = async {
+            loop {
+                if leading.wait_for(|leading| *leading).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                self.lead(&networks, &table, &leading, &conditions, options).await;
+                conditions.send_replace(Conditions::new());
+            }
+        };
+        tokio::select! {
+            () = publish => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn lead(
+        &mut self,
+        networks: &Networks,
+        table: &SharedTable,
+        leading: &watch::Receiver<bool>,
+        conditions: &watch::Sender<Conditions>,
+        options: PoolOptions,
+    ) {
+        let mut last = None;
+        let mut failures = 0_u32;
+        while *leading.borrow() {
+            let (now, in_use) = {
+                let table = table.lock().unwrap_or_else(PoisonError::into_inner);
+                // What is in use must be known before anything is called free.
+                let now = if table.has_claims() { Some(networks.list()) } else { None };
+                let names = now.iter().flatten().map(|network| network.reference.name.clone());
+                let in_use: BTreeMap<_, _> = names.map(|name| (name.clone(), table.in_use(&name))).collect();
+                (now, in_use)
+            };
+            let Some(now) = now else {
+                sleep(options.look).await;
+                continue;
+            };
+            let seen = (now, in_use);
+            let fresh = last
+                .as_ref()
+                .is_some_and(|(before, at): &(_, Instant)| *before == seen && at.elapsed() < options.resync);
+            if fresh {
+                sleep(options.look).await;
+                continue;
+            }
+            match self.sync(&seen.0, &seen.1, || *leading.borrow()).await {
+                Ok(pools) => {
+                    tell(conditions, &pools);
+                    failures = 0;
+                    last = Some((seen, Instant::now()));
+                    sleep(options.look).await;
+                }
+                Err(error) => {
+                    let wait = options.look.saturating_mul(2_u32.saturating_pow(failures));
+                    let wait = jittered(wait.min(options.longest_retry), 0.5, 1.0);
+                    failures += 1;
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        ?wait,
+                        "cannot publish addresses; trying again"
+                    );
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+}
+
+/// Say what has become of the pools, and log what somebody should look at.
+fn tell(conditions: &watch::Sender<Conditions>, pools: &BTreeMap<String, AddressPool>) {
+    let now = Timestamp::now();
+    conditions.send_if_modified(|before| {
+        let told: Conditions = pools
+            .iter()
+            .map(|(name, pool)| (name.clone(), addresses::condition(pool, before.get(name), now)))
+            .collect();
+        for (network, condition) in &told {
+            let status = before.get(network).map(|before| before.status.as_str());
+            if condition.status == "False" && status != Some("False") {
+                let (reason, message) = (&condition.reason, &condition.message);
+                warn!(network, reason, "a network has no free address: {message}");
+            }
+        }
+        std::mem::replace(before, told.clone()) != told
+    });
+}
