@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netferry::datapath::{AyaDatapath, Datapath as _};
+use netferry::datapath::{AyaDatapath, Datapath as _, EndpointSpec, Placement};
 use netferry::link::MacAddr;
 use world::{
     LINK, LINK_MAC, PEER_V4, POD_V4, POD_V6, Raw, WIRE, WIRE_MAC, World, able, drain, flood, ifindex, run,
@@ -85,6 +85,20 @@ fn the_guard_is_native_moves_with_its_link_and_goes_with_it() {
     let shown = xdp_of(&world);
     assert!(!shown.contains("xdp"), "{shown}");
     assert_eq!(features(), before, "the wire's other end is as it was");
+}
+
+#[test]
+fn the_host_end_of_a_pair_gets_no_guard() {
+    if !able("the_host_end_of_a_pair_gets_no_guard") {
+        return;
+    }
+    let world = World::new();
+    let datapath = world.open();
+    let here = ifindex(LINK);
+    assert!(datapath.guard_link(27, here).is_err(), "an endpoint that is not there");
+    datapath.attach(here, &EndpointSpec { placement: Placement::HostVeth, ..spec(27) }).unwrap();
+    assert!(datapath.guard_link(27, here).unwrap().is_some());
+    assert_eq!(hooks(&datapath, 27), []);
 }
 
 #[test]

@@ -145,7 +145,13 @@ impl AyaDatapath {
 
     /// Puts the early drop on a link. `Some`: its driver cannot, and why; there is no other way it would be put on.
     pub(super) fn guard_device(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
-        let _turn = self.written();
+        let written = self.written();
+        let record = written.tables.record(id)?;
+        let record = record.ok_or_else(|| not_protected(id, "it is not in the map of endpoints"))?;
+        if record.ifindex != 0 {
+            // There, what the device receives comes from the pod.
+            return Ok(Some("the early drop is for moved links, not for the host end of a pair".to_owned()));
+        }
         if let Some(pinned) = self.guard(id, Guard::Xdp)? {
             if pinned.info.at == u64::from(ifindex) {
                 return Ok(None);

@@ -107,8 +107,13 @@ async fn another_identity_is_of_no_use() {
     pod.assert_protected("with another address");
     done(&pod, &format!("ip link set {LINK} address {}", attack::FORGED_MAC));
     let before = pod.drops("source_mac");
-    let _ = try_command(&pod, &format!("ping -c 3 -i 0.2 -W 1 {PEER}"));
-    assert!(pod.drops("source_mac") > before, "the MAC that the pod gave itself");
+    // Its neighbours are asked for anew, in the name of the other MAC; a busy machine may take a while.
+    let mut tries = 0;
+    while pod.drops("source_mac") == before {
+        let said = try_command(&pod, &format!("ping -c 3 -i 0.2 -W 1 {PEER}"));
+        tries += 1;
+        assert!(tries < 10, "the MAC that the pod gave itself is not dropped: {said:?}");
+    }
     still_judged(&pod, "with another MAC");
     done(&pod, &format!("ip link set {LINK} address {own}"));
     pod.assert_unharmed("after the identities").await;
