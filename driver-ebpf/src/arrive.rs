@@ -16,6 +16,7 @@ use crate::tables::Tables;
 use crate::transport::protocol::ICMPV6;
 
 const NEIGHBOR_SOLICITATION: u8 = 135;
+const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 
 /// Whom a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,11 @@ impl<P: Packet, T: Tables> Arrival<'_, P, T> {
         };
         if bridged {
             self.check_source(ip.source)?;
+            if icmp && kind == NEIGHBOR_ADVERTISEMENT {
+                // It speaks for its target, whoever sent it.
+                let target = self.packet.load(ip.offset as usize + 8).ok_or(Reason::MalformedNd)?;
+                self.check_source(Addr::from_words(target))?;
+            }
             if self.eth.dst != packet::mac(member.mac) {
                 return Err(Reason::NotForUs);
             }
@@ -142,7 +148,8 @@ impl<P: Packet, T: Tables> Arrival<'_, P, T> {
             return Err(Reason::WireSource);
         }
         if arp.operation != arp::REQUEST {
-            return Ok(Entrance::Endpoint(member.endpoint));
+            let told = self.eth.dst == packet::mac(member.mac);
+            return if told { Ok(Entrance::Endpoint(member.endpoint)) } else { Err(Reason::NotForUs) };
         }
         answer::reply(self.packet, &arp, packet::mac(member.mac))?;
         Ok(Entrance::Asker)

@@ -9,6 +9,7 @@ use netferry_common::{Addr, Direction, Reason, WireKey, counters};
 use crate::arrive::{Arrival, Entrance, arrive};
 use crate::datagram::wire;
 use crate::deliver::Target;
+use crate::ipv6::is_mapped;
 use crate::judge::{Case, Scratch};
 use crate::maps::{Maps, network_of};
 use crate::opaque::zero;
@@ -39,7 +40,7 @@ type TunnelKey = [u32; 6];
 pub(crate) fn tunnel(skb: *mut __sk_buff, vni: u32, node: &Addr) -> bool {
     let [a, b, c, d]: [u32; 4] = bytemuck::cast(*node);
     let options = u32::from_ne_bytes([0, TUNNEL_TTL, 0, 0]);
-    let v4 = a | b == 0 && c == 0xffff_u32.to_be();
+    let v4 = is_mapped([a, b, c, d]);
     // The kernel has an IPv4 address here as a number. Over IPv6 the outer checksum may not be left out (RFC 8200).
     let (mut key, flags): (TunnelKey, u32) = if v4 {
         ([vni, u32::from_be(d), zero(), zero(), zero(), options], BPF_F_ZERO_CSUM_TX)
@@ -64,7 +65,9 @@ fn tunnel_of(skb: *mut __sk_buff) -> Option<(u32, Addr)> {
         if bpf_skb_get_tunnel_key(skb, place, size, 0) == 0 {
             return Some((key[0], Addr::from_v4_word(key[1].to_be())));
         }
-        if bpf_skb_get_tunnel_key(skb, place, size, u64::from(BPF_F_TUNINFO_IPV6)) == 0 {
+        let found = bpf_skb_get_tunnel_key(skb, place, size, u64::from(BPF_F_TUNINFO_IPV6)) == 0;
+        // A mapped address would be taken for the IPv4 address of another node.
+        if found && !is_mapped([key[1], key[2], key[3], key[4]]) {
             return Some((key[0], Addr::from_words([key[1], key[2], key[3], key[4]])));
         }
     }

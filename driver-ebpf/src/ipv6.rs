@@ -180,7 +180,8 @@ pub(crate) fn is_multicast(words: [u32; 4]) -> bool {
     words[0] & 0xff00_0000_u32.to_be() == 0xff00_0000_u32.to_be()
 }
 
+/// Whether it is how the maps write an IPv4 address.
 #[inline(always)]
-fn is_mapped(words: [u32; 4]) -> bool {
+pub(crate) fn is_mapped(words: [u32; 4]) -> bool {
     words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be()
 }

@@ -63,6 +63,32 @@ fn a_bridged_network_goes_on_over_a_vlan() {
     assert!(silent(&one.netns, "", two.address(true)), "nothing takes the frames in");
 }
 
+#[test]
+fn a_host_of_the_subnet_is_a_neighbour_where_policy_allows() {
+    if !able("a_host_of_the_subnet_is_a_neighbour_where_policy_allows") {
+        return;
+    }
+    let (node, host) = (Node::new(), NetNs::new());
+    wire(&node.host, &host);
+    host.ip(&format!("addr add 10.9.0.50/24 dev {UPLINK}"));
+    host.ip(&format!("addr add fd09::50/64 dev {UPLINK} nodad"));
+    let pod = node.pod(1, HERE, 1, 1500);
+    node.uplink(HERE, UPLINK, uplink(1500, Transport::Bridged { vlan: 0 }));
+    for to in ["10.9.0.50", "fd09::50"] {
+        assert!(silent(&pod.netns, "", to), "no member, and no rule");
+    }
+    let peers = "[{action: allow, peers: [{cidr: 10.9.0.50/32}, {cidr: 'fd09::50/128'}]}]";
+    node.policy(&pod, &format!("{{egress: {{rules: {peers}}}, ingress: {{rules: {peers}}}}}"));
+    for (to, v4) in [("10.9.0.50", true), ("fd09::50", false)] {
+        assert!(answers(&pod.netns, "", to), "{to}");
+        host.ip("neigh flush all");
+        assert!(answers(&host, "", pod.address(v4)), "asked by the host's own ARP and neighbour discovery");
+        assert_eq!(stream(&host, &pod.netns, pod.address(v4), SOME), SOME);
+    }
+    // The untagged wire is the host's, too.
+    assert!(answers(&host, "", "10.77.0.1") && answers(&node.host, "", "fd77::2"));
+}
+
 const ALLOW_OUT: &str = "egress: {rules: [{action: allow, peers: [{cidr: 0.0.0.0/0}, {cidr: '::/0'}]}]}";
 const ALLOW_BOTH: &str = "
 egress: {rules: [{action: allow, peers: [{cidr: 0.0.0.0/0}, {cidr: '::/0'}]}]}
@@ -262,6 +288,9 @@ fn uplinks_stay_through_a_restart_and_are_set_anew() {
     });
     assert!(answers(&one.netns, "", two.address(false)));
 
+    let gateway = Transport::Routed { mac: MacAddr([2; 6]), v4: "10.9.0.2".parse().ok(), v6: None };
+    let taken = again.set_uplink(THERE, &NetworkUplink { transport: gateway, ..expected }).unwrap_err();
+    assert!(format!("{taken:?}").contains("10.9.0.2 is a member's"), "{taken:?}");
     let taken = again.set_uplink(THERE + 1, &expected).unwrap_err();
     assert!(format!("{taken:?}").contains("network 8"), "{taken:?}");
     again.remove_uplink(THERE).unwrap();

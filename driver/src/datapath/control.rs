@@ -117,8 +117,10 @@ impl AyaDatapath {
     }
 
     /// Says who has an address of an isolated network. Members on this node are written when they are attached;
-    /// this is for those on other nodes. Network 0 has no members.
+    /// this is for those on other nodes. Network 0 has no members. The address of a gateway that the node is stays its.
     pub fn set_member(&self, member: &NetworkMember) -> Result<(), DatapathError> {
+        let NetworkMember { network, address, .. } = *member;
+        self.not_gateway(network, address)?;
         let node = member.node.map_or(Addr::UNSPECIFIED, Addr::from);
         let value = Member { node, ..Member::new(member.endpoint.unwrap_or(0), member.mac.0) };
         self.written().tables.set_member(member.network, member.address, Some(value))
@@ -126,6 +128,7 @@ impl AyaDatapath {
 
     /// Forgets an address of a network. Succeeds if it is not known.
     pub fn remove_member(&self, network: u32, address: IpAddr) -> Result<(), DatapathError> {
+        self.not_gateway(network, address)?;
         self.written().tables.set_member(network, address, None)
     }
 
@@ -133,6 +136,15 @@ impl AyaDatapath {
     /// did not.
     pub fn paths(&self, id: EndpointId) -> Result<netferry_common::Traffic, DatapathError> {
         self.written().tables.paths(id)
+    }
+
+    fn not_gateway(&self, network: u32, address: IpAddr) -> Result<(), DatapathError> {
+        let member = self.written().tables.member(network, address)?;
+        if member.is_some_and(|member| member.endpoint == GATEWAY) {
+            let action = format!("write the member {address} of network {network}");
+            return Err(bpf_error(action, "it is the address of the network's gateway, which this node is"));
+        }
+        Ok(())
     }
 
     /// Members of all networks, sorted, without the gateways that the node is ([`super::networks`]).

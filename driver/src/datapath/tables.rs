@@ -193,8 +193,12 @@ impl Tables {
 
     /// Whether an address is a member's.
     pub(super) fn is_member(&self, network: u32, addr: IpAddr) -> Result<bool, DatapathError> {
+        self.member(network, addr).map(|member| member.is_some())
+    }
+
+    /// Who has an address of a network.
+    pub(super) fn member(&self, network: u32, addr: IpAddr) -> Result<Option<Member>, DatapathError> {
         found(self.members.get(&MemberKey { network, addr: addr.into() }, 0))
-            .map(|member| member.is_some())
             .map_err(|source| bpf_error(format!("read the member {addr} of network {network}"), source))
     }
 
@@ -242,8 +246,14 @@ impl Tables {
     pub(super) fn set_uplink(&mut self, network: u32, uplink: &NetworkUplink) -> Result<(), DatapathError> {
         let failed = |source| bpf_error(format!("write the uplink of network {network}"), source);
         let key = uplink.wire();
-        self.remove_wires(network, Some(key))?;
         let gateways = uplink.gateways();
+        for (address, _) in &gateways {
+            if self.member(network, *address)?.is_some_and(|member| member.endpoint != GATEWAY) {
+                let problem = format!("{address} is a member's, and cannot be the gateway's");
+                return Err(bpf_error(format!("set the uplink of network {network}"), problem));
+            }
+        }
+        self.remove_wires(network, Some(key))?;
         self.remove_gateways(network, |addr| gateways.iter().any(|(gateway, _)| *gateway == addr))?;
         for (address, mac) in gateways {
             self.set_member(network, address, Some(Member::new(GATEWAY, mac)))?;

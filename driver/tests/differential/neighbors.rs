@@ -101,15 +101,18 @@ pub fn link_message(frame: &Frame<'_>, ip: &Datagram<'_>) -> Option<Expected> {
         if !ip.is_for_group() && !owns(ip.destination) {
             reasons.insert(Reason::DestinationAddress);
         }
-        if frame.setting.isolated() && member(ip.source).is_none() {
-            reasons.insert(Reason::NotMember);
-        }
     }
     if ip.payload.len() < length || (!listening && (ip.hop_limit != 255 || code != 0 || ip.fragment)) {
         reasons.insert(Reason::MalformedNd);
     }
     let target = ip.payload.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
     let target = target.map_or(IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from);
+    // Who speaks for an address on an isolated network is the member that has it, under its own hardware address.
+    let speaker = if kind == ADVERTISEMENT { target } else { ip.source };
+    let isolated_in = frame.setting.isolated() && !frame.is_from_pod();
+    if isolated_in && member(speaker).is_none_or(|host| host.mac != frame.source()) {
+        reasons.insert(Reason::NotMember);
+    }
     match (kind, owns(target), frame.is_from_pod()) {
         (ADVERTISEMENT, false, true) => {
             reasons.insert(Reason::NdSender);
@@ -122,8 +125,11 @@ pub fn link_message(frame: &Frame<'_>, ip: &Datagram<'_>) -> Option<Expected> {
         }
         _ => {}
     }
+    let rest = ip.payload.get(length..).unwrap_or_default();
     if frame.is_from_pod() && !listening {
-        reasons.extend(options(ip.payload.get(length..).unwrap_or_default(), from_nobody));
+        reasons.extend(options(rest, POD.mac, Reason::NdSender, from_nobody));
+    } else if isolated_in && !listening {
+        reasons.extend(options(rest, frame.source(), Reason::NotMember, false));
     }
     if !frame.answered() {
         return Some(if reasons.is_empty() { Expected::Pass } else { Expected::Drop(reasons) });
@@ -144,8 +150,8 @@ pub fn link_message(frame: &Frame<'_>, ip: &Datagram<'_>) -> Option<Expected> {
     }
 }
 
-/// What is wrong with the options of the pod's own messages.
-fn options(mut rest: &[u8], from_nobody: bool) -> Reasons {
+/// What is wrong with the options of a message, whose link-layer addresses are its sender's.
+fn options(mut rest: &[u8], mac: [u8; 6], forged: Reason, from_nobody: bool) -> Reasons {
     let mut reasons = Reasons::new();
     for seen in 0.. {
         let Some((kind, length)) = rest.first().zip(rest.get(1)) else { break };
@@ -159,8 +165,8 @@ fn options(mut rest: &[u8], from_nobody: bool) -> Reasons {
             if bytes != 8 || from_nobody {
                 reasons.insert(Reason::MalformedNd);
             }
-            if rest[2..8] != POD.mac {
-                reasons.insert(Reason::NdSender);
+            if rest[2..8] != mac {
+                reasons.insert(forged);
             }
         }
         rest = &rest[bytes..];

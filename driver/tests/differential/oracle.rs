@@ -54,6 +54,11 @@ impl Frame<'_> {
         self.direction == Direction::FromPod
     }
 
+    /// Its source hardware address.
+    pub fn source(&self) -> [u8; 6] {
+        self.bytes[6..12].try_into().expect("an Ethernet header")
+    }
+
     /// What an isolated network's frames of the pod meet: a program that can answer and deliver.
     pub fn answered(&self) -> bool {
         self.setting.isolated() && self.is_from_pod()

@@ -302,15 +302,12 @@ impl Bench {
 pub struct Context {
     /// Payload of each segment of a GSO frame.
     pub gso_size: u32,
-    /// Interface it came in by; 0 for the loopback.
-    pub ifindex: u32,
 }
 
 impl Context {
-    /// As `struct __sk_buff` of linux/bpf.h, of which a test run takes these fields.
+    /// As `struct __sk_buff` of linux/bpf.h.
     fn bytes(self) -> [u8; 192] {
         let mut bytes = [0; 192];
-        bytes[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
         bytes[176..180].copy_from_slice(&self.gso_size.to_ne_bytes());
         bytes
     }

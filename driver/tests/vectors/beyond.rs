@@ -173,6 +173,7 @@ fn the_wire_of_a_bridged_network_is_answered_for_local_members() {
             ask(liar, POD.v4),
             arp(liar.mac, POD.mac, true, (liar.mac, liar.v4), POD.v4),
             solicit(liar, POD.v6),
+            neighbor(Host { v6: STRANGER.v6, ..liar }, POD, 136, liar.v6, Some(liar.mac)),
         ] {
             let dropped = Entry::Drop(Reason::WireSource, AT_NETWORK);
             assert_eq!(bench.enter("uplink_ingress", &forged), dropped);
@@ -370,6 +371,53 @@ fn a_tunnel_leads_to_members_with_a_node_alone() {
         let dropped = Entry::Drop(Reason::UnknownNetwork, counters::NETWORK);
         assert_eq!(bench.enter("overlay_ingress", &frame), dropped, "no tunnel at all");
     }
+}
+
+#[test]
+fn nothing_from_the_wire_comes_in_a_local_name() {
+    let (mut bridged, mut routed) = (bridged(), routed());
+    allow_all(&mut bridged);
+    let bases: Vec<Vec<u8>> = [OTHER, STRANGER, PEER]
+        .into_iter()
+        .flat_map(|from| {
+            let [v4, v6] = datagrams(from, POD);
+            let asked = arp(from.mac, BROADCAST, false, (from.mac, from.v4), POD.v4);
+            let told = arp(from.mac, POD.mac, true, (from.mac, from.v4), POD.v4);
+            let solicited = neighbor(from, POD, 135, POD.v6, Some(from.mac));
+            [v4, v6, asked, told, solicited, neighbor(from, POD, 136, from.v6, Some(from.mac))]
+        })
+        .chain(datagrams(FAR_ROUTER, POD_BEHIND))
+        .collect();
+    let mut random = 1_u64;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(random >> 33).unwrap() % below
+    };
+    let mut came_in = 0;
+    for turn in 0..4000 {
+        let mut frame = bases[turn % bases.len()].clone();
+        for _ in 0..next(3) {
+            let at = next(frame.len());
+            frame[at] ^= 1 << next(8);
+        }
+        for bench in [&mut bridged, &mut routed] {
+            // An entry that is neither, or more than one, fails there.
+            let Entry::In(inside) = bench.enter("uplink_ingress", &frame) else { continue };
+            came_in += 1;
+            let (place, length) = match inside[at::ETHERTYPE..at::IP] {
+                [0x08, 0x00] => (at::IP + 12, 4),
+                [0x08, 0x06] => (at::IP + 14, 4),
+                _ if inside[at::IP + 40] == 136 && inside[at::IP + 6] == 58 => (at::IP + 48, 16),
+                _ => (at::IP + 8, 16),
+            };
+            let named = &inside[place..place + length];
+            for host in [PEER, POD] {
+                assert!(named != host.v4 && named != host.v6, "{frame:02x?}");
+            }
+            assert_eq!(inside[..6], POD.mac);
+        }
+    }
+    assert!(came_in > 500, "only {came_in} of the frames came in");
 }
 
 #[test]

@@ -87,10 +87,10 @@ fn segments_count_and_not_the_frame_that_carries_them() {
     for v4 in [true, false] {
         let headers = if v4 { 28 } else { 48 };
         let frame = large(POD, PEER, v4, 3000);
-        let fits = Context { gso_size: 1280 - headers, ..Context::default() };
+        let fits = Context { gso_size: 1280 - headers };
         let outcome = bench.run_on("from_pod", FromPod, &frame, fits);
         assert_eq!(outcome, Redirect(frame.clone()));
-        let exceeds = Context { gso_size: 1281 - headers, ..fits };
+        let exceeds = Context { gso_size: 1281 - headers };
         let Refuse(Reason::MtuExceeded, answer) = bench.run_on("from_pod", FromPod, &frame, exceeds) else {
             panic!("not refused");
         };
