@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::SchedClassifier;
 
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
-use super::object::{ProgramLoader, check_pinned};
+use super::object::{ProgramLoader, check_pinned, load_patiently};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables};
 use super::sys::{self, Hook};
@@ -316,9 +316,6 @@ fn update(
     written.remember(&link.fd, id, name)
 }
 
-/// Times a load is asked for that a signal interrupts, as libbpf does it.
-const LOAD_ATTEMPTS: usize = 5;
-
 /// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
 pub(super) fn load<'a>(
     object: &'a mut Ebpf,
@@ -331,16 +328,8 @@ pub(super) fn load<'a>(
         .ok_or_else(|| bpf_error(failed("find"), "the eBPF object has no such program"))?
         .try_into()
         .map_err(|source| bpf_error(failed("use"), source))?;
-    for attempt in 1.. {
-        if program.fd().is_ok() {
-            break;
-        }
-        match program.load() {
-            // The verifier gives way to a signal, and wants to be asked again.
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == std::io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS => {}
-            result => result.map_err(|source| bpf_error(failed("load"), source))?,
-        }
+    if program.fd().is_err() {
+        load_patiently(program).map_err(|source| bpf_error(failed("load"), source))?;
     }
     Ok(program.fd().map_err(|source| bpf_error(failed("use"), source))?.as_fd())
 }
