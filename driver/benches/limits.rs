@@ -44,28 +44,34 @@ fn main() {
     let datapath = node.datapath();
     Node::protect(&datapath);
     println!("bits a second on the wire, Ethernet headers included, over {MEASURED:?}");
-    println!("{:<10} {:<22} {:>13} {:>13} {:>8}", "limit of", "traffic", "limit", "measured", "off by");
+    println!("what is offered is no more than the machine can send: below the limit, nothing is limited");
+    println!(
+        "{:<10} {:<22} {:>13} {:>13} {:>13} {:>8}",
+        "limit of", "traffic", "limit", "offered", "measured", "off by"
+    );
     for (limited, direction) in [(SENDER, "egress"), (MEMBER, "ingress")] {
         for rate in [100_000_000_u64, 5_000_000_000] {
             let text = format!("{direction}: {{bitsPerSecond: {rate}}}");
             let limits: Limits = serde_yaml_ng::from_str(&text).expect("limits");
             datapath.set_limits(limited, &limits).expect("set the limits");
-            let show = |traffic: &str, measured: f64| {
+            let show = |traffic: &str, (offered, measured): (f64, f64)| {
                 #[allow(clippy::cast_precision_loss, reason = "of a rate")]
                 let off = (measured / rate as f64 - 1.0) * 100.0;
-                println!("{direction:<10} {traffic:<22} {rate:>13} {measured:>13.0} {off:>+7.3}%");
+                println!(
+                    "{direction:<10} {traffic:<22} {rate:>13} {offered:>13.0} {measured:>13.0} {off:>+7.3}%"
+                );
             };
             show("UDP", udp(&node, rate, 1, 1));
             show("UDP, GSO", udp(&node, rate, 1, 44));
             show("UDP, GSO, two CPUs", udp(&node, rate, 2, 44));
-            show("TCP", tcp(&node));
+            show("TCP", (f64::NAN, tcp(&node)));
             datapath.set_limits(limited, &Limits::default()).expect("take them back");
         }
     }
 }
 
 /// Datagrams for a socket that nobody reads: each is counted as an error once its queue is full.
-fn udp(node: &Node, rate: u64, senders: usize, segments: usize) -> f64 {
+fn udp(node: &Node, rate: u64, senders: usize, segments: usize) -> (f64, f64) {
     let peer = Ipv4Addr::from(PEER.v4);
     let receiver = node.within("peer", move || UdpSocket::bind((peer, 0)).expect("bind"));
     let to = receiver.local_addr().expect("an address");
@@ -102,16 +108,17 @@ fn udp(node: &Node, rate: u64, senders: usize, segments: usize) -> f64 {
         })
         .collect();
     std::thread::sleep(WARM_UP);
-    let (before, start) = (received(node), Instant::now());
+    let offering = || offered.load(Ordering::Relaxed);
+    let (before, offered_before, start) = (received(node), offering(), Instant::now());
     std::thread::sleep(MEASURED);
-    let (after, took) = (received(node), start.elapsed());
+    let (after, offered_after, took) = (received(node), offering(), start.elapsed());
     stop.store(true, Ordering::Relaxed);
     for thread in threads {
         thread.join().expect("a sender");
     }
-    #[allow(clippy::cast_precision_loss, reason = "of some millions")]
-    let frames = (after - before) as f64;
-    frames * FRAME * 8.0 / took.as_secs_f64()
+    #[allow(clippy::cast_precision_loss, reason = "of some billions")]
+    let (frames, bytes) = ((after - before) as f64, (offered_after - offered_before) as f64);
+    (bytes * 8.0 / took.as_secs_f64(), frames * FRAME * 8.0 / took.as_secs_f64())
 }
 
 /// Datagrams that came to the receiver's sockets, read or not.
@@ -120,8 +127,8 @@ fn received(node: &Node) -> u64 {
         node.within("peer", || std::fs::read_to_string("/proc/thread-self/net/snmp").expect("counters"));
     let mut lines = table.lines().filter(|line| line.starts_with("Udp:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let named = names.split_whitespace().zip(values.split_whitespace());
-    let wanted = named.filter(|(name, _)| ["InDatagrams", "InErrors"].contains(name));
+    let counters = names.split_whitespace().zip(values.split_whitespace());
+    let wanted = counters.filter(|(name, _)| ["InDatagrams", "InErrors"].contains(name));
     wanted.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
 }
 
@@ -142,7 +149,7 @@ fn tcp(node: &Node) -> f64 {
     let mut data = vec![0; 1 << 18];
     let begin = Instant::now();
     while begin.elapsed() < WARM_UP {
-        receiver.read(&mut data).expect("data");
+        assert!(receiver.read(&mut data).expect("data") > 0);
     }
     let (mut bytes, start) = (0_u64, Instant::now());
     while start.elapsed() < MEASURED {

@@ -12,7 +12,7 @@ use super::block::BlockTable;
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
-use super::object::{ProgramLoader, check_pinned};
+use super::object::{ProgramLoader, check_pinned, load_patiently};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables};
 use super::sys::{self, Hook};
@@ -302,7 +302,7 @@ pub(super) fn load<'a>(
         .try_into()
         .map_err(|source| bpf_error(failed("use"), source))?;
     if program.fd().is_err() {
-        program.load().map_err(|source| bpf_error(failed("load"), source))?;
+        load_patiently(program).map_err(|source| bpf_error(failed("load"), source))?;
     }
     Ok(program.fd().map_err(|source| bpf_error(failed("use"), source))?.as_fd())
 }

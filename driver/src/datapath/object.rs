@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netferry_common::{ENDPOINT_GLOBAL, PEER_GLOBAL, maps};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -73,6 +74,18 @@ fn constant_offset(object: &[u8], name: &str) -> Result<usize, Box<dyn std::erro
         return Err("it is not a u32 within its section".into());
     }
     Ok(usize::try_from(start + place)?)
+}
+
+/// Loads a program. The verifier gives way to a signal and wants to be asked again then; libbpf does that as often.
+pub(super) fn load_patiently(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    for _ in 0..4 {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    program.load()
 }
 
 /// Maps of the object by name: type, key size, value size and number of entries, as the kernel will have them.

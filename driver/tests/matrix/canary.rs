@@ -59,20 +59,22 @@ fn the_fast_path_meets_no_canary() {
     let mut arrived = 0;
     for v4 in [true, false] {
         for nth in 0..FRAMES {
-            pod.send(&frames(Kind::Udp, v4, nth, &POD, &PEER)[0]);
-            assert!(
+            let (frame, so_far) = (&frames(Kind::Udp, v4, nth, &POD, &PEER)[0], arrived);
+            // On a busy machine one may be lost before any program; it is in no counter then.
+            let came = (0..3).any(|_| {
+                pod.send(frame);
                 waited(|| {
-                    arrived += peer.seen(|frame| is_of(Kind::Udp, nth, &POD, &PEER, frame));
-                    arrived > nth as usize + if v4 { 0 } else { FRAMES as usize }
-                }),
-                "frame {nth} did not arrive"
-            );
+                    arrived += peer.seen(|frame| is_of(Kind::Udp, nth, &POD, &PEER, frame)) as u64;
+                    arrived > so_far
+                })
+            });
+            assert!(came, "frame {nth} did not arrive");
         }
     }
-    assert_eq!(arrived, 2 * FRAMES as usize);
+    assert_eq!(arrived, u64::from(2 * FRAMES));
     let after = datapath.paths(SENDER).expect("counters");
-    assert_eq!(after.fast - before.fast, u64::from(2 * FRAMES), "{after:?}");
-    assert_eq!(after.packets - before.packets, u64::from(2 * FRAMES), "{after:?}");
+    assert_eq!(after.fast - before.fast, arrived, "{after:?}");
+    assert_eq!(after.packets - before.packets, arrived, "{after:?}");
     assert_eq!((counted("netdev egress"), counted("inet stack")), (0, 0), "a canary was met");
 
     // The canaries are alive. What the host itself sends meets those of its stack,
