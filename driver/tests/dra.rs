@@ -164,12 +164,12 @@ async fn a_link_that_is_out_comes_home_before_the_claim_is_forgotten() {
             step: Step::Attached,
             sandbox: Sandbox { id: "s1".into(), pod, netns: "/run/netns/x".into() },
             endpoint: Some(1),
-            home: serde_json::from_value(json!({
+            home: Some(serde_json::from_value(json!({
                 "link": {"ifindex": 2, "name": "ens5", "mac": null, "permanentMac": null, "mtu": 1500, "up": true,
                          "kind": null, "altNames": []},
                 "addresses": [], "routes": [], "neighbours": [],
             }))
-            .unwrap(),
+            .unwrap()),
             pod_ifindex: Some(2),
         });
     };

@@ -50,6 +50,9 @@ pub enum AttachError {
     /// Strict isolation needs a hardware address to hold the pod to.
     #[error("link {0} has no Ethernet address, which isolation \"strict\" needs; set isolation to \"off\"")]
     NoMac(String),
+    /// A checkpoint that does not say what the link is at home.
+    #[error("the checkpoint does not say what link {0} is at home")]
+    NoHome(String),
     /// The kernel's links.
     #[error(transparent)]
     Link(#[from] LinkError),

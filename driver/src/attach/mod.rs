@@ -11,6 +11,7 @@ mod find;
 mod give_back;
 mod into_pod;
 mod outcome;
+mod port;
 mod protect;
 mod recover;
 mod restrict;
@@ -42,7 +43,7 @@ pub use self::{
     outcome::{AttachedInterface, Outcome, Problem, Reason},
 };
 
-/// Named points of both ways, in their order, where a test can stop the process (`return(abort)`) or let the
+/// Named points of both ways, in the order of a moved link, where a test can stop the process (`return(abort)`) or let the
 /// step fail (`return`).
 pub const FAILPOINTS: [&str; 10] = [
     "attach-after-checkpoint",

@@ -16,6 +16,7 @@ use crate::{
     nri::PodSandbox,
 };
 
+mod port;
 mod restrict;
 
 struct World {
@@ -48,6 +49,7 @@ fn plan(device: &str, name: &str) -> InterfacePlan {
         request: "nic".into(),
         pool: "node".into(),
         device: device.into(),
+        share_id: None,
         host_link: device.into(),
         name: name.into(),
         hardware_addr: Some(MacAddr([2, 0xaa, 0, 0, 0, 1])),
@@ -66,6 +68,7 @@ fn plan(device: &str, name: &str) -> InterfacePlan {
         isolation: Isolation::Strict,
         policy: None,
         limits: None,
+        made: None,
     }
 }
 

@@ -213,12 +213,13 @@ impl Store {
         lock(&self.claims).values().filter(concerns).cloned().collect()
     }
 
-    /// Devices of every prepared claim: who claims it, and the pod it is attached to now.
+    /// Links of the host that every prepared claim has: who claims it, and the pod it is attached to now. What is
+    /// made for a claim holds no device: others may have theirs of the same.
     #[must_use]
     pub fn held_devices(&self) -> BTreeMap<String, (ClaimRef, Option<PodRef>)> {
         let mut held = BTreeMap::new();
         for checkpoint in lock(&self.claims).values() {
-            for interface in &checkpoint.interfaces {
+            for interface in checkpoint.interfaces.iter().filter(|it| it.plan.made.is_none()) {
                 let pod = interface.attachment.as_ref().map(|attachment| attachment.sandbox.pod.clone());
                 held.insert(interface.plan.device.clone(), (checkpoint.claim.clone(), pod));
             }
@@ -290,7 +291,7 @@ impl Store {
     fn write(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
         let path = self.path(&checkpoint.claim.uid)?;
         let held = self.held_devices();
-        for interface in &checkpoint.interfaces {
+        for interface in checkpoint.interfaces.iter().filter(|it| it.plan.made.is_none()) {
             match held.get(&interface.plan.device) {
                 Some((holder, _)) if holder.uid != checkpoint.claim.uid => {
                     return Err(StoreError::DeviceHeld {

@@ -2,7 +2,7 @@
 //! (KEP-4680).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -49,9 +49,14 @@ impl Health {
 
     /// Every device now. One that a claim holds but the node has lost is among them, unhealthy.
     fn report(&self) -> NodeWatchResourcesResponse {
-        let mut attached = BTreeMap::new();
+        let (mut attached, mut made) = (BTreeMap::new(), BTreeSet::new());
         for checkpoint in self.store.all() {
             for interface in checkpoint.interfaces {
+                if interface.plan.made.is_some() {
+                    // Made when it is wanted: there is no link whose carrier could be lost.
+                    made.insert(interface.plan.device);
+                    continue;
+                }
                 attached
                     .insert(interface.plan.device, interface.attachment.map(|attachment| attachment.step));
             }
@@ -68,6 +73,7 @@ impl Health {
         for name in attached.keys() {
             devices.entry(name).or_insert(HealthStatus::Unhealthy);
         }
+        devices.extend(made.iter().map(|name| (name.as_str(), HealthStatus::Healthy)));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let health = |(name, status): (&str, HealthStatus)| DeviceHealth {
             device: Some(DeviceIdentifier { pool_name: self.pool.clone(), device_name: name.to_owned() }),

@@ -1,5 +1,6 @@
 //! Networks: what a platform team declares once, and pods claim ports on.
 
+pub mod access;
 pub mod known;
 pub mod names;
 pub mod spec;

@@ -40,6 +40,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         request: "r".to_owned(),
         pool: "n1".to_owned(),
         device: "eth1".to_owned(),
+        share_id: None,
         host_link: "eth1".to_owned(),
         name: "net1".to_owned(),
         hardware_addr: None,
@@ -49,12 +50,13 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         isolation: if endpoint.is_some() { Isolation::Strict } else { Isolation::Off },
         policy: None,
         limits: None,
+        made: None,
     };
     let attachment = step.map(|step| Attachment {
         step,
         sandbox: Sandbox { id: "s".to_owned(), pod: pod.clone(), netns: "/run/netns/x".into() },
         endpoint,
-        home: home(),
+        home: Some(home()),
         pod_ifindex: Some(3),
     });
     Checkpoint {

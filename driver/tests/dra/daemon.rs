@@ -23,6 +23,7 @@ use netferry::{
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
     dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    network::access::NoNetworks,
 };
 use serde_json::json;
 use tokio::{sync::watch, task::JoinHandle, time};
@@ -155,6 +156,7 @@ impl Daemon {
             cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
             store: Arc::clone(&store),
             inventory: receiver.clone(),
+            networks: Arc::new(NoNetworks),
             release: Arc::clone(&home) as Arc<dyn Release>,
             reporter: Arc::clone(&reports) as Arc<dyn Reporter>,
             planning: Arc::default(),

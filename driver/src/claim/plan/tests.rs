@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     claim::{InterfaceRecord, config::API_VERSION},
     device::Device,
+    network::access::NoNetworks,
 };
 
 const DRIVER: &str = "netferry.dev";
@@ -51,7 +52,15 @@ fn claim(results: &[Value], configs: &[Value]) -> Value {
 
 fn planned(claim: &Value, inventory: &Inventory, prepared: &[Checkpoint]) -> Result<Plan, String> {
     let claim: ResourceClaim = serde_json::from_value(claim.clone()).unwrap();
-    let place = Place { driver: DRIVER, pool: "node-1", inventory, prepared };
+    let networks = BTreeMap::new();
+    let place = Place {
+        driver: DRIVER,
+        pool: "node-1",
+        inventory,
+        prepared,
+        networks: &networks,
+        members: &NoNetworks,
+    };
     plan(&claim, &asked(), &place)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }

@@ -25,6 +25,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
                 request: "nic".into(),
                 pool: "node-1".into(),
                 device: device.into(),
+                share_id: None,
                 host_link: device.into(),
                 name: "net1".into(),
                 hardware_addr: Some("02:00:00:00:00:01".parse().unwrap()),
@@ -34,6 +35,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
                 isolation: Isolation::Strict,
                 policy: None,
                 limits: None,
+                made: None,
             },
             attachment: None,
         }],
@@ -45,7 +47,7 @@ fn attachment(pod_uid: &str) -> Attachment {
         step: Step::Attaching,
         sandbox: Sandbox { id: "s1".into(), pod: pod(pod_uid), netns: "/run/netns/x".into() },
         endpoint: Some(7),
-        home: Home {
+        home: Some(Home {
             link: Link {
                 ifindex: 4,
                 name: "ens5".into(),
@@ -61,7 +63,7 @@ fn attachment(pod_uid: &str) -> Attachment {
             neighbours: vec![],
             sysctls: BTreeMap::new(),
             settings: crate::link::Settings::default(),
-        },
+        }),
         pod_ifindex: None,
     }
 }
