@@ -66,6 +66,13 @@ pub fn host_name(claim: &ClaimRef, key: &InterfaceKey) -> String {
     format!("nf{digits:013x}")
 }
 
+/// Whether a link on the host has the name of one that is made for an interface.
+#[must_use]
+pub fn is_host_name(name: &str) -> bool {
+    let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.strip_prefix("nf").is_some_and(|digits| digits.len() == 13 && digits.bytes().all(digit))
+}
+
 /// A hardware address that is locally administered and unicast (IEEE 802-2014, section 8.2.2), and stays the same
 /// through every sandbox of the claim's pod.
 #[must_use]
@@ -100,7 +107,7 @@ mod tests {
         for uid in ["u1", "u2"] {
             for key in &keys {
                 let (name, mac) = (host_name(&claim(uid), key), hardware_addr(&claim(uid), key));
-                assert_eq!(name.len(), 15, "{name}");
+                assert!(is_host_name(&name), "{name}");
                 assert_eq!(mac.0[0] & 3, 2, "{mac}");
                 assert_eq!((&name, mac), (&host_name(&claim(uid), key), hardware_addr(&claim(uid), key)));
                 names.insert(name);
@@ -108,5 +115,8 @@ mod tests {
             }
         }
         assert_eq!((names.len(), addresses.len()), (8, 8));
+        for other in ["nf-ens5", "nf0123456789ab", "nf0123456789abC", "nf0123456789abcd", "ens5"] {
+            assert!(!is_host_name(other), "{other}");
+        }
     }
 }
