@@ -212,6 +212,9 @@ fn subject(record: &InterfaceRecord) -> String {
     match &record.plan.made {
         None => format!("link {:?}", record.plan.host_link),
         Some(Made::Port(port)) => format!("the port of network {:?}", port.network.name),
+        Some(Made::SubInterface(upper)) => {
+            format!("{} on link {:?}", upper.sub_interface, record.plan.host_link)
+        }
     }
 }
 

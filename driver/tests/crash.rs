@@ -6,6 +6,8 @@
 mod pods;
 #[path = "crash/ports.rs"]
 mod ports;
+#[path = "crash/sub_interfaces.rs"]
+mod sub_interfaces;
 mod support;
 #[path = "attach/world.rs"]
 mod world;

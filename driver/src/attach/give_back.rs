@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{AttachError, Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
 use crate::{
-    claim::{Attachment, ClaimRef, InterfacePlan, Made, Step},
+    claim::{Attachment, ClaimRef, InterfacePlan, Made, Step, Upper},
     link::{Home, Link, LinkError, Namespace},
     telemetry::chain,
 };
@@ -129,9 +129,10 @@ impl Return<'_> {
         self.write_step().await;
         stop_at("return-after-checkpoint")?;
         self.close_gate().await;
-        match self.plan.made {
+        match self.plan.made.clone() {
             None => self.come_home().await?,
             Some(Made::Port(_)) => self.unmake().await?,
+            Some(Made::SubInterface(upper)) => self.unmake_upper(&upper).await?,
         }
         stop_at("return-after-restore")?;
         // Last, so that nothing of ours is ever in a pod unprotected.
@@ -186,11 +187,33 @@ impl Return<'_> {
         stop_at("return-after-move")
     }
 
-    /// A namespace that has just lost its last process takes the kernel some grace periods to clear up.
+    /// A sub-interface goes; its parent was never touched.
+    async fn unmake_upper(&mut self, upper: &Upper) -> Result<(), Stopped> {
+        let links = &self.attacher.links;
+        let found = self.wait_for(|| self.attacher.find_upper(&self.plan, upper, &self.attachment)).await?;
+        let deleted = match found {
+            Place::Sandbox(link) => links.remove(&namespace_of(&self.attachment.sandbox), link.ifindex).await,
+            Place::Host(link) => links.remove(&Namespace::Host, link.ifindex).await,
+            // With its pod's namespace, most often.
+            Place::Gone(_) => Ok(()),
+            Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
+        };
+        deleted.map_err(|error| (Reason::NotReturned, chain(&error)))?;
+        stop_at("return-after-move")
+    }
+
     async fn find(&self, home: &Link) -> Result<Place, Stopped> {
+        self.wait_for(|| self.attacher.find(&self.plan, &self.attachment, home)).await
+    }
+
+    /// A namespace that has just lost its last process takes the kernel some grace periods to clear up.
+    async fn wait_for<F>(&self, find: impl Fn() -> F) -> Result<Place, Stopped>
+    where
+        F: Future<Output = Result<Place, LinkError>>,
+    {
         let mut tries = CLEAN_UP_TRIES;
         loop {
-            let found = self.attacher.find(&self.plan, &self.attachment, home).await;
+            let found = find().await;
             match found.map_err(|error| (Reason::NotReturned, chain(&error)))? {
                 Place::Elsewhere(_) if tries > 0 => tries -= 1,
                 place => return Ok(place),

@@ -140,7 +140,7 @@ impl Attacher {
         let plan = &interface.plan;
         let home = match &plan.made {
             None => Some(self.home_of(plan).await?),
-            Some(Made::Port(_)) => None,
+            Some(_) => None,
         };
         let endpoint = match (plan.isolation, interface.reserved) {
             (Isolation::Off, _) => None,
@@ -225,12 +225,14 @@ impl Attacher {
         crossing("attach-after-checkpoint")?;
         match (&plan.made, &attachment.home) {
             (Some(Made::Port(port)), _) => self.make_port(plan, port, attachment).await,
+            (Some(Made::SubInterface(upper)), _) => self.make_upper(plan, upper, attachment).await,
             (None, Some(home)) => self.move_in(plan, attachment, &home.link).await,
             (None, None) => Err(AttachError::NoHome(plan.host_link.clone())),
         }
     }
 
-    async fn move_in(
+    /// `home` is the link on the host: one that has its home there, or was made there just now.
+    pub(super) async fn move_in(
         &self,
         plan: &InterfacePlan,
         attachment: &Attachment,
@@ -373,7 +375,12 @@ fn no_conflicts(claims: &[&Checkpoint]) -> Result<(), AttachFailed> {
     let mut owners: BTreeMap<(&'static str, &str), &str> = BTreeMap::new();
     for claim in claims {
         for InterfaceRecord { plan, .. } in &claim.interfaces {
-            for key in [("name", plan.name.as_str()), ("device", plan.host_link.as_str())] {
+            // A parent stays for the next one: what is made on it has a name of its own.
+            let link = match &plan.made {
+                Some(Made::SubInterface(upper)) => upper.host_name.as_str(),
+                _ => plan.host_link.as_str(),
+            };
+            for key in [("name", plan.name.as_str()), ("device", link)] {
                 if !seen.insert(key) {
                     let conflict = AttachError::Conflict {
                         field: key.0,

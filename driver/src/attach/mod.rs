@@ -15,6 +15,7 @@ mod port;
 mod protect;
 mod recover;
 mod restrict;
+mod sub_interface;
 
 #[cfg(test)]
 mod tests;

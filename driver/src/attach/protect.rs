@@ -42,6 +42,12 @@ impl Attacher {
             return Ok(());
         }
         let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
+        if plan.made.is_some() {
+            let id = self.reserved(claim, interface).await?;
+            let spec = endpoint_spec(plan, id, &link)?;
+            self.datapath(move |datapath| datapath.preload(&spec)).await?;
+            return Ok(());
+        }
         self.no_foreign_programs(&link).await?;
         let id = self.reserved(claim, interface).await?;
         let spec = endpoint_spec(plan, id, &link)?;

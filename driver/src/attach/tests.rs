@@ -18,6 +18,7 @@ use crate::{
 
 mod port;
 mod restrict;
+mod sub_interface;
 
 struct World {
     links: Arc<FakeLinks>,

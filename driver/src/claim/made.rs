@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ClaimRef, InterfaceKey};
 use crate::{
-    link::MacAddr,
+    link::{MacAddr, SubInterface},
     network::{NetworkId, NetworkRef},
 };
 
@@ -17,6 +17,18 @@ use crate::{
 pub enum Made {
     /// A veth pair: one end in the pod, the other with the programs on the host.
     Port(Port),
+    /// A link on a host link, which stays where it is.
+    SubInterface(Upper),
+}
+
+/// A link on a host link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Upper {
+    /// What it is.
+    pub sub_interface: SubInterface,
+    /// Its name on the host, until it is in the pod.
+    pub host_name: String,
 }
 
 /// A port of a network.

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{EndpointId, Isolation, limits::Limits, policy::Policy},
-    link::{Home, MacAddr, Route},
+    link::{Home, MacAddr, Route, SubInterface},
 };
 
-pub use made::{Given, Made, Port};
+pub use made::{Given, Made, Port, Upper};
 
 /// A ResourceClaim by name and identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,8 +77,8 @@ pub struct InterfacePlan {
     /// Which share of the device, where it is shared (`shareID` of the allocation).
     #[serde(default, rename = "shareID", skip_serializing_if = "Option::is_none")]
     pub share_id: Option<String>,
-    /// Name of the link on the host: the one that the device stands for and that is moved, or, of a port, the host's
-    /// end of its pair.
+    /// Name of the link on the host: the one that the device stands for, which is moved or gets a sub-interface, or, of
+    /// a port, the host's end of its pair.
     pub host_link: String,
     /// Name in the pod; unique over the pod's claims.
     pub name: String,
@@ -128,6 +128,15 @@ impl InterfacePlan {
     pub const fn port(&self) -> Option<&Port> {
         match &self.made {
             Some(Made::Port(port)) => Some(port),
+            _ => None,
+        }
+    }
+
+    /// The sub-interface that is made, if it is one.
+    #[must_use]
+    pub const fn sub_interface(&self) -> Option<SubInterface> {
+        match &self.made {
+            Some(Made::SubInterface(upper)) => Some(upper.sub_interface),
             _ => None,
         }
     }

@@ -13,20 +13,21 @@ use k8s_openapi::api::resource::v1::{
 
 use self::results::{Allocated, Source, our_results};
 use super::{
-    Checkpoint, ClaimRef, Given, InterfaceKey, InterfacePlan, Made, Plan, PodRef, Port,
+    Checkpoint, ClaimRef, Given, InterfaceKey, InterfacePlan, Made, Plan, PodRef, Port, Upper,
     config::{FieldError, InterfaceConfig, interface_name},
     made,
 };
 use crate::{
     datapath::Isolation,
     device::Inventory,
-    link::{MacAddr, Route},
+    link::{MacAddr, Route, SubInterface},
     network::access::{Asked, Members},
 };
 
 mod narrow;
 mod port;
 mod results;
+mod sub_interface;
 
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,8 @@ pub struct Place<'a> {
 
 /// An interface to plan, and what is asked for it.
 struct Wanted<'a> {
+    /// Place of the device among the results.
+    index: usize,
     result: &'a DeviceRequestAllocationResult,
     source: Source<'a>,
     config: InterfaceConfig,
@@ -83,18 +86,19 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
     let allocation = allocation.devices.unwrap_or_default();
     let mut errors = Vec::new();
     let pods = reserved_pods(&status.reserved_for.unwrap_or_default(), asked, &mut errors);
-    let results = our_results(&allocation, asked, place, &mut errors);
+    let results = our_results(&allocation, place, &mut errors);
     let configs = our_configs(&allocation, place.driver);
     let mut wanted = Vec::new();
     let mut addresses = Vec::new();
-    for Allocated { result, source } in results {
+    for Allocated { index, result, source } in results {
         if let Source::Address(network, address) = source {
             addresses.push((result, network, address));
             continue;
         }
         match merged_config(&configs, result) {
             Ok((config, policy_of_class)) => {
-                wanted.push(Wanted { result, source, config, policy_of_class, given: Vec::new() });
+                let given = Vec::new();
+                wanted.push(Wanted { index, result, source, config, policy_of_class, given });
             }
             Err(wrong) => errors.extend(wrong),
         }
@@ -103,6 +107,7 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
         port::give(&addresses, &mut wanted, &mut errors);
         for interface in &mut wanted {
             port::complete(interface, asked, place, &mut errors);
+            sub_interface::complete(interface, asked, place, &mut errors);
             let request = &interface.result.request;
             errors.extend(interface.config.check().into_iter().map(|error| of_request(request, error)));
         }
@@ -221,9 +226,14 @@ fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError>
     if of_class.isolation == Some(Isolation::Strict) && claim.isolation == Some(Isolation::Off) {
         errors.push(PlanError::new("isolation", "\"off\"", "\"strict\", which the device class sets"));
     }
+    if let Some(SubInterface::Vlan(vlan)) = claim.sub_interface {
+        let allowed = "a VLAN in the device class only: on which one a pod is, is not for its claim to say";
+        errors.push(PlanError::new("subInterface.vlan.id", vlan.id, allowed));
+    }
     let class_has = [
         ("policy", of_class.policy.is_some() && claim.policy.is_some()),
         ("limits", of_class.limits.is_some() && claim.limits.is_some()),
+        ("subInterface", of_class.sub_interface.is_some() && claim.sub_interface.is_some()),
     ];
     for (field, _) in class_has.into_iter().filter(|(_, both)| *both) {
         errors.push(PlanError::new(field, "this field", "it in the device class only, which sets it"));
@@ -315,7 +325,12 @@ fn interface(wanted: Wanted<'_>, name: String, claim: &ClaimRef) -> Option<Inter
         config.routes.unwrap_or_default().into_iter().partition(|route| route.gateway.is_some());
     routes.extend(via_gateway);
     let (host_link, made) = match source {
-        Source::Link(device) => (device.ifname.clone(), None),
+        Source::Link(device) => {
+            let made = config.sub_interface.map(|sub_interface| {
+                Made::SubInterface(Upper { sub_interface, host_name: made::host_name(claim, &key(result)) })
+            });
+            (device.ifname.clone(), made)
+        }
         Source::Port(asked) => {
             let (network, id) = (asked.network.reference.clone(), asked.network.id);
             (made::host_name(claim, &key(result)), Some(Made::Port(Port { network, id, given })))

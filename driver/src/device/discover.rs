@@ -24,7 +24,7 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
     let devices = facts
         .links
         .values()
-        .filter(|link| !is_port(link))
+        .filter(|link| !is_made(link))
         .map(|link| {
             let below = sysfs(&link.name);
             let device = Device {
@@ -70,9 +70,9 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
     Inventory { devices }
 }
 
-/// The host's end of a port is no device, whatever a rule selects: it is gone with its pod.
-fn is_port(link: &LinkFacts) -> bool {
-    link.kind.as_deref() == Some("veth") && is_host_name(&link.name)
+/// The host's end of a port, or a sub-interface on its way into a pod, is no device, whatever a rule selects.
+fn is_made(link: &LinkFacts) -> bool {
+    link.kind.is_some() && is_host_name(&link.name)
 }
 
 /// `IFLA_LINK` is the link below, but for a pair it is the other end, and nothing depends on that.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    claim::{Step, store::Store},
+    claim::{Made, Step, store::Store},
     device::{Device, Inventory},
 };
 
@@ -52,13 +52,20 @@ impl Health {
         let (mut attached, mut made) = (BTreeMap::new(), BTreeSet::new());
         for checkpoint in self.store.all() {
             for interface in checkpoint.interfaces {
-                if interface.plan.made.is_some() {
+                match interface.plan.made {
                     // Made when it is wanted: there is no link whose carrier could be lost.
-                    made.insert(interface.plan.device);
-                    continue;
+                    Some(Made::Port(_)) => {
+                        made.insert(interface.plan.device);
+                    }
+                    // Its parent is at home, and is as it is.
+                    Some(Made::SubInterface(_)) => {
+                        attached.insert(interface.plan.device, None);
+                    }
+                    None => {
+                        let step = interface.attachment.map(|attachment| attachment.step);
+                        attached.insert(interface.plan.device, step);
+                    }
                 }
-                attached
-                    .insert(interface.plan.device, interface.attachment.map(|attachment| attachment.step));
             }
         }
         let inventory = Arc::clone(&self.inventory.borrow());

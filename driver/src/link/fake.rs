@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Settings,
+    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Settings, Upper,
 };
 
 /// One link with all it has where it is.
@@ -111,9 +111,10 @@ impl State {
         }
     }
 
-    fn next_index(&self, namespace: &str) -> u32 {
-        let links = self.namespaces.get(namespace);
-        links.and_then(|links| links.keys().last()).map_or(2, |last| last + 1)
+    /// An index that no link has anywhere, so that a link keeps its own through a move.
+    fn next_index(&self) -> u32 {
+        let indices = self.namespaces.values().flat_map(BTreeMap::keys);
+        indices.max().map_or(2, |last| last + 1)
     }
 
     fn free(&mut self, namespace: &Namespace, name: &str) -> Result<(), LinkError> {
@@ -394,7 +395,8 @@ impl Links for FakeLinks {
         state.free(&Namespace::Host, host_name)?;
         state.free(pod, pod_name)?;
         let (host, inside) = (Namespace::Host.to_string(), pod.to_string());
-        let ends = Ends { host: state.next_index(&host), pod: state.next_index(&inside) };
+        let next = state.next_index();
+        let ends = Ends { host: next, pod: next + 1 };
         for (at, name, ifindex) in [(&host, host_name, ends.host), (&inside, pod_name, ends.pod)] {
             let mut link = FakeLink::hardware(name, ifindex).of_kind("veth");
             link.home.link.up = false;
@@ -406,6 +408,19 @@ impl Links for FakeLinks {
         }
         state.pairs.push([(host, ends.host), (inside, ends.pod)]);
         Ok(ends)
+    }
+
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        let mut state =
+            self.change(&Namespace::Host, upper.parent, format!("make {}", upper.sub_interface))?;
+        let mtu = state.link(&Namespace::Host, upper.parent)?.home.link.mtu;
+        state.free(&Namespace::Host, &upper.name)?;
+        let host = Namespace::Host.to_string();
+        let ifindex = state.next_index();
+        let mut link = FakeLink::hardware(&upper.name, ifindex).of_kind(upper.sub_interface.kind());
+        link.home.link = Link { up: false, mtu, mac: upper.mac.or(link.home.link.mac), ..link.home.link };
+        state.namespaces.entry(host).or_default().insert(ifindex, link);
+        Ok(ifindex)
     }
 
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {

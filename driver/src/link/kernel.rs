@@ -27,7 +27,7 @@ use netlink_packet_route::{
 };
 
 use self::{conversation::Conversation, decode::LinkFacts, namespace::HostPath};
-use super::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route};
+use super::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper};
 
 /// Flags that an administrator sets on a link, apart from up: `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`,
 /// `IFF_MULTICAST` (linux/if.h).
@@ -276,6 +276,10 @@ impl Links for KernelLinks {
 
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
         make::pair(self, pair).await
+    }
+
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        make::upper(self, upper).await
     }
 
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {

@@ -1,6 +1,9 @@
 //! The kernel's links behind one narrow seam.
 
 pub mod kernel;
+mod upper;
+
+pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};
 
 #[cfg(any(test, feature = "failpoints"))]
 pub mod fake;
@@ -414,6 +417,8 @@ pub trait Links: Send + Sync {
     /// Make a veth pair with one end in the pod's namespace from the first moment, so that its name meets no other
     /// on the host. [`LinkError::NameTaken`] if a name is taken, and nothing is made.
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError>;
+    /// Make a link on another one, both in the host's namespace. Returns its index.
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError>;
     /// Delete a made link, and with an end of a pair the other one.
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError>;
     /// Put back everything of `home` that the link at `ifindex` in the host's namespace lacks, and take away

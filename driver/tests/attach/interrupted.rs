@@ -11,7 +11,7 @@ use netferry::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
         limits::Limits, policy::Policy,
     },
-    link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route},
+    link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper},
 };
 
 /// Lets one call of either seam fail, counted from 0 over all calls that change something or must succeed.
@@ -110,6 +110,10 @@ impl<T: Links> Links for Interrupted<T> {
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
         self.link(&pair.pod, "make_pair")?;
         self.inner.make_pair(pair).await
+    }
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        self.link(&Namespace::Host, "make_upper")?;
+        self.inner.make_upper(upper).await
     }
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
         self.link(namespace, "remove")?;

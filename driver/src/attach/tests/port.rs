@@ -42,7 +42,8 @@ async fn ports_are_made_and_deleted() {
     let before = world.links.links_in(&Namespace::Host);
     let outcome = world.attacher.attach(&sandbox("s1", "web")).await.unwrap();
     assert_eq!((outcome.attached.len(), outcome.problems), (4, vec![]));
-    let there = world.links.links_in(&inside("s1"));
+    let mut there = world.links.links_in(&inside("s1"));
+    there.sort_by(|one, other| one.home.link.name.cmp(&other.home.link.name));
     let names: Vec<_> = there.iter().map(|link| link.home.link.name.as_str()).collect();
     assert_eq!(names, ["net1", "net2", "net3", "net4"]);
     for (link, attached) in there.iter().zip(&outcome.attached) {

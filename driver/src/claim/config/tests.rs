@@ -5,6 +5,7 @@ use crate::datapath::{
     limits::RateLimit,
     policy::{Action, Otherwise, Peer, Port, Protocol, Rule, Rules},
 };
+use crate::link::{IpvlanFlag, Macvlan, MacvlanMode, Vlan};
 
 fn config(fields: &Value) -> Value {
     let mut object = json!({"apiVersion": API_VERSION, "kind": KIND});
@@ -79,7 +80,7 @@ fn names_field_value_and_what_is_allowed() {
         ),
         (
             json!({"mtus": 1}),
-            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits",
+            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits, subInterface",
         ),
         (json!({"isolation": "none"}), "isolation: \"none\" is not allowed; \"strict\" or \"off\""),
         (
@@ -366,10 +367,69 @@ fn any_config() -> impl Strategy<Value = InterfaceConfig> {
         option::of(prop_oneof![Just(Isolation::Strict), Just(Isolation::Off)]),
         option::of(any_policy()),
         option::of(any_limits()),
+        option::of(any_sub_interface()),
     )
-        .prop_map(|(name, addresses, mtu, hardware_addr, routes, isolation, policy, limits)| {
-            InterfaceConfig { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits }
-        })
+        .prop_map(
+            |(name, addresses, mtu, hardware_addr, routes, isolation, policy, limits, sub_interface)| {
+                InterfaceConfig {
+                    name,
+                    addresses,
+                    mtu,
+                    hardware_addr,
+                    routes,
+                    isolation,
+                    policy,
+                    limits,
+                    sub_interface,
+                }
+            },
+        )
+}
+
+fn any_sub_interface() -> impl Strategy<Value = SubInterface> {
+    let macvlan = prop_oneof![Just(MacvlanMode::Bridge), Just(MacvlanMode::Private), Just(MacvlanMode::Vepa)];
+    let mode = prop_oneof![Just(IpvlanMode::L2), Just(IpvlanMode::L3), Just(IpvlanMode::L3s)];
+    let flag = prop_oneof![Just(IpvlanFlag::Bridge), Just(IpvlanFlag::Private), Just(IpvlanFlag::Vepa)];
+    prop_oneof![
+        macvlan.prop_map(|mode| SubInterface::Macvlan(Macvlan { mode })),
+        (mode, flag).prop_map(|(mode, flag)| SubInterface::Ipvlan(Ipvlan { mode, flag })),
+        (1_u16..=4094).prop_map(|id| SubInterface::Vlan(Vlan { id })),
+    ]
+}
+
+#[test]
+fn sub_interfaces_are_read_with_their_defaults() {
+    let read = |value: Value| {
+        InterfaceConfig::parse(&config(&json!({"subInterface": value})))
+            .map(|config| config.sub_interface.unwrap().to_string())
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    };
+    assert_eq!(read(json!({"macvlan": {}})).unwrap(), "macvlan private");
+    assert_eq!(read(json!({"macvlan": {"mode": "vepa"}})).unwrap(), "macvlan vepa");
+    assert_eq!(read(json!({"ipvlan": {"mode": "l3"}})).unwrap(), "ipvlan l3 private");
+    assert_eq!(read(json!({"vlan": {"id": 7}})).unwrap(), "vlan 7");
+    for (value, expected) in [
+        (json!({"vlan": {"id": 0}}), "subInterface.vlan.id: 0 is not allowed; 1 to 4094"),
+        (json!({"vlan": {"id": 4095}}), "subInterface.vlan.id: 4095 is not allowed; 1 to 4094"),
+        (json!({"vlan": {}}), "subInterface.vlan.id: is missing"),
+        (json!({"macvlan": {"mode": "passthru"}}), "\"bridge\", \"private\", \"vepa\""),
+        (json!({"macvlan": {}, "vlan": {"id": 7}}), "exactly one of macvlan, ipvlan, vlan"),
+        (json!({}), "exactly one of macvlan, ipvlan, vlan"),
+        (json!({"bridge": {}}), "subInterface.bridge: this field is not allowed; macvlan, ipvlan, vlan"),
+        (json!(null), "null"),
+    ] {
+        let error = read(value).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    let check = |value: Value| {
+        let errors = InterfaceConfig::parse(&config(&value)).unwrap().check();
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    let l3s = json!({"ipvlan": {"mode": "l3s"}});
+    assert!(check(json!({"subInterface": l3s})).contains("an l3s link receives passes no program"));
+    assert_eq!(check(json!({"subInterface": l3s, "isolation": "off"})), "");
+    let mac = json!({"subInterface": {"ipvlan": {}}, "hardwareAddr": "02:00:00:00:00:01"});
+    assert!(check(mac).contains("the hardware address of its parent"));
 }
 
 proptest! {

@@ -1,15 +1,11 @@
 //! The allocated devices of a claim that are ours, and what each of them is.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::resource::v1::{DeviceAllocationResult, DeviceRequestAllocationResult};
 
 use super::{Place, PlanError, RESULTS};
 use crate::{
-    claim::ClaimRef,
     device::Device,
     network::{access::Asked, names},
 };
@@ -38,22 +34,17 @@ impl Source<'_> {
 
 /// An allocated device of ours.
 pub(super) struct Allocated<'a> {
+    /// Its place among the results.
+    pub(super) index: usize,
     pub(super) result: &'a DeviceRequestAllocationResult,
     pub(super) source: Source<'a>,
 }
 
 pub(super) fn our_results<'a>(
     allocation: &'a DeviceAllocationResult,
-    asked: &ClaimRef,
     place: &Place<'a>,
     errors: &mut Vec<PlanError>,
 ) -> Vec<Allocated<'a>> {
-    let mut held = BTreeMap::new();
-    for checkpoint in place.prepared.iter().filter(|checkpoint| checkpoint.claim.uid != asked.uid) {
-        for interface in checkpoint.interfaces.iter().filter(|it| it.plan.made.is_none()) {
-            held.insert(interface.plan.device.as_str(), &checkpoint.claim);
-        }
-    }
     let mut seen = BTreeSet::new();
     let mut any = false;
     let mut ours = Vec::new();
@@ -77,30 +68,15 @@ pub(super) fn our_results<'a>(
                 continue;
             }
         };
-        match (&source, &result.share_id) {
-            (Source::Port(_), _) | (_, None) => {}
-            (Source::Link(_), Some(share)) => {
-                errors.push(PlanError::new(at("shareID"), share, "none: links are not shared"));
-            }
-            (Source::Address(..), Some(share)) => {
-                errors.push(PlanError::new(at("shareID"), share, "none: addresses are not shared"));
-            }
+        if let (Source::Address(..), Some(share)) = (&source, &result.share_id) {
+            errors.push(PlanError::new(at("shareID"), share, "none: addresses are not shared"));
         }
         // Ports of one network differ by their share, and without one by their request.
         let request = matches!(source, Source::Port(_)).then_some(&result.request);
         if !seen.insert((&result.pool, &result.device, &result.share_id, request)) {
             errors.push(PlanError::new(at("device"), &result.device, "each device once"));
         }
-        if matches!(source, Source::Link(_))
-            && let Some(holder) = held.get(result.device.as_str())
-        {
-            errors.push(PlanError::new(
-                at("device"),
-                &result.device,
-                format!("a device that no claim holds; claim {holder} holds this one"),
-            ));
-        }
-        ours.push(Allocated { result, source });
+        ours.push(Allocated { index, result, source });
     }
     if !any {
         errors.push(PlanError::missing(RESULTS, format!("at least one device of driver {}", place.driver)));
