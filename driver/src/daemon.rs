@@ -55,7 +55,9 @@ pub async fn run(config: RunConfig) -> Result<()> {
         config.publishing.publish.as_deref(),
         config.publishing.allow_default_route,
     )
-    .context("--publish")?;
+    .context("--publish")?
+    .sharing(config.publishing.share.as_deref())
+    .context("--share")?;
     let cluster = cluster(&config, &node).await?;
     if config.cleanup {
         let slices = publisher::cleanup(&*cluster).await.context("cannot delete the slices")?;

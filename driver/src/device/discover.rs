@@ -63,6 +63,7 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
                 upper_links: stacked
                     .get(&link.ifindex)
                     .map_or(0, |uppers| u32::try_from(uppers.len()).unwrap_or(u32::MAX)),
+                shared: false,
             };
             (device.name.clone(), device)
         })
