@@ -79,6 +79,11 @@ pub struct PublishArgs {
     /// Also publish the link of the default route. A pod that claims it cuts the node off.
     #[arg(long)]
     pub allow_default_route: bool,
+
+    /// CEL expression that says which of the published links may be allocated several times: their claims get
+    /// sub-interfaces (`subInterface`), never the link itself.
+    #[arg(long, value_name = "CEL", env = "NETFERRY_SHARE")]
+    pub share: Option<String>,
 }
 
 /// Where the daemon keeps what must survive it.

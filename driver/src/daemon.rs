@@ -1,7 +1,7 @@
 //! `netferry run`: put the parts together, run until a signal, drain.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     attach::{Attacher, PodGuard},
-    claim::{service::Claims, store::Store},
+    claim::{Checkpoint, service::Claims, store::Store},
     cluster::{Cluster, WholeCluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
     datapath::{AyaDatapath, sweep::FlowSweeper},
@@ -33,9 +33,11 @@ use crate::{
     measured::Measured,
     metrics::{Metrics, Sources},
     network::{
-        Networks,
+        NetworkRef, Networks,
+        follow::SharedTable,
         identity::Identities,
-        names::port_device,
+        members::MemberTable,
+        offer::Offers,
         share::Sharing,
         watch::{Counts, Held, NetworkWatch},
     },
@@ -64,7 +66,9 @@ pub async fn run(config: RunConfig) -> Result<()> {
         config.publishing.publish.as_deref(),
         config.publishing.allow_default_route,
     )
-    .context("--publish")?;
+    .context("--publish")?
+    .sharing(config.publishing.share.as_deref())
+    .context("--share")?;
     let cluster = cluster(&config, &node).await?;
     if config.cleanup {
         let slices = publisher::cleanup(&*cluster).await.context("cannot delete the slices")?;
@@ -149,9 +153,11 @@ impl Parts {
         let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
+        let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(node)));
         let sharing = Sharing {
             cluster: Arc::clone(&cluster),
             networks: Arc::clone(&networks),
+            table: Arc::clone(&table),
             members: Arc::clone(&datapath) as _,
             driver: config.driver_name.clone(),
             node: node.to_owned(),
@@ -205,7 +211,7 @@ impl Parts {
                 stop.clone(),
             ),
         );
-        let watch = network_watch(config, &cluster, networks, identities, &store);
+        let watch = network_watch(config, &cluster, Arc::clone(&networks), identities, &store);
         tasks.spawn("network watch", watch.run(stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
@@ -230,12 +236,20 @@ impl Parts {
 
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));
+        let offers = Offers {
+            networks: Arc::clone(&networks),
+            cluster: Arc::clone(&cluster),
+            inventory: watcher.inventory.clone(),
+            members: table,
+            driver: config.driver_name.clone(),
+        };
         let claims = Claims {
             driver: config.driver_name.clone(),
             pool: node.to_owned(),
             cluster,
             store: Arc::clone(&store),
             inventory: watcher.inventory.clone(),
+            networks: Arc::new(offers),
             release: sandboxes,
             reporter: Arc::new(reporter.clone()),
             planning: Arc::default(),
@@ -302,21 +316,26 @@ fn network_watch(
     }
 }
 
-/// Whether a claim that is prepared has a port on a network. A port is known by its device, which has the network's
-/// name: of a network that was made again under its name, the old one is kept as long as the new one has ports.
+/// Whether a claim that is prepared has a port on a network.
 fn has_ports(store: &Arc<Store>) -> Held {
     let store = Arc::clone(store);
-    Box::new(move |network| store.held_devices().contains_key(&port_device(&network.name)))
+    Box::new(move |network| store.all().iter().any(|checkpoint| ports_on(checkpoint, network) > 0))
+}
+
+fn ports_on(checkpoint: &Checkpoint, network: &NetworkRef) -> usize {
+    checkpoint
+        .interfaces
+        .iter()
+        .filter(|interface| interface.plan.port().is_some_and(|port| port.network == *network))
+        .count()
 }
 
 /// A folder has one node, which counts for all. In a cluster no node does so yet.
 fn counts(alone: bool, store: &Arc<Store>) -> Counts {
     let store = Arc::clone(store);
     Box::new(move |network| {
-        let device = port_device(&network.name);
         let checkpoints = if alone { store.all() } else { return None };
-        let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
-        let ports = interfaces.filter(|interface| interface.plan.device == device).count();
+        let ports: usize = checkpoints.iter().map(|checkpoint| ports_on(checkpoint, network)).sum();
         Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)))
     })
 }

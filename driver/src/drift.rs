@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::{
-    claim::{Attachment, ClaimRef, Step, service::Release, store::Store},
+    claim::{Attachment, ClaimRef, InterfacePlan, Step, service::Release, store::Store},
     cluster::{Event, EventType, Subject},
     datapath::{AyaDatapath, Datapath as _, DatapathError, EndpointId},
     link::{LinkError, Namespace, kernel::KernelLinks},
@@ -98,7 +98,7 @@ impl<T: Told> DriftWatch<T> {
                 let (Step::Attached, Some(endpoint)) = (attachment.step, attachment.endpoint) else {
                     continue;
                 };
-                let (found, repaired) = match self.look(&attachment, endpoint).await {
+                let (found, repaired) = match self.look(&interface.plan, &attachment, endpoint).await {
                     Ok(Look::Fine) => continue,
                     Ok(Look::Repaired(found)) => (found, Ok(())),
                     Ok(Look::Unprotected(found, why)) => (found, Err(why)),
@@ -132,9 +132,18 @@ impl<T: Told> DriftWatch<T> {
     }
 
     /// The order of programs is told only inside the namespace the device is in.
-    async fn look(&self, attachment: &Attachment, id: EndpointId) -> Result<Look, LinkError> {
+    async fn look(
+        &self,
+        plan: &InterfacePlan,
+        attachment: &Attachment,
+        id: EndpointId,
+    ) -> Result<Look, LinkError> {
         let datapath = Arc::clone(&self.datapath);
-        let known = attachment.pod_ifindex;
+        // The programs of a port are on the host's end of its pair.
+        let (namespace, known) = match plan.port() {
+            None => (Namespace::at(&attachment.sandbox.netns), attachment.pod_ifindex),
+            Some(_) => (Namespace::Host, None),
+        };
         let look = move || {
             // A device that is gone is not unprotected; the sweep finds out.
             let ifindex = match (datapath.attached_ifindex(id), known) {
@@ -169,7 +178,7 @@ impl<T: Told> DriftWatch<T> {
                 }
             }
         };
-        self.links.within(&Namespace::at(&attachment.sandbox.netns), look).await
+        self.links.within(&namespace, look).await
     }
 
     fn stays(&self, claim: &ClaimRef, attachment: &Attachment) -> bool {

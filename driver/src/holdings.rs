@@ -22,8 +22,11 @@ pub struct Holding {
     pub request: String,
     /// Device in the slice.
     pub device: String,
-    /// Name of the link at home.
+    /// Name of the link at home, or of a port's end on the host.
     pub host_link: String,
+    /// The network it is a port of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// Name in the pod.
     pub interface: String,
     /// Addresses in the pod.
@@ -54,6 +57,7 @@ pub fn holdings(checkpoints: &[Checkpoint], datapath: &dyn Datapath) -> Vec<Hold
                 request: plan.request.clone(),
                 device: plan.device.clone(),
                 host_link: plan.host_link.clone(),
+                network: plan.port().map(|port| port.network.name.clone()),
                 interface: plan.name.clone(),
                 addresses: plan.addresses.clone(),
                 isolation: plan.isolation,

@@ -279,6 +279,7 @@ mod tests {
             request: "nic".into(),
             device: "eth7".into(),
             host_link: "eth7".into(),
+            network: None,
             interface: "net1".into(),
             addresses: Vec::new(),
             isolation: Isolation::Strict,

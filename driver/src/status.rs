@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    claim::{Checkpoint, InterfaceRecord, Step},
+    claim::{Checkpoint, InterfaceRecord, Made, Step},
     datapath::Isolation,
 };
 
@@ -110,16 +110,18 @@ fn allocated<'a>(
 }
 
 fn device_status(observed: &Observed<'_>, result: &DeviceRequestAllocationResult) -> AllocatedDeviceStatus {
-    let record = observed.checkpoint.and_then(|checkpoint| {
-        let ours = |record: &&InterfaceRecord| {
-            record.plan.pool == result.pool && record.plan.device == result.device
-        };
-        checkpoint.interfaces.iter().find(ours)
+    let interfaces =
+        observed.checkpoint.map(|checkpoint| checkpoint.interfaces.as_slice()).unwrap_or_default();
+    let record = interfaces.iter().find(|record| {
+        let plan = &record.plan;
+        plan.pool == result.pool && plan.device == result.device && plan.share_id == result.share_id
     });
+    // An address has no interface of its own: what there is to tell of it is told of the port that has it.
+    let holder = record.or_else(|| interfaces.iter().find(|record| gives(record, result)));
     let previous = reported(observed.claim, observed.driver).find(|device| {
         device.pool == result.pool && device.device == result.device && device.share_id == result.share_id
     });
-    let conditions = conditions(record, observed.failure)
+    let conditions = conditions(holder, observed.failure)
         .into_iter()
         .map(|finding| finding.condition(observed, previous))
         .collect();
@@ -132,6 +134,12 @@ fn device_status(observed: &Observed<'_>, result: &DeviceRequestAllocationResult
         network_data: record.and_then(network_data),
         data: None,
     }
+}
+
+/// Whether a result is an address of a record's port.
+fn gives(record: &InterfaceRecord, result: &DeviceRequestAllocationResult) -> bool {
+    let given = record.plan.port().map(|port| port.given.as_slice()).unwrap_or_default();
+    given.iter().any(|given| given.pool == result.pool && given.device == result.device)
 }
 
 /// A condition before it is compared with the previous one.
@@ -183,18 +191,37 @@ fn conditions(record: Option<&InterfaceRecord>, failure: Option<&Failure>) -> [F
         // A prepare that succeeded has overtaken its own earlier failure.
         return match failure.filter(|failure| failure.stage == Stage::Attach) {
             Some(failure) => failed(failure),
-            None => all(
-                "Prepared",
-                format!("link {:?} is at home and waits for the pod's sandbox", record.plan.host_link),
-            ),
+            None => all("Prepared", waiting(record)),
         };
     };
     let pod = &attachment.sandbox.pod;
-    let link = &record.plan.host_link;
+    let what = subject(record);
+    let (coming, going) = match record.plan.made {
+        None => ("moved into", "on its way home from"),
+        Some(_) => ("made in", "being taken out of"),
+    };
     match attachment.step {
-        Step::Attaching => all("Attaching", format!("link {link:?} is being moved into pod {pod}")),
-        Step::Returning => all("Returning", format!("link {link:?} is on its way home from pod {pod}")),
+        Step::Attaching => all("Attaching", format!("{what} is being {coming} pod {pod}")),
+        Step::Returning => all("Returning", format!("{what} is {going} pod {pod}")),
         Step::Attached => attached(record, attachment.endpoint),
+    }
+}
+
+/// What the record is about, for people.
+fn subject(record: &InterfaceRecord) -> String {
+    match &record.plan.made {
+        None => format!("link {:?}", record.plan.host_link),
+        Some(Made::Port(port)) => format!("the port of network {:?}", port.network.name),
+        Some(Made::SubInterface(upper)) => {
+            format!("{} on link {:?}", upper.sub_interface, record.plan.host_link)
+        }
+    }
+}
+
+fn waiting(record: &InterfaceRecord) -> String {
+    match record.plan.made {
+        None => format!("{} is at home and waits for the pod's sandbox", subject(record)),
+        Some(_) => format!("{} is made with the pod's sandbox", subject(record)),
     }
 }
 
@@ -217,7 +244,7 @@ fn attached(record: &InterfaceRecord, endpoint: Option<u32>) -> [Finding; 3] {
             type_: READY,
             holds: ready,
             reason: ready_reason,
-            message: format!("link {:?} is in pod {pod} as {:?}", plan.host_link, plan.name),
+            message: format!("{} is in pod {pod} as {:?}", subject(record), plan.name),
         },
         Finding {
             type_: NETWORK_READY,
@@ -231,7 +258,7 @@ fn attached(record: &InterfaceRecord, endpoint: Option<u32>) -> [Finding; 3] {
 
 fn network_data(record: &InterfaceRecord) -> Option<NetworkDeviceData> {
     let attachment = record.attachment.as_ref().filter(|attachment| attachment.step == Step::Attached)?;
-    let mac = record.plan.hardware_addr.or(attachment.home.link.mac);
+    let mac = record.plan.hardware_addr.or(attachment.home.as_ref().and_then(|home| home.link.mac));
     let mut seen = BTreeSet::new();
     let ips: Vec<String> = record
         .plan

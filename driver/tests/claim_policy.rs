@@ -7,6 +7,7 @@ mod support;
 mod world;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::Arc,
@@ -25,6 +26,7 @@ use netferry::{
     },
     datapath::{Datapath as _, EndpointId},
     device::{Device, Inventory},
+    network::access::NoNetworks,
 };
 use serde_json::{Value, json};
 use world::World;
@@ -59,7 +61,14 @@ fn prepare(world: &World, fields: &Value) {
     let asked = ClaimRef { namespace: "default".into(), name: "c7".into(), uid: "c7".into() };
     let device = Device { name: "eth7".into(), ifname: "eth7".into(), ..Device::default() };
     let inventory = Inventory { devices: [("eth7".to_owned(), device)].into() };
-    let place = Place { driver: DRIVER_NAME, pool: "node", inventory: &inventory, prepared: &[] };
+    let place = Place {
+        driver: DRIVER_NAME,
+        pool: "node",
+        inventory: &inventory,
+        prepared: &[],
+        networks: &BTreeMap::new(),
+        members: &NoNetworks,
+    };
     let plan = plan(&claim, &asked, &place).expect("a plan");
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned);
     let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces: interfaces.collect() };

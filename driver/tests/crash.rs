@@ -2,14 +2,20 @@
 //! puts everything right.
 #![cfg(feature = "failpoints")]
 
+#[path = "port/world.rs"]
+mod pods;
+#[path = "crash/ports.rs"]
+mod ports;
+#[path = "crash/sub_interfaces.rs"]
+mod sub_interfaces;
 mod support;
-
 #[path = "attach/world.rs"]
 mod world;
 
 use std::{env, path::PathBuf, process::Command};
 
 use netferry::attach::FAILPOINTS;
+use ports::port_sandbox;
 use world::{Places, World};
 
 /// Names what the child is to do; it is this binary again, with the failpoint in FAILPOINTS.
@@ -29,13 +35,15 @@ async fn daemon_that_dies() {
         "protect" => attacher.protect("c7").await,
         "unprotect" => drop(attacher.give_back_claim("c7").await),
         "return" => drop(attacher.give_back("s1").await),
+        "attach port" => drop(attacher.attach(&port_sandbox(&places)).await),
+        "return port" => drop(attacher.give_back("s0").await),
+        "recover port" => drop(attacher.recover(&[port_sandbox(&places)]).await),
         _ => drop(attacher.recover(&[places.sandbox()]).await),
     }
 }
 
 /// Run a part in a process that dies at the point. Whether it died.
-fn dies(world: &World, part: &str, point: &str) -> bool {
-    let places = &world.places;
+fn dies(places: &Places, part: &str, point: &str) -> bool {
     let status = Command::new(env::current_exe().expect("this binary"))
         .args(["--exact", "daemon_that_dies"])
         .env(PART, part)
@@ -69,13 +77,13 @@ async fn a_death_on_the_way_in_is_cleared_up_or_finished() {
     world.claim();
     let mut deaths = 0;
     for point in points("attach") {
-        deaths += u32::from(dies(&world, "attach", &point));
+        deaths += u32::from(dies(&world.places, "attach", &point));
         // The sandbox died with the daemon.
         let outcome = world.places.attacher().recover(&[]).await;
         assert_eq!(outcome.problems, [], "{point}");
         world.assert_home(&point);
 
-        dies(&world, "attach", &point);
+        dies(&world.places, "attach", &point);
         // The sandbox lives.
         let outcome = world.places.attacher().recover(&[world.places.sandbox()]).await;
         assert_eq!((outcome.problems, outcome.attached.len()), (vec![], 2), "{point}");
@@ -95,7 +103,7 @@ async fn a_death_on_the_way_home_is_finished() {
     let mut deaths = 0;
     for point in points("return") {
         world.places.attacher().attach(&world.places.sandbox()).await.expect("attach");
-        deaths += u32::from(dies(&world, "return", &point));
+        deaths += u32::from(dies(&world.places, "return", &point));
         let outcome = world.places.attacher().recover(&[]).await;
         assert_eq!(outcome.problems, [], "{point}");
         world.assert_home(&point);
@@ -109,8 +117,8 @@ async fn a_death_in_the_recovery_is_recovered_from() {
     world.claim();
     let mut deaths = 0;
     for point in FAILPOINTS.map(|name| format!("{name}=return(abort)")) {
-        assert!(dies(&world, "attach", "attach-after-ready=return(abort)"));
-        deaths += u32::from(dies(&world, "recover", &point));
+        assert!(dies(&world.places, "attach", "attach-after-ready=return(abort)"));
+        deaths += u32::from(dies(&world.places, "recover", &point));
         let outcome = world.places.attacher().recover(&[world.places.sandbox()]).await;
         assert_eq!((outcome.problems, outcome.attached.len()), (vec![], 2), "{point}");
         assert_eq!(world.places.attacher().give_back("s1").await.problems, [], "{point}");
@@ -132,7 +140,7 @@ async fn a_death_while_links_wait_at_home_is_cleared_up() {
             if part == "unprotect" {
                 world.places.attacher().protect("c7").await;
             }
-            deaths += u32::from(dies(&world, part, &point));
+            deaths += u32::from(dies(&world.places, part, &point));
             // The pod comes all the same, and goes.
             let outcome = world.places.attacher().recover(&[world.places.sandbox()]).await;
             assert_eq!((outcome.problems, outcome.attached.len()), (vec![], 2), "{part} {point}");
@@ -141,7 +149,7 @@ async fn a_death_while_links_wait_at_home_is_cleared_up() {
             world.assert_home(&point);
 
             // Or it never comes.
-            dies(&world, "protect", &point);
+            dies(&world.places, "protect", &point);
             assert_eq!(world.places.attacher().recover(&[]).await.problems, [], "{part} {point}");
             assert_eq!(world.places.attacher().give_back_claim("c7").await.problems, [], "{part} {point}");
             world.assert_home(&point);

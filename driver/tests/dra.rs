@@ -151,6 +151,38 @@ async fn concurrent_calls_end_as_one_would() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn prepares_ports_of_networks_that_may_be_joined() {
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path());
+    let driver = Kubelet::new(root.path()).wait_for_driver(DRIVER).await;
+    let add = |uid: &str, network: &str| {
+        let claim = daemon.add(uid, uid, &format!("port-{network}"), &json!({}));
+        let address = json!({
+            "request": "v4", "driver": DRIVER, "pool": format!("networks/{network}"), "device": "ip-10-0-0-7",
+        });
+        let mut claims = daemon.cluster.claims.lock().unwrap();
+        let status = claims.get_mut(uid).unwrap().status.as_mut().unwrap();
+        let devices = status.allocation.as_mut().unwrap().devices.as_mut().unwrap();
+        devices.results.as_mut().unwrap().push(serde_json::from_value(address).unwrap());
+        claim
+    };
+    let claims = [add("u1", "blue"), add("u2", "red"), add("u3", "green"), add("u4", "blue")];
+    let outcomes = driver.prepare(&claims[..3]).await.unwrap();
+    let prepared = outcomes["u1"].as_ref().unwrap();
+    let devices: Vec<_> =
+        prepared.iter().map(|it| (it.pool_name.as_str(), it.device_name.as_str())).collect();
+    assert_eq!(devices, [("node-1", "port-blue"), ("networks/blue", "ip-10-0-0-7")]);
+    let refused = |uid: &str| outcomes[uid].as_ref().unwrap_err();
+    assert!(refused("u2").contains("may join: it lets nobody in"), "{}", refused("u2"));
+    assert!(refused("u3").contains("that this node knows; green is none"), "{}", refused("u3"));
+    let outcomes = driver.prepare(&claims[3..]).await.unwrap();
+    assert!(outcomes["u4"].as_ref().unwrap_err().contains("claim default/u1 has this one"));
+    assert_eq!(driver.unprepare(&claims[..1]).await.unwrap()["u1"], Ok(()));
+    assert!(driver.prepare(&claims[3..]).await.unwrap()["u4"].is_ok(), "its address is free again");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_is_out_comes_home_before_the_claim_is_forgotten() {
     let root = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(root.path());
@@ -164,12 +196,12 @@ async fn a_link_that_is_out_comes_home_before_the_claim_is_forgotten() {
             step: Step::Attached,
             sandbox: Sandbox { id: "s1".into(), pod, netns: "/run/netns/x".into() },
             endpoint: Some(1),
-            home: serde_json::from_value(json!({
+            home: Some(serde_json::from_value(json!({
                 "link": {"ifindex": 2, "name": "ens5", "mac": null, "permanentMac": null, "mtu": 1500, "up": true,
                          "kind": null, "altNames": []},
                 "addresses": [], "routes": [], "neighbours": [],
             }))
-            .unwrap(),
+            .unwrap()),
             pod_ifindex: Some(2),
         });
     };

@@ -11,3 +11,8 @@ mod folder;
 mod manifests;
 #[path = "networks/server.rs"]
 mod server;
+
+/// A table in which nobody has an address.
+fn no_members() -> netferry::network::follow::SharedTable {
+    std::sync::Arc::new(std::sync::Mutex::new(netferry::network::members::MemberTable::new("n1")))
+}

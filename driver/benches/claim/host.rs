@@ -154,6 +154,7 @@ fn plan() -> InterfacePlan {
         request: "nic".into(),
         pool: "node".into(),
         device: "eth7".into(),
+        share_id: None,
         host_link: "eth7".into(),
         name: "net1".into(),
         hardware_addr: Some(MacAddr([2, 0xaa, 0, 0, 0, 7])),
@@ -167,5 +168,6 @@ fn plan() -> InterfacePlan {
         isolation: Isolation::Strict,
         policy: None,
         limits: None,
+        made: None,
     }
 }

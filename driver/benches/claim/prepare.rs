@@ -14,6 +14,7 @@ use netferry::{
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
     dra::plugin::ClaimService as _,
+    network::access::NoNetworks,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -47,6 +48,7 @@ impl Node {
             cluster: Arc::new(Answers),
             store: Arc::new(Store::open(disk.path()).expect("store").0),
             inventory,
+            networks: Arc::new(NoNetworks),
             release: Arc::new(Nothing),
             reporter: Arc::new(Nothing),
             planning: Arc::default(),

@@ -12,7 +12,7 @@ use netferry::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
         limits::Limits, policy::Policy,
     },
-    link::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route},
+    link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper},
 };
 
 /// Calls in their order, with how long each took.
@@ -109,6 +109,18 @@ impl<T: Links> Links for Watched<T> {
     ) -> Result<(), LinkError> {
         let start = Instant::now();
         self.note("link remove_alt_name", start, self.inner.remove_alt_name(namespace, ifindex, name).await)
+    }
+    async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
+        let start = Instant::now();
+        self.note("link make_pair", start, self.inner.make_pair(pair).await)
+    }
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        let start = Instant::now();
+        self.note("link make_upper", start, self.inner.make_upper(upper).await)
+    }
+    async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link remove", start, self.inner.remove(namespace, ifindex).await)
     }
     async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {
         let start = Instant::now();

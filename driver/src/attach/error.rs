@@ -53,6 +53,14 @@ pub enum AttachError {
     /// The pod's cgroup is not known.
     #[error("isolation \"strict\" guards the pod's sockets, by its cgroup")]
     Cgroup(#[from] CgroupError),
+    /// A checkpoint that does not say what the link is at home.
+    #[error("the checkpoint does not say what link {0} is at home")]
+    NoHome(String),
+    /// Nothing on a link that is down can be up.
+    #[error(
+        "link {0} is down: a sub-interface needs a parent that is up, and the driver leaves the parent as it is"
+    )]
+    ParentDown(String),
     /// The kernel's links.
     #[error(transparent)]
     Link(#[from] LinkError),

@@ -25,6 +25,7 @@ impl Attacher {
         &self,
         plan: &InterfacePlan,
         attachment: &Attachment,
+        home: &Link,
     ) -> Result<Place, LinkError> {
         let sandbox = namespace_of(&attachment.sandbox);
         // What the pinned bpf links are attached to: known to the kernel wherever the device is.
@@ -38,14 +39,16 @@ impl Attacher {
             Err(LinkError::NamespaceGone { .. }) => (Vec::new(), false),
             Err(error) => return Err(error),
         };
-        if let Some(link) = inside.into_iter().find(|link| in_sandbox(link, plan, attachment, index)) {
+        if let Some(link) =
+            inside.into_iter().find(|link| in_sandbox(link, plan, attachment.pod_ifindex, home, index))
+        {
             return Ok(Place::Sandbox(link));
         }
         let host = self.links.list(&crate::link::Namespace::Host).await?;
-        if let Some(link) = host.into_iter().find(|link| at_home(link, plan, attachment, index)) {
+        if let Some(link) = host.into_iter().find(|link| at_home(link, plan, home, index)) {
             return Ok(Place::Host(link));
         }
-        let name = &attachment.home.link.name;
+        let name = &home.name;
         let with_namespace = if alive { "in the pod" } else { "with the pod's network namespace" };
         let gone = Place::Gone(format!("link {name} was deleted {with_namespace}"));
         Ok(match (tracked, alive) {
@@ -55,7 +58,7 @@ impl Attacher {
                 "link {name} is neither in its sandbox nor at home: the pod has moved it to another namespace"
             )),
             // Without programs on it nothing tells. A made link does not outlive its namespace.
-            (None, _) if attachment.home.link.kind.is_some() => gone,
+            (None, _) if home.kind.is_some() => gone,
             // Hardware is sent back to the first namespace, a moment after the last process is gone
             // (`default_device_exit_net`, net/core/dev.c).
             _ => Place::Elsewhere(format!("link {name} has not come back from its network namespace yet")),
@@ -70,13 +73,18 @@ fn same_mac(link: &Link, plan: &InterfacePlan, home: &Link) -> bool {
     }
 }
 
-fn in_sandbox(link: &Link, plan: &InterfacePlan, attachment: &Attachment, tracked: Option<u32>) -> bool {
-    let home = &attachment.home.link;
+fn in_sandbox(
+    link: &Link,
+    plan: &InterfacePlan,
+    pod_ifindex: Option<u32>,
+    home: &Link,
+    tracked: Option<u32>,
+) -> bool {
     if link.kind != home.kind {
         return false;
     }
     // An index is not given again in a namespace, so it holds through a new name and a new MAC.
-    if let Some(index) = attachment.pod_ifindex {
+    if let Some(index) = pod_ifindex {
         return link.ifindex == index;
     }
     // Cut off on the way in, before the index was written down: no process of the pod has run yet.
@@ -87,8 +95,7 @@ fn in_sandbox(link: &Link, plan: &InterfacePlan, attachment: &Attachment, tracke
 
 /// Of a link found at home, two facts out of name, index and MAC must be the link's: each alone may belong to
 /// a link that was made since.
-fn at_home(link: &Link, plan: &InterfacePlan, attachment: &Attachment, tracked: Option<u32>) -> bool {
-    let home = &attachment.home.link;
+fn at_home(link: &Link, plan: &InterfacePlan, home: &Link, tracked: Option<u32>) -> bool {
     let index = link.ifindex == home.ifindex;
     let name = link.name == home.name || link.name == plan.name;
     let mac = same_mac(link, plan, home);

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
+use super::{AttachError, Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
 use crate::{
-    claim::{Attachment, ClaimRef, InterfacePlan, Step},
+    claim::{Attachment, ClaimRef, InterfacePlan, Made, Step, Upper},
     link::{Home, Link, LinkError, Namespace},
     telemetry::chain,
 };
@@ -129,11 +129,38 @@ impl Return<'_> {
         self.write_step().await;
         stop_at("return-after-checkpoint")?;
         self.close_gate().await;
-        let place = self.find().await?;
+        match self.plan.made.clone() {
+            None => self.come_home().await?,
+            Some(Made::Port(_)) => self.unmake().await?,
+            Some(Made::SubInterface(upper)) => self.unmake_upper(&upper).await?,
+        }
+        stop_at("return-after-restore")?;
+        // Last, so that nothing of ours is ever in a pod unprotected.
+        if let Some(id) = self.attachment.endpoint {
+            let detached = self.attacher.datapath(move |datapath| datapath.detach(id)).await;
+            detached.map_err(|error| (Reason::ProgramsLeft, chain(&error)))?;
+        }
+        stop_at("return-before-done")?;
+        let key = self.plan.key();
+        let cleared = self.attacher.update(&self.claim, move |checkpoint| {
+            if let Some(interface) = checkpoint.interface_mut(&key) {
+                interface.attachment = None;
+                interface.reserved = None;
+            }
+        });
+        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, chain(&error)))
+    }
+
+    async fn come_home(&mut self) -> Result<(), Stopped> {
+        let Some(home) = self.attachment.home.clone() else {
+            let note = AttachError::NoHome(self.plan.host_link.clone()).to_string();
+            return Err((Reason::NotReturned, note));
+        };
+        let place = self.find(&home.link).await?;
         let arrived = match place {
-            Place::Sandbox(link) => Some(self.leave_sandbox(&link).await?),
+            Place::Sandbox(link) => Some(self.leave_sandbox(&link, &home).await?),
             Place::Host(link) => {
-                let home = self.home_under_a_free_name(Some(&link)).await;
+                let home = self.home_under_a_free_name(&home, Some(&link)).await;
                 Some((link.ifindex, home))
             }
             Place::Gone(note) => {
@@ -150,28 +177,43 @@ impl Return<'_> {
                 self.note(Reason::NotRestored, chain(&error));
             }
         }
-        stop_at("return-after-restore")?;
-        // Last, so that nothing of ours is ever in a pod unprotected.
-        if let Some(id) = self.attachment.endpoint {
-            let detached = self.attacher.datapath(move |datapath| datapath.detach(id)).await;
-            detached.map_err(|error| (Reason::ProgramsLeft, chain(&error)))?;
-        }
-        stop_at("return-before-done")?;
-        let device = self.plan.device.clone();
-        let cleared = self.attacher.update(&self.claim, move |checkpoint| {
-            for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
-                interface.attachment = None;
-                interface.reserved = None;
-            }
-        });
-        cleared.await.map(drop).map_err(|error| (Reason::NotReturned, chain(&error)))
+        Ok(())
+    }
+
+    /// The pair of a port goes, wherever the pod's end of it is. Most often it has gone with the pod's namespace.
+    async fn unmake(&mut self) -> Result<(), Stopped> {
+        let deleted = self.attacher.delete_pair(&self.plan, self.attachment.endpoint).await;
+        deleted.map_err(|error| (Reason::NotReturned, chain(&error)))?;
+        stop_at("return-after-move")
+    }
+
+    /// A sub-interface goes; its parent was never touched.
+    async fn unmake_upper(&mut self, upper: &Upper) -> Result<(), Stopped> {
+        let links = &self.attacher.links;
+        let found = self.wait_for(|| self.attacher.find_upper(&self.plan, upper, &self.attachment)).await?;
+        let deleted = match found {
+            Place::Sandbox(link) => links.remove(&namespace_of(&self.attachment.sandbox), link.ifindex).await,
+            Place::Host(link) => links.remove(&Namespace::Host, link.ifindex).await,
+            // With its pod's namespace, most often.
+            Place::Gone(_) => Ok(()),
+            Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
+        };
+        deleted.map_err(|error| (Reason::NotReturned, chain(&error)))?;
+        stop_at("return-after-move")
+    }
+
+    async fn find(&self, home: &Link) -> Result<Place, Stopped> {
+        self.wait_for(|| self.attacher.find(&self.plan, &self.attachment, home)).await
     }
 
     /// A namespace that has just lost its last process takes the kernel some grace periods to clear up.
-    async fn find(&self) -> Result<Place, Stopped> {
+    async fn wait_for<F>(&self, find: impl Fn() -> F) -> Result<Place, Stopped>
+    where
+        F: Future<Output = Result<Place, LinkError>>,
+    {
         let mut tries = CLEAN_UP_TRIES;
         loop {
-            let found = self.attacher.find(&self.plan, &self.attachment).await;
+            let found = find().await;
             match found.map_err(|error| (Reason::NotReturned, chain(&error)))? {
                 Place::Elsewhere(_) if tries > 0 => tries -= 1,
                 place => return Ok(place),
@@ -184,12 +226,11 @@ impl Return<'_> {
         if self.attachment.step == Step::Returning {
             return;
         }
-        let device = self.plan.device.clone();
+        let key = self.plan.key();
         let written = self.attacher.update(&self.claim, move |checkpoint| {
-            for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
-                if let Some(attachment) = &mut interface.attachment {
-                    attachment.step = Step::Returning;
-                }
+            let interface = checkpoint.interface_mut(&key);
+            if let Some(attachment) = interface.and_then(|interface| interface.attachment.as_mut()) {
+                attachment.step = Step::Returning;
             }
         });
         // A full disk must not keep a link away from home: the next start finds the older step and the link
@@ -207,13 +248,13 @@ impl Return<'_> {
         }
     }
 
-    async fn leave_sandbox(&mut self, link: &Link) -> Result<(u32, Home), Stopped> {
+    async fn leave_sandbox(&mut self, link: &Link, home: &Home) -> Result<(u32, Home), Stopped> {
         let links = &self.attacher.links;
         let sandbox = namespace_of(&self.attachment.sandbox);
         let not_returned = |error: &LinkError| (Reason::NotReturned, chain(error));
         // A link that cannot be set down moves all the same: the kernel closes it.
         let _ = links.set_up(&sandbox, link.ifindex, false).await;
-        let wanted = self.attachment.home.clone();
+        let wanted = home.clone();
         let index = Some(wanted.link.ifindex);
         let moved = links.move_to(&sandbox, link.ifindex, &Namespace::Host, &wanted.link.name, index).await;
         match moved {
@@ -222,7 +263,7 @@ impl Return<'_> {
             Err(error) => return Err(not_returned(&error)),
         }
         // The name, or one of the alternative names it brings along, has been given away at home.
-        let home = self.home_under_a_free_name(None).await;
+        let home = self.home_under_a_free_name(home, None).await;
         let links = &self.attacher.links;
         for name in link.alt_names.difference(&home.link.alt_names) {
             let _ = links.remove_alt_name(&sandbox, link.ifindex, name).await;
@@ -233,14 +274,14 @@ impl Return<'_> {
 
     /// The home to restore, without the names that belong to other links now. `here` is the link, if it is
     /// in the host's namespace already.
-    async fn home_under_a_free_name(&mut self, here: Option<&Link>) -> Home {
-        let mut home = self.attachment.home.clone();
+    async fn home_under_a_free_name(&mut self, home: &Home, here: Option<&Link>) -> Home {
+        let mut home = home.clone();
         let Ok(links) = self.attacher.links.list(&Namespace::Host).await else { return home };
         let others = links.into_iter().filter(|link| here.is_none_or(|here| here.ifindex != link.ifindex));
         let taken: BTreeSet<String> =
             others.flat_map(|link| [link.name].into_iter().chain(link.alt_names)).collect();
         home.link.alt_names.retain(|name| !taken.contains(name));
-        let name = self.attachment.home.link.name.clone();
+        let name = home.link.name.clone();
         if taken.contains(&name) {
             let tries = 0..=u32::try_from(taken.len()).unwrap_or(u32::MAX);
             if let Some(free) = tries.map(|n| free_name(&name, n)).find(|name| !taken.contains(name)) {

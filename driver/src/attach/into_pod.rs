@@ -6,9 +6,11 @@ use ipnetwork::IpNetwork;
 
 use super::{AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of};
 use crate::{
-    claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, Sandbox, Step},
+    claim::{
+        Attachment, Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Made, Sandbox, Step,
+    },
     datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Isolation, Placement},
-    link::{Address, Link, LinkError, LinkRef, Namespace},
+    link::{Address, Home, Link, LinkError, LinkRef, Namespace},
     nri::PodSandbox,
 };
 
@@ -78,7 +80,8 @@ impl Attacher {
                 let failed = |cause| AttachFailed::of(&claim.claim, &plan.device, cause);
                 match self.already_attached(&claim.claim, interface, sandbox).await.map_err(failed)? {
                     Some(interface) => {
-                        if let Some(id) = interface.endpoint {
+                        // A port is judged on the host, whatever sockets its pod has.
+                        if let (Some(id), false) = (interface.endpoint, plan.port().is_some()) {
                             self.guard_again(id, cgroup).await;
                         }
                         attached.push(interface);
@@ -117,14 +120,21 @@ impl Attacher {
         if attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached {
             return Err(AttachError::NotHome { device, sandbox: attachment.sandbox.id.clone() });
         }
-        let programs = self.check(attachment).await?;
+        let programs = self.check(&interface.plan, attachment).await?;
         Ok(Some(shown(claim, &interface.plan, attachment, programs)))
     }
 
     /// Whether an attached interface is where it should be, with its programs.
-    pub(super) async fn check(&self, attachment: &Attachment) -> Result<Vec<AttachedProgram>, AttachError> {
-        let ifindex = attachment.pod_ifindex.unwrap_or(0);
+    pub(super) async fn check(
+        &self,
+        plan: &InterfacePlan,
+        attachment: &Attachment,
+    ) -> Result<Vec<AttachedProgram>, AttachError> {
+        let mut ifindex = attachment.pod_ifindex.unwrap_or(0);
         self.links.get(&namespace_of(&attachment.sandbox), &LinkRef::Index(ifindex)).await?;
+        if plan.port().is_some() {
+            ifindex = self.host_end(plan).await?.ifindex;
+        }
         match attachment.endpoint {
             Some(id) => Ok(self.datapath(move |datapath| datapath.verify(id, ifindex)).await?),
             None => Ok(Vec::new()),
@@ -139,24 +149,31 @@ impl Attacher {
         sandbox: &Sandbox,
     ) -> Result<Job, AttachError> {
         let plan = &interface.plan;
-        let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
-        let home = self.links.home(&Namespace::Host, link.ifindex).await?;
-        let endpoint = match plan.isolation {
-            Isolation::Off => None,
-            Isolation::Strict => {
-                if plan.hardware_addr.or(link.mac).is_none() {
-                    return Err(AttachError::NoMac(link.name));
-                }
-                self.no_foreign_programs(&link).await?;
-                Some(match interface.reserved {
-                    Some(id) => id,
-                    None => self.new_endpoint().await?,
-                })
-            }
+        let home = match &plan.made {
+            None => Some(self.home_of(plan).await?),
+            Some(_) => None,
+        };
+        let endpoint = match (plan.isolation, interface.reserved) {
+            (Isolation::Off, _) => None,
+            (Isolation::Strict, Some(id)) => Some(id),
+            (Isolation::Strict, None) => Some(self.new_endpoint().await?),
         };
         let attachment =
             Attachment { step: Step::Attaching, sandbox: sandbox.clone(), endpoint, home, pod_ifindex: None };
         Ok(Job { claim: claim.clone(), plan: plan.clone(), attachment })
+    }
+
+    /// A link of the host, as it is there, if it may leave and be protected.
+    async fn home_of(&self, plan: &InterfacePlan) -> Result<Home, AttachError> {
+        let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
+        let home = self.links.home(&Namespace::Host, link.ifindex).await?;
+        if plan.isolation == Isolation::Strict {
+            if plan.hardware_addr.or(link.mac).is_none() {
+                return Err(AttachError::NoMac(link.name));
+            }
+            self.no_foreign_programs(&link).await?;
+        }
+        Ok(home)
     }
 
     /// The sandbox must be there and have the names free, before a link at home is touched.
@@ -192,16 +209,15 @@ impl Attacher {
 
     /// Checkpoint how far the jobs are: one write a claim.
     async fn write_step(&self, jobs: &[Job]) -> Result<(), AttachFailed> {
-        let mut by_claim: BTreeMap<&ClaimRef, BTreeMap<String, Attachment>> = BTreeMap::new();
+        let mut by_claim: BTreeMap<&ClaimRef, Vec<(InterfaceKey, Attachment)>> = BTreeMap::new();
         for job in jobs {
-            let device = job.plan.device.clone();
-            by_claim.entry(&job.claim).or_default().insert(device, job.attachment.clone());
+            by_claim.entry(&job.claim).or_default().push((job.plan.key(), job.attachment.clone()));
         }
-        for (claim, mut attachments) in by_claim {
-            let device = attachments.keys().next().cloned().unwrap_or_default();
+        for (claim, attachments) in by_claim {
+            let device = attachments.first().map(|(key, _)| key.device.clone()).unwrap_or_default();
             let written = self.update(claim, move |checkpoint| {
-                for interface in &mut checkpoint.interfaces {
-                    if let Some(attachment) = attachments.remove(&interface.plan.device) {
+                for (key, attachment) in attachments {
+                    if let Some(interface) = checkpoint.interface_mut(&key) {
                         interface.attachment = Some(attachment);
                     }
                 }
@@ -211,7 +227,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Protect, move, set up. The order is what keeps an unprotected link out of the pod.
+    /// Protect, move or make, set up. The order is what keeps an unprotected link out of the pod.
     async fn bring_in(
         &self,
         plan: &InterfacePlan,
@@ -219,7 +235,23 @@ impl Attacher {
         cgroup: Option<&str>,
     ) -> Result<(u32, Vec<AttachedProgram>), AttachError> {
         crossing("attach-after-checkpoint")?;
-        let (links, home) = (&self.links, &attachment.home.link);
+        match (&plan.made, &attachment.home) {
+            (Some(Made::Port(port)), _) => self.make_port(plan, port, attachment).await,
+            (Some(Made::SubInterface(upper)), _) => self.make_upper(plan, upper, attachment, cgroup).await,
+            (None, Some(home)) => self.move_in(plan, attachment, &home.link, cgroup).await,
+            (None, None) => Err(AttachError::NoHome(plan.host_link.clone())),
+        }
+    }
+
+    /// `home` is the link on the host: one that has its home there, or was made there just now.
+    pub(super) async fn move_in(
+        &self,
+        plan: &InterfacePlan,
+        attachment: &Attachment,
+        home: &Link,
+        cgroup: Option<&str>,
+    ) -> Result<(u32, Vec<AttachedProgram>), AttachError> {
+        let links = &self.links;
         let pod = namespace_of(&attachment.sandbox);
         links.set_up(&Namespace::Host, home.ifindex, false).await?;
         if let Some(id) = attachment.endpoint {
@@ -245,20 +277,42 @@ impl Attacher {
         if let Some(mtu) = plan.mtu {
             links.set_mtu(&pod, ifindex, mtu).await?;
         }
-        links.set_sysctls(&pod, ifindex, &sysctls(plan)).await?;
-        for address in &plan.addresses {
-            links.add_address(&pod, ifindex, &pod_address(*address)).await?;
-        }
+        self.configure(plan, &pod, ifindex).await?;
         if let Some(id) = attachment.endpoint {
             self.datapath(move |datapath| datapath.set_ready(id, true)).await?;
         }
         crossing("attach-after-ready")?;
         links.set_up(&pod, ifindex, true).await?;
         crossing("attach-after-up")?;
-        for route in &plan.routes {
-            links.add_route(&pod, ifindex, route).await?;
-        }
+        self.route(plan, &pod, ifindex).await?;
         Ok((ifindex, programs))
+    }
+
+    /// What an interface in the pod has before it is up.
+    pub(super) async fn configure(
+        &self,
+        plan: &InterfacePlan,
+        pod: &Namespace,
+        ifindex: u32,
+    ) -> Result<(), LinkError> {
+        self.links.set_sysctls(pod, ifindex, &sysctls(plan)).await?;
+        for address in &plan.addresses {
+            self.links.add_address(pod, ifindex, &pod_address(*address)).await?;
+        }
+        Ok(())
+    }
+
+    /// Routes need a link that is up.
+    pub(super) async fn route(
+        &self,
+        plan: &InterfacePlan,
+        pod: &Namespace,
+        ifindex: u32,
+    ) -> Result<(), LinkError> {
+        for route in &plan.routes {
+            self.links.add_route(pod, ifindex, route).await?;
+        }
+        Ok(())
     }
 }
 
@@ -325,7 +379,7 @@ fn shown(
         device: plan.device.clone(),
         name: plan.name.clone(),
         ifindex: attachment.pod_ifindex.unwrap_or(0),
-        mac: plan.hardware_addr.or(attachment.home.link.mac),
+        mac: plan.hardware_addr.or(attachment.home.as_ref().and_then(|home| home.link.mac)),
         addresses: plan.addresses.clone(),
         endpoint: attachment.endpoint,
         programs,
@@ -338,7 +392,12 @@ fn no_conflicts(claims: &[&Checkpoint]) -> Result<(), AttachFailed> {
     let mut owners: BTreeMap<(&'static str, &str), &str> = BTreeMap::new();
     for claim in claims {
         for InterfaceRecord { plan, .. } in &claim.interfaces {
-            for key in [("name", plan.name.as_str()), ("device", plan.host_link.as_str())] {
+            // A parent stays for the next one: what is made on it has a name of its own.
+            let link = match &plan.made {
+                Some(Made::SubInterface(upper)) => upper.host_name.as_str(),
+                _ => plan.host_link.as_str(),
+            };
+            for key in [("name", plan.name.as_str()), ("device", link)] {
                 if !seen.insert(key) {
                     let conflict = AttachError::Conflict {
                         field: key.0,

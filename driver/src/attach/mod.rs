@@ -12,9 +12,11 @@ mod give_back;
 mod guard;
 mod into_pod;
 mod outcome;
+mod port;
 mod protect;
 mod recover;
 mod restrict;
+mod sub_interface;
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +46,7 @@ pub use self::{
     outcome::{AttachedInterface, Outcome, Problem, Reason},
 };
 
-/// Named points of both ways, in their order, where a test can stop the process (`return(abort)`) or let the
+/// Named points of both ways, in the order of a moved link, where a test can stop the process (`return(abort)`) or let the
 /// step fail (`return`).
 pub const FAILPOINTS: [&str; 11] = [
     "attach-after-checkpoint",

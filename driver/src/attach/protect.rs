@@ -3,9 +3,9 @@
 //! Attaching a tcx program waits for an RCU grace period under the kernel's lock over links, twice a link, and
 //! the hook has to be quick. A claimed link is nobody else's, so it may be closed as soon as it is prepared.
 
-use super::{AttachError, Attacher, blocking, into_pod::endpoint_spec};
+use super::{AttachError, Attacher, blocking, into_pod::endpoint_spec, port::port_spec};
 use crate::{
-    claim::{ClaimRef, InterfaceRecord},
+    claim::{ClaimRef, InterfaceKey, InterfaceRecord},
     datapath::{EndpointId, Isolation},
     link::{LinkRef, Namespace},
     telemetry::chain,
@@ -34,21 +34,38 @@ impl Attacher {
         interface: &InterfaceRecord,
     ) -> Result<(), AttachError> {
         let plan = &interface.plan;
+        if let Some(port) = plan.port() {
+            // There is no link yet, but most of the time is the kernel's verifier.
+            let id = self.reserved(claim, interface).await?;
+            let spec = port_spec(plan, port, id)?;
+            self.datapath(move |datapath| datapath.preload(&spec)).await?;
+            return Ok(());
+        }
         let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
+        if plan.made.is_some() {
+            let id = self.reserved(claim, interface).await?;
+            let spec = endpoint_spec(plan, id, &link)?;
+            self.datapath(move |datapath| datapath.preload(&spec)).await?;
+            return Ok(());
+        }
         self.no_foreign_programs(&link).await?;
-        let id = match interface.reserved {
-            Some(id) => id,
-            None => self.reserve(claim, &plan.device).await?,
-        };
+        let id = self.reserved(claim, interface).await?;
         let spec = endpoint_spec(plan, id, &link)?;
         self.datapath(move |datapath| datapath.attach(link.ifindex, &spec)).await?;
         Ok(())
     }
 
     /// Written down before the programs are there: whatever happens next, unprepare takes them away.
-    async fn reserve(&self, claim: &ClaimRef, device: &str) -> Result<EndpointId, AttachError> {
+    async fn reserved(
+        &self,
+        claim: &ClaimRef,
+        interface: &InterfaceRecord,
+    ) -> Result<EndpointId, AttachError> {
+        if let Some(id) = interface.reserved {
+            return Ok(id);
+        }
         let id = self.new_endpoint().await?;
-        self.set_reserved(claim, device, Some(id)).await?;
+        self.set_reserved(claim, interface.plan.key(), Some(id)).await?;
         Ok(id)
     }
 
@@ -58,7 +75,7 @@ impl Attacher {
         for interface in checkpoint.interfaces.iter().filter(|interface| interface.attachment.is_none()) {
             if let Some(id) = interface.reserved {
                 self.datapath(move |datapath| datapath.detach(id)).await?;
-                self.set_reserved(&checkpoint.claim, &interface.plan.device, None).await?;
+                self.set_reserved(&checkpoint.claim, interface.plan.key(), None).await?;
             }
         }
         Ok(())
@@ -67,13 +84,13 @@ impl Attacher {
     async fn set_reserved(
         &self,
         claim: &ClaimRef,
-        device: &str,
+        key: InterfaceKey,
         id: Option<EndpointId>,
     ) -> Result<(), AttachError> {
-        let (store, uid, device) = (self.store.clone(), claim.uid.clone(), device.to_owned());
+        let (store, uid) = (self.store.clone(), claim.uid.clone());
         let change = move || {
             store.update(&uid, |checkpoint| {
-                for interface in checkpoint.interfaces.iter_mut().filter(|it| it.plan.device == device) {
+                if let Some(interface) = checkpoint.interface_mut(&key) {
                     interface.reserved = id;
                 }
             })

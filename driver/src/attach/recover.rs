@@ -48,7 +48,7 @@ impl Attacher {
                 if attachment.step != Step::Attached || !lives(attachment) {
                     continue;
                 }
-                if let Err(error) = self.check(attachment).await {
+                if let Err(error) = self.check(&interface.plan, attachment).await {
                     let device = interface.plan.device.clone();
                     problems.push(Problem {
                         claim: Some(checkpoint.claim.clone()),

@@ -17,7 +17,9 @@ use crate::{
 };
 
 mod guard;
+mod port;
 mod restrict;
+mod sub_interface;
 
 struct World {
     links: Arc<FakeLinks>,
@@ -49,6 +51,7 @@ fn plan(device: &str, name: &str) -> InterfacePlan {
         request: "nic".into(),
         pool: "node".into(),
         device: device.into(),
+        share_id: None,
         host_link: device.into(),
         name: name.into(),
         hardware_addr: Some(MacAddr([2, 0xaa, 0, 0, 0, 1])),
@@ -67,6 +70,7 @@ fn plan(device: &str, name: &str) -> InterfacePlan {
         isolation: Isolation::Strict,
         policy: None,
         limits: None,
+        made: None,
     }
 }
 

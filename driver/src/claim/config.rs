@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     datapath::{Isolation, limits::Limits, policy::Policy},
-    link::{MacAddr, Route, Scope},
+    link::{Ipvlan, IpvlanMode, MacAddr, Route, Scope, SubInterface},
 };
 
 mod field;
@@ -115,6 +115,8 @@ pub struct InterfaceConfig {
     pub policy: Option<Policy>,
     /// How much it may send and be sent.
     pub limits: Option<Limits>,
+    /// What is made on the allocated link, which then stays where it is.
+    pub sub_interface: Option<SubInterface>,
 }
 
 impl InterfaceConfig {
@@ -149,10 +151,14 @@ impl InterfaceConfig {
                 "isolation" => field::isolation(value).map(|found| config.isolation = Some(found)),
                 "policy" => restriction::policy(value).map(|policy| config.policy = Some(policy)),
                 "limits" => restriction::limits(value).map(|limits| config.limits = Some(limits)),
+                "subInterface" => {
+                    restriction::sub_interface(value).map(|made| config.sub_interface = Some(made))
+                }
                 unknown => Err(vec![FieldError::new(
                     unknown_name(unknown),
                     "this field",
-                    "apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits",
+                    "apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits, \
+                     subInterface",
                 )]),
             };
             errors.extend(read.err().into_iter().flatten());
@@ -162,7 +168,8 @@ impl InterfaceConfig {
 
     /// Lay a later configuration over this one: a field it has replaces the earlier one whole, lists too.
     pub fn merge(&mut self, later: Self) {
-        let Self { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits } = later;
+        let Self { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits, sub_interface } =
+            later;
         self.name = name.or(self.name.take());
         self.addresses = addresses.or(self.addresses.take());
         self.mtu = mtu.or(self.mtu);
@@ -171,6 +178,7 @@ impl InterfaceConfig {
         self.isolation = isolation.or(self.isolation);
         self.policy = policy.or(self.policy.take());
         self.limits = limits.or(self.limits);
+        self.sub_interface = sub_interface.or(self.sub_interface);
     }
 
     /// What the fields of a merged configuration must be to each other.
@@ -188,6 +196,7 @@ impl InterfaceConfig {
         for (index, route) in routes.iter().enumerate() {
             check_route(index, route, addresses, routes, &mut errors);
         }
+        self.check_sub_interface(&mut errors);
         if self.isolation == Some(Isolation::Off) {
             let set = [("policy", self.policy.is_some()), ("limits", self.limits.is_some())];
             for (field, _) in set.into_iter().filter(|(_, set)| *set) {
@@ -196,6 +205,20 @@ impl InterfaceConfig {
             }
         }
         errors
+    }
+
+    fn check_sub_interface(&self, errors: &mut Vec<FieldError>) {
+        let Some(SubInterface::Ipvlan(Ipvlan { mode, .. })) = self.sub_interface else { return };
+        if let Some(mac) = self.hardware_addr {
+            let allowed = "none with ipvlan, which has the hardware address of its parent";
+            errors.push(FieldError::new("hardwareAddr", mac, allowed));
+        }
+        // Its frames are given to it above the hook of the programs (`ipvlan_l3_rcv`, drivers/net/ipvlan).
+        if mode == IpvlanMode::L3s && self.isolation != Some(Isolation::Off) {
+            let allowed =
+                "\"l2\" or \"l3\" with isolation \"strict\": what an l3s link receives passes no program";
+            errors.push(FieldError::new("subInterface.ipvlan.mode", "\"l3s\"", allowed));
+        }
     }
 
     /// The configuration as the object it is read from.
@@ -227,6 +250,9 @@ impl InterfaceConfig {
         }
         if let Some(limits) = &self.limits {
             object.insert("limits".into(), json!(limits));
+        }
+        if let Some(sub_interface) = &self.sub_interface {
+            object.insert("subInterface".into(), json!(sub_interface));
         }
         Value::Object(object)
     }

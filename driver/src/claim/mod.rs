@@ -1,6 +1,7 @@
 //! Claims: configuration, the pure plan, and the checkpoint of what was done about them.
 
 pub mod config;
+pub mod made;
 pub mod plan;
 pub mod service;
 pub mod store;
@@ -12,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{EndpointId, Isolation, limits::Limits, policy::Policy},
-    link::{Home, MacAddr, Route},
+    link::{Home, MacAddr, Route, SubInterface},
 };
+
+pub use made::{Given, Made, Port, Upper};
 
 /// A ResourceClaim by name and identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,7 +74,11 @@ pub struct InterfacePlan {
     pub pool: String,
     /// Allocated device.
     pub device: String,
-    /// Name of the host link that the device stands for.
+    /// Which share of the device, where it is shared (`shareID` of the allocation).
+    #[serde(default, rename = "shareID", skip_serializing_if = "Option::is_none")]
+    pub share_id: Option<String>,
+    /// Name of the link on the host: the one that the device stands for, which is moved or gets a sub-interface, or, of
+    /// a port, the host's end of its pair.
     pub host_link: String,
     /// Name in the pod; unique over the pod's claims.
     pub name: String,
@@ -91,6 +98,48 @@ pub struct InterfacePlan {
     /// How much it may send and be sent; `None` is the datapath's own limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// What is made for the claim; `None` for a link of the host, which is moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
+}
+
+/// What tells an interface of a claim from the claim's others. The device alone does not: a claim may have several
+/// ports of one network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceKey {
+    /// Request of the claim.
+    pub request: String,
+    /// Allocated device.
+    pub device: String,
+    /// Which share of the device.
+    pub share_id: Option<String>,
+}
+
+impl InterfacePlan {
+    /// See [`InterfaceKey`].
+    #[must_use]
+    pub fn key(&self) -> InterfaceKey {
+        let Self { request, device, share_id, .. } = self;
+        InterfaceKey { request: request.clone(), device: device.clone(), share_id: share_id.clone() }
+    }
+
+    /// The port that is made, if it is one.
+    #[must_use]
+    pub const fn port(&self) -> Option<&Port> {
+        match &self.made {
+            Some(Made::Port(port)) => Some(port),
+            _ => None,
+        }
+    }
+
+    /// The sub-interface that is made, if it is one.
+    #[must_use]
+    pub const fn sub_interface(&self) -> Option<SubInterface> {
+        match &self.made {
+            Some(Made::SubInterface(upper)) => Some(upper.sub_interface),
+            _ => None,
+        }
+    }
 }
 
 /// The sandbox a claim's interfaces are put into.
@@ -128,8 +177,9 @@ pub struct Attachment {
     pub sandbox: Sandbox,
     /// The endpoint whose programs are on it; `None` without isolation.
     pub endpoint: Option<EndpointId>,
-    /// What the link was at home.
-    pub home: Home,
+    /// What the link was at home; `None` for one that is made for the claim and has no home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Home>,
     /// Index in the sandbox, once it is there.
     pub pod_ifindex: Option<u32>,
 }
@@ -166,4 +216,11 @@ pub struct Checkpoint {
     pub pods: Vec<PodRef>,
     /// Its interfaces.
     pub interfaces: Vec<InterfaceRecord>,
+}
+
+impl Checkpoint {
+    /// The record of an interface.
+    pub fn interface_mut(&mut self, key: &InterfaceKey) -> Option<&mut InterfaceRecord> {
+        self.interfaces.iter_mut().find(|interface| interface.plan.key() == *key)
+    }
 }

@@ -11,15 +11,23 @@ use k8s_openapi::api::resource::v1::{
     DeviceAllocationConfiguration, DeviceAllocationResult, DeviceRequestAllocationResult, ResourceClaim,
 };
 
+use self::results::{Allocated, Source, our_results};
 use super::{
-    Checkpoint, ClaimRef, InterfacePlan, Plan, PodRef,
+    Checkpoint, ClaimRef, Given, InterfaceKey, InterfacePlan, Made, Plan, PodRef, Port, Upper,
     config::{FieldError, InterfaceConfig, interface_name},
+    made,
 };
 use crate::{
     datapath::Isolation,
     device::Inventory,
-    link::{MacAddr, Route},
+    link::{MacAddr, Route, SubInterface},
+    network::{access::Members, offer::Offer},
 };
+
+mod narrow;
+mod port;
+mod results;
+mod sub_interface;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +46,23 @@ pub struct Place<'a> {
     pub inventory: &'a Inventory,
     /// Every claim prepared so far.
     pub prepared: &'a [Checkpoint],
+    /// The networks whose ports or addresses the claim has, by name: those that this node knows.
+    pub networks: &'a BTreeMap<String, Offer>,
+    /// Who has the networks' addresses.
+    pub members: &'a dyn Members,
+}
+
+/// An interface to plan, and what is asked for it.
+struct Wanted<'a> {
+    /// Place of the device among the results.
+    index: usize,
+    result: &'a DeviceRequestAllocationResult,
+    source: Source<'a>,
+    config: InterfaceConfig,
+    /// Whether the policy is the class's.
+    policy_of_class: bool,
+    /// Allocated devices whose addresses it has.
+    given: Vec<Given>,
 }
 
 const RESULTS: &str = "status.allocation.devices.results";
@@ -61,13 +86,30 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
     let allocation = allocation.devices.unwrap_or_default();
     let mut errors = Vec::new();
     let pods = reserved_pods(&status.reserved_for.unwrap_or_default(), asked, &mut errors);
-    let results = our_results(&allocation, asked, place, &mut errors);
+    let results = our_results(&allocation, place, &mut errors);
     let configs = our_configs(&allocation, place.driver);
     let mut wanted = Vec::new();
-    for result in &results {
+    let mut addresses = Vec::new();
+    for Allocated { index, result, source } in results {
+        if let Source::Address(network, address) = source {
+            addresses.push((result, network, address));
+            continue;
+        }
         match merged_config(&configs, result) {
-            Ok(config) => wanted.push((*result, config)),
+            Ok((config, policy_of_class)) => {
+                let given = Vec::new();
+                wanted.push(Wanted { index, result, source, config, policy_of_class, given });
+            }
             Err(wrong) => errors.extend(wrong),
+        }
+    }
+    if errors.is_empty() {
+        port::give(&addresses, &mut wanted, &mut errors);
+        for interface in &mut wanted {
+            port::complete(interface, asked, place, &mut errors);
+            sub_interface::complete(interface, asked, place, &mut errors);
+            let request = &interface.result.request;
+            errors.extend(interface.config.check().into_iter().map(|error| of_request(request, error)));
         }
     }
     // Errors of a configuration that serves several devices are the same ones.
@@ -81,12 +123,9 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
     if !errors.is_empty() {
         return Err(errors);
     }
-    let interfaces = wanted
-        .into_iter()
-        .zip(names)
-        .filter_map(|((result, config), name)| interface(result, config, name, place))
-        .collect();
-    Ok(Plan { claim: asked.clone(), pods, interfaces })
+    let interfaces =
+        wanted.into_iter().zip(names).filter_map(|(wanted, name)| interface(wanted, name, asked));
+    Ok(Plan { claim: asked.clone(), pods, interfaces: interfaces.collect() })
 }
 
 /// The pod the claim is reserved for. A link can be in one place only.
@@ -114,64 +153,6 @@ fn reserved_pods(
         )),
     }
     Vec::new()
-}
-
-fn our_results<'a>(
-    allocation: &'a DeviceAllocationResult,
-    asked: &ClaimRef,
-    place: &Place<'_>,
-    errors: &mut Vec<PlanError>,
-) -> Vec<&'a DeviceRequestAllocationResult> {
-    let mut held = BTreeMap::new();
-    for checkpoint in place.prepared.iter().filter(|checkpoint| checkpoint.claim.uid != asked.uid) {
-        for interface in &checkpoint.interfaces {
-            held.insert(interface.plan.device.as_str(), &checkpoint.claim);
-        }
-    }
-    let mut devices = BTreeSet::new();
-    let mut ours = Vec::new();
-    for (index, result) in allocation.results.iter().flatten().enumerate() {
-        if result.driver != place.driver {
-            continue;
-        }
-        let at = |name: &str| format!("{RESULTS}[{index}].{name}");
-        ours.push(result);
-        if result.pool != place.pool {
-            errors.push(PlanError::new(
-                at("pool"),
-                &result.pool,
-                format!("{}, this node's pool", place.pool),
-            ));
-            continue;
-        }
-        if result.admin_access == Some(true) {
-            errors.push(PlanError::new(
-                at("adminAccess"),
-                true,
-                "false: a link that another pod may use cannot be handed out a second time",
-            ));
-        }
-        if let Some(share) = &result.share_id {
-            errors.push(PlanError::new(at("shareID"), share, "none: links are not shared"));
-        }
-        if !place.inventory.devices.contains_key(&result.device) {
-            errors.push(PlanError::new(at("device"), &result.device, "a device that this node has now"));
-        }
-        if let Some(holder) = held.get(result.device.as_str()) {
-            errors.push(PlanError::new(
-                at("device"),
-                &result.device,
-                format!("a device that no claim holds; claim {holder} holds this one"),
-            ));
-        }
-        if !devices.insert(&result.device) {
-            errors.push(PlanError::new(at("device"), &result.device, "each device once"));
-        }
-    }
-    if ours.is_empty() {
-        errors.push(PlanError::missing(RESULTS, format!("at least one device of driver {}", place.driver)));
-    }
-    ours
 }
 
 /// One configuration of ours, and where it stands in the claim.
@@ -204,10 +185,11 @@ fn applies(config: &DeviceAllocationConfiguration, request: &str) -> bool {
     requests.is_empty() || requests.iter().any(|name| name == request || name == main)
 }
 
+/// The configuration of a result, and whether its policy is the class's.
 fn merged_config(
     configs: &[Configuration<'_>],
     result: &DeviceRequestAllocationResult,
-) -> Result<InterfaceConfig, Vec<PlanError>> {
+) -> Result<(InterfaceConfig, bool), Vec<PlanError>> {
     let mut merged = InterfaceConfig::default();
     let mut of_class = InterfaceConfig::default();
     let mut errors = Vec::new();
@@ -233,10 +215,7 @@ fn merged_config(
             Err(wrong) => errors.extend(wrong.into_iter().map(|error| error.under(&parameters))),
         }
     }
-    if errors.is_empty() {
-        errors.extend(merged.check().into_iter().map(|error| of_request(&result.request, error)));
-    }
-    if errors.is_empty() { Ok(merged) } else { Err(errors) }
+    if errors.is_empty() { Ok((merged, of_class.policy.is_some())) } else { Err(errors) }
 }
 
 /// What a claim's configuration takes off its class's. Classes are written by administrators, claims by users:
@@ -247,9 +226,14 @@ fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError>
     if of_class.isolation == Some(Isolation::Strict) && claim.isolation == Some(Isolation::Off) {
         errors.push(PlanError::new("isolation", "\"off\"", "\"strict\", which the device class sets"));
     }
+    if let Some(SubInterface::Vlan(vlan)) = claim.sub_interface {
+        let allowed = "a VLAN in the device class only: on which one a pod is, is not for its claim to say";
+        errors.push(PlanError::new("subInterface.vlan.id", vlan.id, allowed));
+    }
     let class_has = [
         ("policy", of_class.policy.is_some() && claim.policy.is_some()),
         ("limits", of_class.limits.is_some() && claim.limits.is_some()),
+        ("subInterface", of_class.sub_interface.is_some() && claim.sub_interface.is_some()),
     ];
     for (field, _) in class_has.into_iter().filter(|(_, both)| *both) {
         errors.push(PlanError::new(field, "this field", "it in the device class only, which sets it"));
@@ -264,9 +248,9 @@ fn of_request(request: &str, mut error: PlanError) -> PlanError {
 }
 
 /// A name for each interface, free in the pod over all its claims: the one asked for, else that of the host
-/// link, else `net1`, `net2`, ….
+/// link or network, else `net1`, `net2`, ….
 fn interface_names(
-    wanted: &[(&DeviceRequestAllocationResult, InterfaceConfig)],
+    wanted: &[Wanted<'_>],
     pods: &[PodRef],
     asked: &ClaimRef,
     place: &Place<'_>,
@@ -280,7 +264,7 @@ fn interface_names(
             }
         }
     }
-    for (result, config) in wanted {
+    for Wanted { result, config, .. } in wanted {
         let Some(name) = &config.name else { continue };
         if let Some(owner) = taken.insert(name.clone(), format!("device {}", result.device)) {
             let allowed = format!("a name that is free in the pod; {owner} has this one");
@@ -290,10 +274,10 @@ fn interface_names(
     let mut names = Vec::new();
     // One more than can be taken.
     let enough = taken.len() + wanted.len() + 1;
-    for (result, config) in wanted {
+    for Wanted { result, source, config, .. } in wanted {
         let name = config.name.clone().unwrap_or_else(|| {
-            let host_link = place.inventory.devices.get(&result.device).map(|device| device.ifname.clone());
-            host_link
+            source
+                .name()
                 .into_iter()
                 .chain((1..=enough).map(|number| format!("net{number}")))
                 .find(|name| interface_name(name).is_ok() && !taken.contains_key(name))
@@ -307,7 +291,7 @@ fn interface_names(
 
 /// One configuration can serve several devices (`count`, or no `requests`); what must be unique in a pod is
 /// refused then, instead of by the kernel in the middle of the attach.
-fn refuse_doubles(wanted: &[(&DeviceRequestAllocationResult, InterfaceConfig)], errors: &mut Vec<PlanError>) {
+fn refuse_doubles(wanted: &[Wanted<'_>], errors: &mut Vec<PlanError>) {
     let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
     let mut hardware: BTreeSet<MacAddr> = BTreeSet::new();
     let mut routes: BTreeSet<(IpNetwork, u32)> = BTreeSet::new();
@@ -315,7 +299,7 @@ fn refuse_doubles(wanted: &[(&DeviceRequestAllocationResult, InterfaceConfig)], 
         let error = PlanError::new(field, value, "on one interface of the claim only");
         errors.push(of_request(request, error));
     };
-    for (result, config) in wanted {
+    for Wanted { result, config, .. } in wanted {
         for address in config.addresses.iter().flatten() {
             if !addresses.insert(address.ip()) {
                 refuse(&result.request, "addresses", address.to_string());
@@ -333,21 +317,32 @@ fn refuse_doubles(wanted: &[(&DeviceRequestAllocationResult, InterfaceConfig)], 
     }
 }
 
-fn interface(
-    result: &DeviceRequestAllocationResult,
-    config: InterfaceConfig,
-    name: String,
-    place: &Place<'_>,
-) -> Option<InterfacePlan> {
+/// `None` for an address, which has no interface of its own.
+fn interface(wanted: Wanted<'_>, name: String, claim: &ClaimRef) -> Option<InterfacePlan> {
+    let Wanted { result, source, config, given, .. } = wanted;
     // The kernel takes a route only once its gateway can be reached: routes on the link go first.
     let (via_gateway, mut routes): (Vec<Route>, Vec<Route>) =
         config.routes.unwrap_or_default().into_iter().partition(|route| route.gateway.is_some());
     routes.extend(via_gateway);
+    let (host_link, made) = match source {
+        Source::Link(device) => {
+            let made = config.sub_interface.map(|sub_interface| {
+                Made::SubInterface(Upper { sub_interface, host_name: made::host_name(claim, &key(result)) })
+            });
+            (device.ifname.clone(), made)
+        }
+        Source::Port(asked) => {
+            let (network, id) = (asked.network.reference.clone(), asked.network.id);
+            (made::host_name(claim, &key(result)), Some(Made::Port(Port { network, id, given })))
+        }
+        Source::Address(..) => return None,
+    };
     Some(InterfacePlan {
         request: result.request.clone(),
         pool: result.pool.clone(),
         device: result.device.clone(),
-        host_link: place.inventory.devices.get(&result.device)?.ifname.clone(),
+        share_id: result.share_id.clone(),
+        host_link,
         name,
         hardware_addr: config.hardware_addr,
         mtu: config.mtu,
@@ -356,5 +351,14 @@ fn interface(
         isolation: config.isolation.unwrap_or_default(),
         policy: config.policy,
         limits: config.limits,
+        made,
     })
+}
+
+fn key(result: &DeviceRequestAllocationResult) -> InterfaceKey {
+    InterfaceKey {
+        request: result.request.clone(),
+        device: result.device.clone(),
+        share_id: result.share_id.clone(),
+    }
 }

@@ -1,7 +1,11 @@
 //! What the kubelet asks for a claim, done: planned and checkpointed at prepare, returned and forgotten at
 //! unprepare.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -21,6 +25,7 @@ use crate::{
     cluster::Cluster,
     device::Inventory,
     dra::plugin::{ClaimService, PreparedDevice},
+    network::{access::Access, names, offer::Offer},
     telemetry::chain,
 };
 
@@ -54,6 +59,8 @@ pub struct Claims {
     pub store: Arc<Store>,
     /// The node's devices.
     pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// The networks that claims may have ports on.
+    pub networks: Arc<dyn Access>,
     /// Brings home what is still out at unprepare.
     pub release: Arc<dyn Release>,
     /// Is told of every change.
@@ -106,16 +113,45 @@ impl Claims {
             .await
             .map_err(|_| format!("no answer about claim {asked} within {} s", CLAIM_TIMEOUT.as_secs()))?
             .map_err(|error| chain(&error))?;
+        let networks = self.networks_of(&claim, &asked.namespace).await;
         let (asked, driver, pool) = (asked.clone(), self.driver.clone(), self.pool.clone());
+        let members = Arc::clone(&self.networks);
         let (store, inventory) = (Arc::clone(&self.store), Arc::clone(&self.inventory.borrow()));
         // The lock goes along: a write that was begun ends under it even if nobody waits for it any more.
         let planning = Arc::clone(&self.planning).lock_owned().await;
         spawn_blocking(move || {
             let _planning = planning;
-            checkpoint(&claim, &asked, &driver, &pool, &inventory, &store)
+            let prepared = store.all();
+            let place = Place {
+                driver: &driver,
+                pool: &pool,
+                inventory: &inventory,
+                prepared: &prepared,
+                networks: &networks,
+                members: &*members,
+            };
+            checkpoint(&claim, &asked, &place, &store)
         })
         .await
         .map_err(|error| chain(&error))?
+    }
+
+    /// The networks whose ports or addresses are allocated to a claim, as far as this node knows them.
+    async fn networks_of(&self, claim: &ResourceClaim, namespace: &str) -> BTreeMap<String, Offer> {
+        let allocation =
+            claim.status.as_ref().and_then(|status| status.allocation.as_ref()?.devices.as_ref());
+        let results = allocation.and_then(|allocation| allocation.results.as_ref()).into_iter().flatten();
+        let names = results.filter(|result| result.driver == self.driver).filter_map(|result| {
+            names::network_of_pool(&result.pool).or_else(|| names::network_of_port(&result.device))
+        });
+        let names: BTreeSet<&str> = names.collect();
+        let mut known = BTreeMap::new();
+        for name in names {
+            if let Some(asked) = self.networks.ask(name, namespace).await {
+                known.insert(name.to_owned(), asked);
+            }
+        }
+        known
     }
 }
 
@@ -123,13 +159,10 @@ impl Claims {
 fn checkpoint(
     claim: &ResourceClaim,
     asked: &ClaimRef,
-    driver: &str,
-    pool: &str,
-    inventory: &Inventory,
+    place: &Place<'_>,
     store: &Store,
 ) -> Result<Checkpoint, String> {
-    let all = store.all();
-    let plan = plan(claim, asked, &Place { driver, pool, inventory, prepared: &all })
+    let plan = plan(claim, asked, place)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
     let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces };
@@ -144,5 +177,15 @@ fn prepared(checkpoint: &Checkpoint) -> Vec<PreparedDevice> {
         device: interface.plan.device.clone(),
         cdi_ids: Vec::new(),
     };
-    checkpoint.interfaces.iter().map(device).collect()
+    let given = |interface: &InterfaceRecord| {
+        let given = interface.plan.port().map(|port| port.given.clone()).unwrap_or_default();
+        given.into_iter().map(|given| PreparedDevice {
+            requests: vec![given.request],
+            pool: given.pool,
+            device: given.device,
+            cdi_ids: Vec::new(),
+        })
+    };
+    let interfaces = checkpoint.interfaces.iter();
+    interfaces.clone().map(device).chain(interfaces.flat_map(given)).collect()
 }

@@ -14,7 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, ClaimRef, PodRef};
+use super::{Checkpoint, ClaimRef, InterfaceRecord, PodRef};
 
 #[cfg(test)]
 mod tests;
@@ -213,12 +213,13 @@ impl Store {
         lock(&self.claims).values().filter(concerns).cloned().collect()
     }
 
-    /// Devices of every prepared claim: who claims it, and the pod it is attached to now.
+    /// Links of the host that every prepared claim has: who claims it, and the pod it is attached to now. A port of a
+    /// network has none; of a link with several sub-interfaces, one of its holders is told.
     #[must_use]
     pub fn held_devices(&self) -> BTreeMap<String, (ClaimRef, Option<PodRef>)> {
         let mut held = BTreeMap::new();
         for checkpoint in lock(&self.claims).values() {
-            for interface in &checkpoint.interfaces {
+            for interface in checkpoint.interfaces.iter().filter(|it| it.plan.port().is_none()) {
                 let pod = interface.attachment.as_ref().map(|attachment| attachment.sandbox.pod.clone());
                 held.insert(interface.plan.device.clone(), (checkpoint.claim.clone(), pod));
             }
@@ -289,23 +290,29 @@ impl Store {
     /// same as a crash right after the write.
     fn write(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
         let path = self.path(&checkpoint.claim.uid)?;
-        let held = self.held_devices();
-        for interface in &checkpoint.interfaces {
-            match held.get(&interface.plan.device) {
-                Some((holder, _)) if holder.uid != checkpoint.claim.uid => {
-                    return Err(StoreError::DeviceHeld {
-                        device: interface.plan.device.clone(),
-                        holder: holder.clone().into(),
-                    });
-                }
-                _ => {}
-            }
-        }
+        self.refuse_held(&checkpoint)?;
         crossing("store-before-write", &path)?;
         self.replace_file(&path, &checkpoint).map_err(io_error("write", &path))?;
         sync_dir(&self.dir)?;
         lock(&self.claims).insert(checkpoint.claim.uid.clone(), checkpoint);
         crossing("store-after-write", &path)
+    }
+
+    /// A link that is moved has one holder. What is made beside others has none.
+    fn refuse_held(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let claims = lock(&self.claims);
+        for other in claims.values().filter(|other| other.claim.uid != checkpoint.claim.uid) {
+            for InterfaceRecord { plan, .. } in &checkpoint.interfaces {
+                let conflict = |theirs: &InterfaceRecord| {
+                    theirs.plan.device == plan.device && (theirs.plan.made.is_none() || plan.made.is_none())
+                };
+                if other.interfaces.iter().any(conflict) {
+                    let holder = other.claim.clone().into();
+                    return Err(StoreError::DeviceHeld { device: plan.device.clone(), holder });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn replace_file(&self, path: &Path, checkpoint: &Checkpoint) -> io::Result<()> {

@@ -32,7 +32,9 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         args.publishing.publish.as_deref(),
         args.publishing.allow_default_route,
     )
-    .context("--publish")?;
+    .context("--publish")?
+    .sharing(args.publishing.share.as_deref())
+    .context("--share")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let inventory =
         runtime.block_on(discover(&Sysfs::default())).context("cannot read this machine's links")?;
@@ -60,6 +62,10 @@ fn row(shown: &Shown) -> [String; 8] {
         mtu.to_string(),
         oper_state.clone(),
         show::list(addresses),
-        if shown.published { "yes".to_owned() } else { format!("no: {}", shown.reason) },
+        match (shown.published, shown.device.shared) {
+            (true, true) => "yes, shared".to_owned(),
+            (true, false) => "yes".to_owned(),
+            (false, _) => format!("no: {}", shown.reason),
+        },
     ]
 }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Device, Inventory,
     names::device_name,
-    netlink::{self, DumpError, Facts},
+    netlink::{self, DumpError, Facts, LinkFacts},
     sysfs::{Sysfs, SysfsFacts},
 };
+use crate::claim::made::is_host_name;
 
 /// Read everything about the links of the calling thread's network namespace.
 pub async fn discover(sysfs: &Sysfs) -> Result<Inventory, DumpError> {
@@ -23,6 +24,7 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
     let devices = facts
         .links
         .values()
+        .filter(|link| !is_made(link))
         .map(|link| {
             let below = sysfs(&link.name);
             let device = Device {
@@ -61,11 +63,17 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
                 upper_links: stacked
                     .get(&link.ifindex)
                     .map_or(0, |uppers| u32::try_from(uppers.len()).unwrap_or(u32::MAX)),
+                shared: false,
             };
             (device.name.clone(), device)
         })
         .collect();
     Inventory { devices }
+}
+
+/// The host's end of a port, or a sub-interface on its way into a pod, is no device, whatever a rule selects.
+fn is_made(link: &LinkFacts) -> bool {
+    link.kind.is_some() && is_host_name(&link.name)
 }
 
 /// `IFLA_LINK` is the link below, but for a pair it is the other end, and nothing depends on that.
@@ -106,7 +114,7 @@ fn node_uplinks(facts: &Facts, stacked: &BTreeMap<u32, BTreeSet<u32>>) -> BTreeS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::netlink::{DefaultRoute, LinkFacts};
+    use crate::device::netlink::DefaultRoute;
 
     fn link(
         ifindex: u32,
@@ -135,6 +143,7 @@ mod tests {
             link(5, "eth2", None, None, None),
             link(6, "veth0", Some("veth"), Some(7), None),
             link(7, "veth1", Some("veth"), Some(6), None),
+            link(8, "nf0123456789abc", Some("veth"), Some(2), None),
         ];
         let gateway = "192.0.2.1".parse().ok();
         let facts = Facts {
@@ -158,5 +167,6 @@ mod tests {
         assert_eq!(device(&device_name("bond0.7")).gateways, [gateway.expect("an address")]);
         assert_eq!(device("veth0").parent, None);
         assert_eq!(device("veth1").upper_links, 0);
+        assert!(!inventory.devices.contains_key("nf0123456789abc"), "the end of a port");
     }
 }

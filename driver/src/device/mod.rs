@@ -29,6 +29,7 @@ pub struct Inventory {
 
 /// One host link and the facts a claim can select on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 pub struct Device {
     /// Name in the ResourceSlice: a DNS label derived from the interface name, whatever that contains.
     pub name: String,
@@ -82,6 +83,9 @@ pub struct Device {
     /// this link changes namespace.
     #[serde(default)]
     pub upper_links: u32,
+    /// Whether it may be allocated several times, for sub-interfaces. Decided with its publication.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 /// A link's role in SR-IOV.

@@ -73,6 +73,8 @@ pub struct Rule {
     clauses: Vec<Clause>,
     text: String,
     allow_default_route: bool,
+    /// Which devices may be allocated several times.
+    share: Option<Program>,
     /// The functions; a device's variable goes to a scope of its own.
     functions: Context<'static, 'static>,
 }
@@ -124,7 +126,28 @@ impl Rule {
     }
 
     fn of(driver: &str, clauses: Vec<Clause>, text: String, allow_default_route: bool) -> Self {
-        Self { driver: driver.to_owned(), clauses, text, allow_default_route, functions: functions() }
+        Self {
+            driver: driver.to_owned(),
+            clauses,
+            text,
+            allow_default_route,
+            share: None,
+            functions: functions(),
+        }
+    }
+
+    /// The same rule, with the expression (`--share`) that says which of the devices may be allocated several times.
+    pub fn sharing(self, expression: Option<&str>) -> Result<Self, RuleError> {
+        let share = expression.map(compile).transpose()?;
+        Ok(Self { share, ..self })
+    }
+
+    /// Whether the device may be allocated several times. One of which that cannot be told may not.
+    fn shares(&self, device: &Device) -> bool {
+        let Some(share) = &self.share else { return false };
+        let mut context = self.functions.new_inner_scope();
+        context.add_variable_from_value("device", variable(device, &self.driver));
+        matches!(share.execute(&context), Ok(CelValue::Bool(true)))
     }
 
     /// Name of the driver, domain of the attributes.
@@ -172,7 +195,9 @@ pub fn default_expression(driver: &str) -> String {
 /// Every device of the inventory with the decision on it.
 #[must_use]
 pub fn decide(inventory: &Inventory, rule: &Rule) -> Vec<(Device, Result<(), Reason>)> {
-    inventory.devices.values().map(|device| (device.clone(), rule.check(device))).collect()
+    let decided =
+        |device: &Device| (Device { shared: rule.shares(device), ..device.clone() }, rule.check(device));
+    inventory.devices.values().map(decided).collect()
 }
 
 fn compile(expression: &str) -> Result<Program, RuleError> {

@@ -129,3 +129,17 @@ fn another_driver_name_is_the_domain() {
     assert_eq!(rule.check(&nic()), Ok(()));
     assert!(rule.to_string().contains("net.example.com"));
 }
+
+#[test]
+fn shared_are_those_of_which_it_can_be_told() {
+    let inventory =
+        Inventory { devices: [("a".to_owned(), nic()), ("b".to_owned(), of_kind("vlan"))].into() };
+    let shared = |expression: Option<&str>| {
+        let rule = standard().sharing(expression).expect("a rule");
+        decide(&inventory, &rule).into_iter().map(|(device, _)| device.shared).collect::<Vec<_>>()
+    };
+    assert_eq!(shared(None), [false, false]);
+    assert_eq!(shared(Some(r#"device.attributes["netferry.dev"].kind == "physical""#)), [true, false]);
+    assert_eq!(shared(Some(r#"device.attributes["netferry.dev"].nothing"#)), [false, false]);
+    assert!(standard().sharing(Some("device.")).is_err());
+}

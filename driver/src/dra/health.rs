@@ -2,7 +2,7 @@
 //! (KEP-4680).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    claim::{Step, store::Store},
+    claim::{Made, Step, store::Store},
     device::{Device, Inventory},
 };
 
@@ -49,11 +49,23 @@ impl Health {
 
     /// Every device now. One that a claim holds but the node has lost is among them, unhealthy.
     fn report(&self) -> NodeWatchResourcesResponse {
-        let mut attached = BTreeMap::new();
+        let (mut attached, mut made) = (BTreeMap::new(), BTreeSet::new());
         for checkpoint in self.store.all() {
             for interface in checkpoint.interfaces {
-                attached
-                    .insert(interface.plan.device, interface.attachment.map(|attachment| attachment.step));
+                match interface.plan.made {
+                    // Made when it is wanted: there is no link whose carrier could be lost.
+                    Some(Made::Port(_)) => {
+                        made.insert(interface.plan.device);
+                    }
+                    // Its parent is at home, and is as it is.
+                    Some(Made::SubInterface(_)) => {
+                        attached.insert(interface.plan.device, None);
+                    }
+                    None => {
+                        let step = interface.attachment.map(|attachment| attachment.step);
+                        attached.insert(interface.plan.device, step);
+                    }
+                }
             }
         }
         let inventory = Arc::clone(&self.inventory.borrow());
@@ -68,6 +80,7 @@ impl Health {
         for name in attached.keys() {
             devices.entry(name).or_insert(HealthStatus::Unhealthy);
         }
+        devices.extend(made.iter().map(|name| (name.as_str(), HealthStatus::Healthy)));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let health = |(name, status): (&str, HealthStatus)| DeviceHealth {
             device: Some(DeviceIdentifier { pool_name: self.pool.clone(), device_name: name.to_owned() }),

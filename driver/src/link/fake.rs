@@ -9,7 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route, Settings};
+use super::{
+    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Settings, Upper,
+};
 
 /// One link with all it has where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ struct State {
     changes: u32,
     failing: BTreeSet<u32>,
     calls: Vec<String>,
+    /// The ends of each pair: namespace and index.
+    pairs: Vec<[(String, u32); 2]>,
 }
 
 /// See the module.
@@ -93,6 +97,24 @@ impl State {
 
     fn link(&mut self, namespace: &Namespace, ifindex: u32) -> Result<&mut FakeLink, LinkError> {
         self.links(namespace)?.get_mut(&ifindex).ok_or_else(|| not_found(&ifindex, namespace))
+    }
+
+    /// Take a link out, and with an end of a pair the other one.
+    fn take(&mut self, namespace: &str, ifindex: u32) {
+        let end = (namespace.to_owned(), ifindex);
+        let (gone, kept) = std::mem::take(&mut self.pairs).into_iter().partition(|pair| pair.contains(&end));
+        self.pairs = kept;
+        for (namespace, ifindex) in gone.into_iter().flatten().chain([end]) {
+            if let Some(links) = self.namespaces.get_mut(&namespace) {
+                links.remove(&ifindex);
+            }
+        }
+    }
+
+    /// An index that no link has anywhere, so that a link keeps its own through a move.
+    fn next_index(&self) -> u32 {
+        let indices = self.namespaces.values().flat_map(BTreeMap::keys);
+        indices.max().map_or(2, |last| last + 1)
     }
 
     fn free(&mut self, namespace: &Namespace, name: &str) -> Result<(), LinkError> {
@@ -131,8 +153,11 @@ impl FakeLinks {
 
     /// Delete a link.
     pub fn delete(&self, namespace: &Namespace, name: &str) {
-        if let Some(links) = self.state().namespaces.get_mut(&namespace.to_string()) {
-            links.retain(|_, link| link.home.link.name != name);
+        let mut state = self.state();
+        let links = state.namespaces.get(&namespace.to_string());
+        let found = links.and_then(|links| links.values().find(|link| link.home.link.name == name));
+        if let Some(ifindex) = found.map(|link| link.home.link.ifindex) {
+            state.take(&namespace.to_string(), ifindex);
         }
     }
 
@@ -149,7 +174,12 @@ impl FakeLinks {
     /// under its name or, if that is taken, as `dev` and its index.
     pub fn vanish(&self, namespace: &Namespace) {
         let mut state = self.state();
-        let links = state.namespaces.remove(&namespace.to_string()).unwrap_or_default();
+        let text = namespace.to_string();
+        let pairs = state.pairs.clone().into_iter().flatten().filter(|(at, _)| *at == text);
+        for (_, ifindex) in pairs.collect::<Vec<_>>() {
+            state.take(&text, ifindex);
+        }
+        let links = state.namespaces.remove(&text).unwrap_or_default();
         for (_, mut link) in links.into_iter().filter(|(_, link)| link.home.link.kind.is_none()) {
             if state.free(&Namespace::Host, &link.home.link.name).is_err() {
                 link.home.link.name = format!("dev{}", link.home.link.ifindex);
@@ -355,6 +385,48 @@ impl Links for FakeLinks {
     ) -> Result<(), LinkError> {
         let mut state = self.change(namespace, ifindex, format!("remove the alternative name {name}"))?;
         state.link(namespace, ifindex)?.home.link.alt_names.remove(name);
+        Ok(())
+    }
+
+    async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
+        let Pair { host_name, pod, pod_name, pod_mac, mtu } = pair;
+        let mut state = self.change(&Namespace::Host, 0, format!("make the pair {host_name}"))?;
+        state.links(pod)?;
+        state.free(&Namespace::Host, host_name)?;
+        state.free(pod, pod_name)?;
+        let (host, inside) = (Namespace::Host.to_string(), pod.to_string());
+        let next = state.next_index();
+        let ends = Ends { host: next, pod: next + 1 };
+        for (at, name, ifindex) in [(&host, host_name, ends.host), (&inside, pod_name, ends.pod)] {
+            let mut link = FakeLink::hardware(name, ifindex).of_kind("veth");
+            link.home.link.up = false;
+            link.home.link.mtu = *mtu;
+            if *at == inside {
+                link.home.link.mac = Some(*pod_mac);
+            }
+            state.namespaces.entry(at.clone()).or_default().insert(ifindex, link);
+        }
+        state.pairs.push([(host, ends.host), (inside, ends.pod)]);
+        Ok(ends)
+    }
+
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        let mut state =
+            self.change(&Namespace::Host, upper.parent, format!("make {}", upper.sub_interface))?;
+        let mtu = state.link(&Namespace::Host, upper.parent)?.home.link.mtu;
+        state.free(&Namespace::Host, &upper.name)?;
+        let host = Namespace::Host.to_string();
+        let ifindex = state.next_index();
+        let mut link = FakeLink::hardware(&upper.name, ifindex).of_kind(upper.sub_interface.kind());
+        link.home.link = Link { up: false, mtu, mac: upper.mac.or(link.home.link.mac), ..link.home.link };
+        state.namespaces.entry(host).or_default().insert(ifindex, link);
+        Ok(ifindex)
+    }
+
+    async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
+        let mut state = self.change(namespace, ifindex, "delete".to_owned())?;
+        state.links(namespace)?;
+        state.take(&namespace.to_string(), ifindex);
         Ok(())
     }
 

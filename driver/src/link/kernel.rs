@@ -4,6 +4,7 @@ mod conversation;
 mod decode;
 mod encode;
 mod home;
+mod make;
 mod namespace;
 mod restore;
 mod sysctl;
@@ -26,7 +27,7 @@ use netlink_packet_route::{
 };
 
 use self::{conversation::Conversation, decode::LinkFacts, namespace::HostPath};
-use super::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route};
+use super::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper};
 
 /// Flags that an administrator sets on a link, apart from up: `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`,
 /// `IFF_MULTICAST` (linux/if.h).
@@ -271,6 +272,18 @@ impl Links for KernelLinks {
                 done.map_err(|source| on.error(format!("take away the alternative name {name:?}"), source))
             }
         }
+    }
+
+    async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
+        make::pair(self, pair).await
+    }
+
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        make::upper(self, upper).await
+    }
+
+    async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
+        make::remove(&self.on(namespace, ifindex).await?, ifindex).await
     }
 
     async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {

@@ -1,6 +1,9 @@
 //! The kernel's links behind one narrow seam.
 
 pub mod kernel;
+mod upper;
+
+pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};
 
 #[cfg(any(test, feature = "failpoints"))]
 pub mod fake;
@@ -276,6 +279,30 @@ pub struct Settings {
     pub token: Option<std::net::Ipv6Addr>,
 }
 
+/// A veth pair to make. Both ends are down at first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// Name of the end in the host's namespace.
+    pub host_name: String,
+    /// Where the other end is made.
+    pub pod: Namespace,
+    /// Its name there.
+    pub pod_name: String,
+    /// Its hardware address.
+    pub pod_mac: MacAddr,
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+}
+
+/// Indices of the ends of a pair, each in its own namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// In the host's namespace.
+    pub host: u32,
+    /// In the pod's.
+    pub pod: u32,
+}
+
 /// How to find a link that may have moved or been renamed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkRef {
@@ -387,6 +414,13 @@ pub trait Links: Send + Sync {
     /// Take an alternative name away.
     async fn remove_alt_name(&self, namespace: &Namespace, ifindex: u32, name: &str)
     -> Result<(), LinkError>;
+    /// Make a veth pair with one end in the pod's namespace from the first moment, so that its name meets no other
+    /// on the host. [`LinkError::NameTaken`] if a name is taken, and nothing is made.
+    async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError>;
+    /// Make a link on another one, both in the host's namespace. Returns its index.
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError>;
+    /// Delete a made link, and with an end of a pair the other one.
+    async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError>;
     /// Put back everything of `home` that the link at `ifindex` in the host's namespace lacks, and take away
     /// what it has too much: name, alternative names, MAC, MTU, sysctls, state, addresses, neighbours,
     /// routes, in the order the kernel needs. Collects every error and goes on.

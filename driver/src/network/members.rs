@@ -183,6 +183,14 @@ impl MemberTable {
         in_use
     }
 
+    /// UID of the claim that has an address, if it is another than this one.
+    #[must_use]
+    pub fn other_holder(&self, network: &str, address: IpAddr, claim: &str) -> Option<String> {
+        let of = self.networks.get(*self.index.get(network)? as usize)?;
+        let holder = *of.holders.get(&Addr::from(address))?;
+        (holder != ClaimKey::of(claim)).then(|| holder.uid())
+    }
+
     /// Take in the networks there are now.
     pub fn set_networks(&mut self, networks: &[Arc<Network>]) -> Outcome {
         let mut now: HashMap<&str, Known> = networks

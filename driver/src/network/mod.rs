@@ -5,6 +5,7 @@
 //! [`offer`] what a claim finds when it is prepared.
 
 pub mod accept;
+pub mod access;
 pub mod addresses;
 pub mod facts;
 pub mod follow;

@@ -15,6 +15,12 @@ pub fn port_device(network: &str) -> String {
     format!("{PORT}{network}")
 }
 
+/// The network whose ports a device of a node's pool stands for.
+#[must_use]
+pub fn network_of_port(device: &str) -> Option<&str> {
+    device.strip_prefix(PORT).filter(|name| !name.is_empty())
+}
+
 /// The pool of a network's addresses, on no node of its own.
 #[must_use]
 pub fn address_pool(network: &str) -> String {
@@ -73,6 +79,13 @@ mod tests {
         for name in ["eth0", "ip-", "ip-10-0-0", "ip-010-0-0-7", "ip-FD00-0-0-0-0-0-0-7", "ip-fd00--7"] {
             assert_eq!(device_address(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_port_names_its_network() {
+        assert_eq!(network_of_port(&port_device("blue")), Some("blue"));
+        assert_eq!(network_of_port("port-"), None);
+        assert_eq!(network_of_port("ens5"), None);
     }
 
     #[test]

@@ -1,11 +1,22 @@
 //! What a network is to a claim that wants a port on this node.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+};
 
+use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Network, Networks, join::may_join, mtu, uplink};
-use crate::{cluster::Cluster, device::Inventory, telemetry::chain};
+use super::{
+    Network, NetworkRef, Networks,
+    access::{Access, Members},
+    follow::SharedTable,
+    join::may_join,
+    mtu, uplink,
+};
+use crate::{claim::ClaimRef, cluster::Cluster, device::Inventory, telemetry::chain};
 
 /// A network, for one namespace on one node.
 #[derive(Clone, Debug)]
@@ -26,6 +37,8 @@ pub struct Offers {
     pub cluster: Arc<dyn Cluster>,
     /// The node's links.
     pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// Who has which address, on whatever node.
+    pub members: SharedTable,
     /// The driver, whose attributes selectors name.
     pub driver: String,
 }
@@ -62,5 +75,19 @@ impl Offers {
                 Some(format!("the labels of namespace {namespace} are not known: {}", chain(&error)))
             }
         }
+    }
+}
+
+impl Members for Offers {
+    fn holder(&self, network: &NetworkRef, address: IpAddr, claim: &ClaimRef) -> Option<String> {
+        let table = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        table.other_holder(&network.name, address, &claim.uid).map(|uid| format!("the claim with UID {uid}"))
+    }
+}
+
+#[async_trait]
+impl Access for Offers {
+    async fn ask(&self, network: &str, namespace: &str) -> Option<Offer> {
+        self.of(network, namespace).await
     }
 }

@@ -1,9 +1,6 @@
 //! What a node shares with the others: it follows their members, and one of them publishes addresses.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex},
-};
+use std::{pin::Pin, sync::Arc};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +9,6 @@ use super::{
     Networks,
     follow::{Follow, FollowOptions, FollowStats, Members, SharedTable},
     leader::{self, ADDRESSES, Candidate, Timing},
-    members::MemberTable,
     pools::{AddressPools, Conditions, PoolOptions},
 };
 use crate::{cluster::WholeCluster, publish::publisher::PublishStats};
@@ -23,6 +19,8 @@ pub struct Sharing {
     pub cluster: Arc<dyn WholeCluster>,
     /// The networks that are known.
     pub networks: Arc<Networks>,
+    /// Who has which address.
+    pub table: SharedTable,
     /// The node's map of members.
     pub members: Arc<dyn Members>,
     /// The driver.
@@ -50,8 +48,7 @@ impl Sharing {
     /// The parts, which end with `stop`.
     #[must_use]
     pub fn parts(self, stop: &CancellationToken) -> SharingParts {
-        let Self { cluster, networks, members, driver, node } = self;
-        let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(&node)));
+        let Self { cluster, networks, table, members, driver, node } = self;
         let follow = Follow {
             watch: Arc::clone(&cluster) as _,
             networks: Arc::clone(&networks),

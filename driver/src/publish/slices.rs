@@ -89,7 +89,9 @@ pub fn api_device(device: &Device) -> ApiDevice {
     ApiDevice {
         name: device.name.clone(),
         attributes: Some(attributes.collect()),
-        capacity: (!capacity.is_empty()).then_some(capacity),
+        // What the whole link can carry says nothing of a share of it.
+        capacity: (!capacity.is_empty() && !device.shared).then_some(capacity),
+        allow_multiple_allocations: device.shared.then_some(true),
         ..ApiDevice::default()
     }
 }

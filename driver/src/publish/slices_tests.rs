@@ -65,6 +65,7 @@ fn device() -> impl Strategy<Value = Device> {
         loopback: third.6[2],
         gateways: Vec::new(),
         upper_links: 0,
+        shared: false,
     })
 }
 
@@ -224,4 +225,9 @@ fn attributes_of_a_virtual_function() {
         "capacity": {"bandwidth": {"value": "25G"}},
     });
     assert_eq!(json, expected);
+
+    // A share has no part of the bandwidth of its own: a capacity without a policy would go to the first one whole.
+    let specs = slices([&Device { shared: true, ..device }], "node-1", DRIVER_NAME);
+    let devices = specs[0].devices.as_deref().unwrap_or_default();
+    assert_eq!((devices[0].allow_multiple_allocations, &devices[0].capacity), (Some(true), &None));
 }

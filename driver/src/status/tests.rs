@@ -4,8 +4,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::claim::{Attachment, ClaimRef, InterfacePlan, PodRef, Sandbox};
+use crate::claim::{Attachment, ClaimRef, Given, InterfacePlan, PodRef, Port, Sandbox};
 use crate::link::Home;
+use crate::network::NetworkRef;
 
 const DRIVER: &str = "netferry.dev";
 
@@ -40,6 +41,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         request: "r".to_owned(),
         pool: "n1".to_owned(),
         device: "eth1".to_owned(),
+        share_id: None,
         host_link: "eth1".to_owned(),
         name: "net1".to_owned(),
         hardware_addr: None,
@@ -49,12 +51,13 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         isolation: if endpoint.is_some() { Isolation::Strict } else { Isolation::Off },
         policy: None,
         limits: None,
+        made: None,
     };
     let attachment = step.map(|step| Attachment {
         step,
         sandbox: Sandbox { id: "s".to_owned(), pod: pod.clone(), netns: "/run/netns/x".into() },
         endpoint,
-        home: home(),
+        home: Some(home()),
         pod_ifindex: Some(3),
     });
     Checkpoint {
@@ -182,4 +185,65 @@ fn one_device_given_twice_is_one_entry() {
         {"request": "a", "driver": DRIVER, "pool": "n1", "device": "eth1", "adminAccess": true}
     ]}}}));
     assert_eq!(observe(&twice, Some(&checkpoint(None, None)), None, 10).len(), 1);
+}
+
+/// A claim with two shares of a network's device and an address for each.
+fn ports() -> (ResourceClaim, Checkpoint) {
+    let port = |request: &str, share: &str| json!({"request": request, "driver": DRIVER, "pool": "n1", "device": "port-blue", "shareID": share});
+    let address =
+        |device: &str| json!({"request": "v4", "driver": DRIVER, "pool": "networks/blue", "device": device});
+    let results = [port("r", "s1"), port("r", "s2"), address("ip-10-0-0-2"), address("ip-10-0-0-3")];
+    let claim = claim(json!({"allocation": {"devices": {"results": results}}}));
+    let mut checkpoint = checkpoint(Some(Step::Attached), Some(9));
+    let record = checkpoint.interfaces.remove(0);
+    for (share, last) in [("s1", 2), ("s2", 3)] {
+        let mut record = record.clone();
+        record.plan.device = "port-blue".to_owned();
+        record.plan.share_id = Some(share.to_owned());
+        record.plan.hardware_addr = Some(format!("02:00:00:00:00:0{last}").parse().expect("a MAC"));
+        record.plan.addresses = vec![format!("10.0.0.{last}/24").parse().expect("an address")];
+        record.plan.made = Some(Made::Port(Port {
+            network: NetworkRef { name: "blue".to_owned(), uid: "b".to_owned() },
+            id: 3,
+            given: vec![Given {
+                request: "v4".to_owned(),
+                pool: "networks/blue".to_owned(),
+                device: format!("ip-10-0-0-{last}"),
+                address: format!("10.0.0.{last}").parse().expect("an address"),
+            }],
+        }));
+        if let Some(attachment) = &mut record.attachment {
+            attachment.home = None;
+        }
+        checkpoint.interfaces.push(record);
+    }
+    (claim, checkpoint)
+}
+
+#[test]
+fn each_share_of_a_device_has_its_own_entry_and_so_has_each_address() {
+    let (claim, mut checkpoint) = ports();
+    let statuses = observe(&claim, Some(&checkpoint), None, 10);
+    assert_eq!(statuses.len(), 4);
+    for device in &statuses {
+        assert_eq!(summary(device), [("True", "Attached"), ("True", "Configured"), ("True", "Attached")]);
+    }
+    for (device, share, last) in [(&statuses[0], "s1", 2), (&statuses[1], "s2", 3)] {
+        assert_eq!(device.share_id.as_deref(), Some(share));
+        let data = device.network_data.as_ref().expect("network data");
+        assert_eq!(data.ips, Some(vec![format!("10.0.0.{last}/24")]));
+        assert_eq!(data.hardware_address, Some(format!("02:00:00:00:00:0{last}")));
+        let ready = condition(device, READY);
+        assert!(ready.message.starts_with("the port of network \"blue\" is in pod d/p"), "{}", ready.message);
+    }
+    for device in &statuses[2..] {
+        assert_eq!((device.pool.as_str(), &device.network_data), ("networks/blue", &None));
+    }
+    // The address says how its own port is.
+    if let Some(attachment) = &mut checkpoint.interfaces[1].attachment {
+        attachment.step = Step::Attaching;
+    }
+    let statuses = observe(&claim, Some(&checkpoint), None, 10);
+    let reasons: Vec<_> = statuses.iter().map(|device| condition(device, READY).reason.as_str()).collect();
+    assert_eq!(reasons, ["Attached", "Attaching", "Attached", "Attaching"]);
 }

@@ -12,7 +12,7 @@ use netferry::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
         limits::Limits, policy::Policy,
     },
-    link::{Address, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Route},
+    link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper},
 };
 
 /// Lets one call of either seam fail, counted from 0 over all calls that change something or must succeed.
@@ -107,6 +107,18 @@ impl<T: Links> Links for Interrupted<T> {
     async fn remove_alt_name(&self, ns: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
         self.link(ns, "remove_alt_name")?;
         self.inner.remove_alt_name(ns, ifindex, name).await
+    }
+    async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
+        self.link(&pair.pod, "make_pair")?;
+        self.inner.make_pair(pair).await
+    }
+    async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
+        self.link(&Namespace::Host, "make_upper")?;
+        self.inner.make_upper(upper).await
+    }
+    async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
+        self.link(namespace, "remove")?;
+        self.inner.remove(namespace, ifindex).await
     }
     async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {
         self.inner.restore(ifindex, home).await

@@ -207,6 +207,7 @@ pub(crate) fn plan_of_eth7() -> InterfacePlan {
         request: "nic".into(),
         pool: "node".into(),
         device: "eth7".into(),
+        share_id: None,
         host_link: "eth7".into(),
         name: "net1".into(),
         hardware_addr: Some(MAC),
@@ -220,6 +221,7 @@ pub(crate) fn plan_of_eth7() -> InterfacePlan {
         isolation: Isolation::Strict,
         policy: None,
         limits: None,
+        made: None,
     }
 }
 

@@ -75,13 +75,14 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         step,
         sandbox: Sandbox { id: "s".to_owned(), pod: pod(), netns: "/run/netns/none".into() },
         endpoint: Some(9),
-        home: home(),
+        home: Some(home()),
         pod_ifindex: Some(3),
     });
     let plan = InterfacePlan {
         request: "r".to_owned(),
         pool: NODE.to_owned(),
         device: "eth1".to_owned(),
+        share_id: None,
         host_link: "eth1".to_owned(),
         name: "net1".to_owned(),
         hardware_addr: None,
@@ -91,6 +92,7 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         isolation: Isolation::Strict,
         policy: None,
         limits: None,
+        made: None,
     };
     let interfaces = vec![InterfaceRecord { plan, reserved: None, attachment }];
     Checkpoint { claim: claim.clone(), pods: vec![pod()], interfaces }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::Path,
     sync::{
@@ -23,12 +24,45 @@ use netferry::{
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
     dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    network::{
+        Network, NetworkRef,
+        access::{Access, Members},
+        offer::Offer,
+    },
 };
 use serde_json::json;
 use tokio::{sync::watch, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const DRIVER: &str = "netferry.dev";
+
+/// Network `blue`, which namespace `default` may join, and `red`, which nobody may.
+#[derive(Debug)]
+struct Networks;
+
+impl Members for Networks {
+    fn holder(&self, _: &NetworkRef, _: IpAddr, _: &ClaimRef) -> Option<String> {
+        None
+    }
+}
+
+#[async_trait]
+impl Access for Networks {
+    async fn ask(&self, network: &str, namespace: &str) -> Option<Offer> {
+        let spec = json!({"subnets": ["10.0.0.0/24"], "transport": {"local": {}}});
+        let network = Network {
+            reference: NetworkRef { name: network.into(), uid: format!("uid-{network}") },
+            id: 7,
+            spec: serde_json::from_value(spec).unwrap(),
+        };
+        let refused = match (network.reference.name.as_str(), namespace) {
+            ("blue", "default") => None,
+            ("red", _) => Some("it lets nobody in".to_owned()),
+            _ => return None,
+        };
+        Some(Offer { network: Arc::new(network), refused, mtu: 1500 })
+    }
+}
 
 /// Claims by name; every read is counted, and takes a while.
 #[derive(Default)]
@@ -155,6 +189,7 @@ impl Daemon {
             cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
             store: Arc::clone(&store),
             inventory: receiver.clone(),
+            networks: Arc::new(Networks),
             release: Arc::clone(&home) as Arc<dyn Release>,
             reporter: Arc::clone(&reports) as Arc<dyn Reporter>,
             planning: Arc::default(),

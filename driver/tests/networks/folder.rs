@@ -109,7 +109,13 @@ async fn from_a_file_to_allocated_ports() {
     let (_, inventory) = tokio::sync::watch::channel(Arc::new(Inventory::default()));
     let cluster_too = Arc::clone(&cluster) as Arc<dyn Cluster>;
     let driver = DRIVER_NAME.to_owned();
-    let offers = Offers { networks: Arc::clone(&networks), cluster: cluster_too, inventory, driver };
+    let offers = Offers {
+        networks: Arc::clone(&networks),
+        cluster: cluster_too,
+        inventory,
+        members: crate::no_members(),
+        driver,
+    };
     let offer = offers.of("blue", "shop").await.expect("known");
     assert_eq!((offer.refused, offer.mtu), (None, 1500));
     let refused = offers.of("blue", "other").await.expect("known").refused.expect("no such label");

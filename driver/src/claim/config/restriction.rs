@@ -1,11 +1,14 @@
-//! `policy` and `limits`: read by their types, with errors that name the path, the value and what is allowed.
+//! `policy`, `limits` and `subInterface`: read by their types, with errors that name the path, the value and what is allowed.
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use super::{FieldError, Limits, Policy, unknown_name};
-use crate::datapath::policy::PolicyError;
+use crate::{
+    datapath::policy::PolicyError,
+    link::{Ipvlan, Macvlan, SubInterface, Vlan},
+};
 
 pub(super) fn policy(value: &Value) -> Result<Policy, Vec<FieldError>> {
     let policy: Policy = read("policy", value).map_err(|error| vec![error])?;
@@ -27,6 +30,30 @@ pub(super) fn limits(value: &Value) -> Result<Limits, Vec<FieldError>> {
         .validate()
         .map_err(|error| vec![FieldError::new(error.field, error.value, error.allowed).under("limits")])?;
     Ok(limits)
+}
+
+/// Exactly one of these.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Choice {
+    macvlan: Option<Macvlan>,
+    ipvlan: Option<Ipvlan>,
+    vlan: Option<Vlan>,
+}
+
+pub(super) fn sub_interface(value: &Value) -> Result<SubInterface, Vec<FieldError>> {
+    let choice: Choice = read("subInterface", value).map_err(|error| vec![error])?;
+    match choice {
+        Choice { macvlan: Some(macvlan), ipvlan: None, vlan: None } => Ok(SubInterface::Macvlan(macvlan)),
+        Choice { macvlan: None, ipvlan: Some(ipvlan), vlan: None } => Ok(SubInterface::Ipvlan(ipvlan)),
+        Choice { macvlan: None, ipvlan: None, vlan: Some(vlan) } if (1..=4094).contains(&vlan.id) => {
+            Ok(SubInterface::Vlan(vlan))
+        }
+        Choice { macvlan: None, ipvlan: None, vlan: Some(vlan) } => {
+            Err(vec![FieldError::new("subInterface.vlan.id", vlan.id, "1 to 4094")])
+        }
+        _ => Err(vec![FieldError::new("subInterface", value, "exactly one of macvlan, ipvlan, vlan")]),
+    }
 }
 
 /// Errors of the types come one at a time: after the first, what follows is not read.

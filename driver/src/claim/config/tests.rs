@@ -5,6 +5,9 @@ use crate::datapath::{
     limits::RateLimit,
     policy::{Action, Otherwise, Peer, Port, Protocol, Rule, Rules},
 };
+use crate::link::{IpvlanFlag, Macvlan, MacvlanMode, Vlan};
+
+mod sub_interface;
 
 fn config(fields: &Value) -> Value {
     let mut object = json!({"apiVersion": API_VERSION, "kind": KIND});
@@ -79,7 +82,7 @@ fn names_field_value_and_what_is_allowed() {
         ),
         (
             json!({"mtus": 1}),
-            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits",
+            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits, subInterface",
         ),
         (json!({"isolation": "none"}), "isolation: \"none\" is not allowed; \"strict\" or \"off\""),
         (
@@ -370,10 +373,34 @@ fn any_config() -> impl Strategy<Value = InterfaceConfig> {
         option::of(prop_oneof![Just(Isolation::Strict), Just(Isolation::Off)]),
         option::of(any_policy()),
         option::of(any_limits()),
+        option::of(any_sub_interface()),
     )
-        .prop_map(|(name, addresses, mtu, hardware_addr, routes, isolation, policy, limits)| {
-            InterfaceConfig { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits }
-        })
+        .prop_map(
+            |(name, addresses, mtu, hardware_addr, routes, isolation, policy, limits, sub_interface)| {
+                InterfaceConfig {
+                    name,
+                    addresses,
+                    mtu,
+                    hardware_addr,
+                    routes,
+                    isolation,
+                    policy,
+                    limits,
+                    sub_interface,
+                }
+            },
+        )
+}
+
+fn any_sub_interface() -> impl Strategy<Value = SubInterface> {
+    let macvlan = prop_oneof![Just(MacvlanMode::Bridge), Just(MacvlanMode::Private), Just(MacvlanMode::Vepa)];
+    let mode = prop_oneof![Just(IpvlanMode::L2), Just(IpvlanMode::L3), Just(IpvlanMode::L3s)];
+    let flag = prop_oneof![Just(IpvlanFlag::Bridge), Just(IpvlanFlag::Private), Just(IpvlanFlag::Vepa)];
+    prop_oneof![
+        macvlan.prop_map(|mode| SubInterface::Macvlan(Macvlan { mode })),
+        (mode, flag).prop_map(|(mode, flag)| SubInterface::Ipvlan(Ipvlan { mode, flag })),
+        (1_u16..=4094).prop_map(|id| SubInterface::Vlan(Vlan { id })),
+    ]
 }
 
 proptest! {

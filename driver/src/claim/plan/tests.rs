@@ -4,11 +4,12 @@ use super::*;
 use crate::{
     claim::{InterfaceRecord, config::API_VERSION},
     device::Device,
+    network::access::NoNetworks,
 };
 
 const DRIVER: &str = "netferry.dev";
 
-fn inventory(names: &[&str]) -> Inventory {
+pub(super) fn inventory(names: &[&str]) -> Inventory {
     let device = |name: &&str| {
         let device = Device {
             name: (*name).to_owned(),
@@ -27,17 +28,17 @@ fn asked() -> ClaimRef {
     ClaimRef { namespace: "default".into(), name: "fast".into(), uid: "u1".into() }
 }
 
-fn result(request: &str, device: &str) -> Value {
+pub(super) fn result(request: &str, device: &str) -> Value {
     json!({"request": request, "driver": DRIVER, "pool": "node-1", "device": device})
 }
 
-fn config(source: &str, requests: &[&str], fields: &Value) -> Value {
+pub(super) fn config(source: &str, requests: &[&str], fields: &Value) -> Value {
     let mut parameters = json!({"apiVersion": API_VERSION, "kind": "InterfaceConfig"});
     parameters.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     json!({"source": source, "requests": requests, "opaque": {"driver": DRIVER, "parameters": parameters}})
 }
 
-fn claim(results: &[Value], configs: &[Value]) -> Value {
+pub(super) fn claim(results: &[Value], configs: &[Value]) -> Value {
     json!({
         "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
         "metadata": {"namespace": "default", "name": "fast", "uid": "u1"},
@@ -49,9 +50,17 @@ fn claim(results: &[Value], configs: &[Value]) -> Value {
     })
 }
 
-fn planned(claim: &Value, inventory: &Inventory, prepared: &[Checkpoint]) -> Result<Plan, String> {
+pub(super) fn planned(claim: &Value, inventory: &Inventory, prepared: &[Checkpoint]) -> Result<Plan, String> {
     let claim: ResourceClaim = serde_json::from_value(claim.clone()).unwrap();
-    let place = Place { driver: DRIVER, pool: "node-1", inventory, prepared };
+    let networks = BTreeMap::new();
+    let place = Place {
+        driver: DRIVER,
+        pool: "node-1",
+        inventory,
+        prepared,
+        networks: &networks,
+        members: &NoNetworks,
+    };
     plan(&claim, &asked(), &place)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }

@@ -2,9 +2,10 @@ use std::fs;
 
 use super::*;
 use crate::{
-    claim::{Attachment, InterfacePlan, InterfaceRecord, Sandbox, Step},
+    claim::{Attachment, InterfacePlan, InterfaceRecord, Made, Port, Sandbox, Step},
     datapath::Isolation,
     link::{Home, Link},
+    network::NetworkRef,
 };
 
 fn claim(uid: &str) -> ClaimRef {
@@ -25,6 +26,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
                 request: "nic".into(),
                 pool: "node-1".into(),
                 device: device.into(),
+                share_id: None,
                 host_link: device.into(),
                 name: "net1".into(),
                 hardware_addr: Some("02:00:00:00:00:01".parse().unwrap()),
@@ -34,6 +36,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
                 isolation: Isolation::Strict,
                 policy: None,
                 limits: None,
+                made: None,
             },
             attachment: None,
         }],
@@ -45,7 +48,7 @@ fn attachment(pod_uid: &str) -> Attachment {
         step: Step::Attaching,
         sandbox: Sandbox { id: "s1".into(), pod: pod(pod_uid), netns: "/run/netns/x".into() },
         endpoint: Some(7),
-        home: Home {
+        home: Some(Home {
             link: Link {
                 ifindex: 4,
                 name: "ens5".into(),
@@ -61,7 +64,7 @@ fn attachment(pod_uid: &str) -> Attachment {
             neighbours: vec![],
             sysctls: BTreeMap::new(),
             settings: crate::link::Settings::default(),
-        },
+        }),
         pod_ifindex: None,
     }
 }
@@ -113,6 +116,26 @@ fn policy_and_limits_are_in_a_checkpoint_that_has_them() {
     let (again, problems) = Store::open(dir.path()).unwrap();
     assert_eq!(problems, []);
     assert_eq!(again.get("u1"), Some(with));
+}
+
+#[test]
+fn the_device_of_a_network_is_held_by_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    for uid in ["u1", "u2"] {
+        let mut ports = checkpoint(uid, "port-blue");
+        let plan = &mut ports.interfaces[0].plan;
+        plan.share_id = Some(format!("share-{uid}"));
+        let network = NetworkRef { name: "blue".into(), uid: "b".into() };
+        plan.made = Some(Made::Port(Port { network, id: 3, given: vec![] }));
+        store.put(ports).unwrap();
+    }
+    assert!(store.held_devices().is_empty());
+    let key = store.get("u2").unwrap().interfaces[0].plan.key();
+    let updated = store.update("u2", |it| it.interface_mut(&key).unwrap().reserved = Some(4)).unwrap();
+    let text = fs::read_to_string(dir.path().join("u2.json")).unwrap();
+    assert!(text.contains("\"shareID\": \"share-u2\"") && text.contains("\"port\": {"), "{text}");
+    assert_eq!(Store::open(dir.path()).unwrap().0.get("u2"), Some(updated));
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl ClaimKey {
         Self(number.flatten().unwrap_or_else(hash))
     }
 
-    fn uid(self) -> String {
+    pub(super) fn uid(self) -> String {
         let hex = format!("{:032x}", self.0);
         [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
     }
