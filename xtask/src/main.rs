@@ -14,7 +14,9 @@ mod manifests;
 mod setup;
 mod tally;
 mod test;
+mod test_binaries;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ enum Task {
     Ci(ci::Options),
     /// Send random frames through the eBPF programs and compare with an oracle.
     Fuzz(fuzz::Options),
+    /// Boot other kernels under QEMU, and test on them.
+    Vm(vm::Options),
     /// Run the benchmarks.
     Bench(bench::Options),
     /// Check manifests/ as the API server would read it.
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::Lint(options) => lint::run(&options),
         Task::Ci(options) => ci::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Manifests => manifests::run(),
     };
