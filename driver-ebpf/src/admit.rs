@@ -134,6 +134,11 @@ fn track<P: Packet, T: Tables>(
     if known.is_some() {
         case.tables.forget_flow(&place.key);
     }
+    // Here and not in `start`: its stack has to stay within 64 bytes, in steps of which older verifiers count.
+    let budget = LimitKey { endpoint: case.id, direction: Direction::number(case.direction), kind: FLOWS };
+    if case.tables.take(&budget, now, 1) == Some(false) {
+        return Err(Reason::FlowLimit);
+    }
     start(case, segment, place, now, note)
 }
 
@@ -146,10 +151,6 @@ fn start<P: Packet, T: Tables>(
     now: u64,
     note: &mut Note,
 ) -> Result<(), Reason> {
-    let budget = LimitKey { endpoint: case.id, direction: Direction::number(case.direction), kind: FLOWS };
-    if case.tables.take(&budget, now, 1) == Some(false) {
-        return Err(Reason::FlowLimit);
-    }
     let mut flow = place.open(segment, now, note.rule);
     place.allow(&mut flow, case.from_pod(), case.id, case.endpoint.policy);
     if !case.tables.open_flow(&place.key, &flow) {
