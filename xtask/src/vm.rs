@@ -84,7 +84,8 @@ pub(crate) fn boot(options: &Options, log: &Path, tally: &mut Tally) -> Result<b
         .iter()
         .filter(|series| options.kernels.is_empty() || options.kernels.iter().any(|name| name == series.name))
         .collect();
-    let mut binaries: Vec<&str> = wanted.iter().flat_map(|series| series.runs).map(|run| run.binary).collect();
+    let mut binaries: Vec<&str> =
+        wanted.iter().flat_map(|series| series.runs).map(|run| run.binary).collect();
     binaries.extend(options.tests.iter().map(String::as_str));
     binaries.sort_unstable();
     binaries.dedup();

@@ -133,7 +133,7 @@ impl Attacher {
         let home = self.links.home(&Namespace::Host, link.ifindex).await?;
         let endpoint = match plan.isolation {
             Isolation::Off => None,
-            Isolation::Strict => {
+            Isolation::Strict | Isolation::BestEffort => {
                 if plan.hardware_addr.or(link.mac).is_none() {
                     return Err(AttachError::NoMac(link.name));
                 }
@@ -201,6 +201,11 @@ impl Attacher {
         Ok(())
     }
 
+    /// Whether the programs of an interface can only be put on once it is in the pod, and may be.
+    pub(super) async fn protected_inside(&self, plan: &InterfacePlan) -> bool {
+        plan.isolation == Isolation::BestEffort && !self.datapath(|datapath| datapath.travels()).await
+    }
+
     /// Protect, move, set up. The order is what keeps an unprotected link out of the pod.
     async fn bring_in(
         &self,
@@ -211,7 +216,8 @@ impl Attacher {
         let (links, home) = (&self.links, &attachment.home.link);
         let pod = namespace_of(&attachment.sandbox);
         links.set_up(&Namespace::Host, home.ifindex, false).await?;
-        if let Some(id) = attachment.endpoint {
+        let inside = self.protected_inside(plan).await;
+        if let Some(id) = attachment.endpoint.filter(|_| !inside) {
             let spec = endpoint_spec(plan, id, home)?;
             let ifindex = home.ifindex;
             self.datapath(move |datapath| datapath.attach(ifindex, &spec)).await?;
@@ -221,6 +227,11 @@ impl Attacher {
         let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;
         crossing("attach-after-move")?;
         let mut programs = Vec::new();
+        if let Some(id) = attachment.endpoint.filter(|_| inside) {
+            let (spec, netns) = (endpoint_spec(plan, id, home)?, attachment.sandbox.netns.clone());
+            self.datapath(move |datapath| datapath.attach_inside(&netns, ifindex, &spec)).await?;
+            self.restrict(id, plan).await?;
+        }
         if let Some(id) = attachment.endpoint {
             programs = self.datapath(move |datapath| datapath.verify(id, ifindex)).await?;
         }
@@ -279,7 +290,7 @@ fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
         // A runtime may switch IPv6 off by default; a claim that names an address asks for it.
         set("ipv6/disable_ipv6", "0");
     }
-    if plan.isolation == Isolation::Strict {
+    if plan.isolation != Isolation::Off {
         // Only the planned addresses and the link-local address made of the MAC may send. Others would be
         // made from a router's advertisements, be chosen as sources, and be dropped.
         for name in ["accept_ra", "autoconf", "use_tempaddr", "addr_gen_mode"] {

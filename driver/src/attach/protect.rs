@@ -19,7 +19,8 @@ impl Attacher {
         let Some(checkpoint) = self.store.get(claim_uid) else { return };
         for interface in &checkpoint.interfaces {
             if interface.attachment.is_none()
-                && interface.plan.isolation == Isolation::Strict
+                && interface.plan.isolation != Isolation::Off
+                && !self.protected_inside(&interface.plan).await
                 && let Err(error) = self.protect_at_home(&checkpoint.claim, interface).await
             {
                 let device = &interface.plan.device;

@@ -42,7 +42,7 @@ pub(super) fn describe(hook: impl Into<String>, id: u32) -> ForeignProgram {
     ForeignProgram { hook: hook.into(), id, name: sys::program_name(id).unwrap_or_default() }
 }
 
-/// XDP programs and clsact filters of a link. These are never ours yet.
+/// XDP programs and clsact filters of a link. The filters may be ours, where there is no tcx.
 pub(super) fn netlink_programs(ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
     let list = || {
         let socket = Rtnetlink::open()?;
@@ -142,10 +142,10 @@ fn filter_program(filter: &TcMessage) -> Option<ForeignProgram> {
 }
 
 /// A blocking rtnetlink socket in the namespace of the calling thread.
-struct Rtnetlink(Socket);
+pub(super) struct Rtnetlink(Socket);
 
 impl Rtnetlink {
-    fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -153,7 +153,11 @@ impl Rtnetlink {
     }
 
     /// Sends one request and collects the answers: up to the end of a dump, or the one message.
-    fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(super) fn request(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));

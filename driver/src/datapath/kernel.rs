@@ -10,7 +10,7 @@ use aya::programs::SchedClassifier;
 
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
-use super::object::{ProgramLoader, check_pinned};
+use super::object::{ProgramLoader, check_pinned, program_name};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables};
 use super::sys::{self, Hook};
@@ -40,21 +40,15 @@ pub(super) struct Written {
     pub(super) attached: BTreeMap<u32, (EndpointId, &'static str)>,
 }
 
-/// What became of the endpoints in an upgrade of their programs.
-#[derive(Debug, Default)]
-pub struct Upgrade {
-    /// Run the programs of this process now. No frame saw neither the old nor the new ones.
-    pub updated: Vec<EndpointId>,
-    /// Their device is gone, and nothing was to be done.
-    pub gone: Vec<EndpointId>,
-    /// Still run what they ran.
-    pub failed: Vec<(EndpointId, DatapathError)>,
-}
-
 impl AyaDatapath {
     /// Opens the pins under `root` ([`super::DEFAULT_ROOT`] on a host), or makes them. Mounts nothing: fails if
     /// the root is not on a bpf file system, or if a pinned map has another layout.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
+        Self::open_with(root, Features::probe())
+    }
+
+    /// As [`Self::open`], with the features of the kernel as given: for a kernel to be used as one that has less.
+    pub fn open_with(root: &Path, features: Features) -> Result<Self, DatapathError> {
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
         let programs = ProgramLoader::new(&pins)?;
@@ -65,7 +59,7 @@ impl AyaDatapath {
         Ok(Self {
             pins,
             programs,
-            features: Features::probe(),
+            features,
             written: Mutex::new(Written {
                 tables,
                 policies,
@@ -82,44 +76,20 @@ impl AyaDatapath {
         self.features
     }
 
-    /// Gives every attached endpoint the programs of this process, in place. For the start of a new version on
-    /// the pins of an old one.
-    pub fn upgrade(&self) -> Result<Upgrade, DatapathError> {
-        let mut written = self.written();
-        let mut upgrade = Upgrade::default();
-        for id in self.pins.endpoints()? {
-            match self.upgrade_endpoint(&mut written, id) {
-                Ok(true) => upgrade.updated.push(id),
-                Ok(false) => upgrade.gone.push(id),
-                Err(error) => upgrade.failed.push((id, error)),
-            }
-        }
-        Ok(upgrade)
-    }
-
-    /// False if the device is gone.
-    fn upgrade_endpoint(&self, written: &mut Written, id: EndpointId) -> Result<bool, DatapathError> {
-        let links = self.pins.links_of(id)?;
-        if links.iter().all(|link| link.info.ifindex == 0) {
-            return Ok(false);
-        }
-        let mut object = self.programs.prepare(id)?;
-        for link in links {
-            let name = running_name(&link, id)?;
-            update(&link, &mut object, name, id, written)?;
-        }
-        Ok(true)
-    }
-
     pub(super) fn written(&self) -> MutexGuard<'_, Written> {
         // A panic between two map writes leaves what a kill would leave, and the verbs repair that.
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Programs on a link: those of others, and which of our endpoints the rest belong to.
-    fn survey(&self, ifindex: u32) -> Result<(Vec<ForeignProgram>, Vec<EndpointId>), DatapathError> {
+    pub(super) fn survey(
+        &self,
+        ifindex: u32,
+    ) -> Result<(Vec<ForeignProgram>, Vec<EndpointId>), DatapathError> {
         let tcx = foreign::tcx_programs(ifindex)?;
-        let owners = self.pins.owners(&tcx.iter().map(|program| program.id).collect::<Vec<_>>())?;
+        let others = foreign::netlink_programs(ifindex)?;
+        let ids = tcx.iter().map(|program| program.id).chain(others.iter().map(|program| program.id));
+        let owners = self.pins.owners(&ids.collect::<Vec<_>>())?;
         let (mut foreign, mut ours) = (Vec::new(), Vec::new());
         for TcxProgram { hook, id } in tcx {
             match owners.iter().find(|(program, _)| *program == id) {
@@ -127,7 +97,12 @@ impl AyaDatapath {
                 None => foreign.push(foreign::describe(hook.name(), id)),
             }
         }
-        foreign.extend(foreign::netlink_programs(ifindex)?);
+        for program in others {
+            match owners.iter().find(|(id, _)| *id == program.id) {
+                Some((_, endpoint)) => ours.push(*endpoint),
+                None => foreign.push(program),
+            }
+        }
         Ok((foreign, ours))
     }
 
@@ -209,20 +184,27 @@ impl AyaDatapath {
     }
 
     /// Detach, unpin and forget.
-    fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
+    pub(super) fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
         written.tables.set_ready(id, false)?;
+        for filter in self.pins.programs_of(id)? {
+            self.unpin_filter(&filter)?;
+        }
         self.pins.remove(id)?;
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
         written.preloaded.remove(&id);
         written.forget(id)
     }
 
-    fn check(
+    pub(super) fn check(
         &self,
         id: EndpointId,
         ifindex: u32,
         order: Order,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let filters = self.pins.programs_of(id)?;
+        if !filters.is_empty() {
+            return self.check_filters(id, ifindex, order, filters);
+        }
         let links = self.pins.links_of(id)?;
         if let Some(hook) = Hook::BOTH.iter().find(|hook| links.iter().all(|link| link.hook != **hook)) {
             return Err(not_protected(id, format!("its {} link is not pinned", hook.name())));
@@ -267,12 +249,16 @@ impl AyaDatapath {
 
 /// Whether the order of programs must be seen. It can only be asked in the namespace the device is in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     Seen,
     IfVisible,
 }
 
 impl Written {
+    pub(super) fn take_preloaded(&mut self, id: EndpointId) -> Option<Ebpf> {
+        self.preloaded.remove(&id)
+    }
+
     pub(super) fn remember(
         &mut self,
         link: &OwnedFd,
@@ -286,18 +272,8 @@ impl Written {
     }
 }
 
-/// Which program a link runs. The pin does not say which placement it was made for; the program's name does.
-pub(super) fn running_name(link: &PinnedLink, id: EndpointId) -> Result<&'static str, DatapathError> {
-    let running = sys::program_name(link.info.program)
-        .map_err(|source| bpf_error(format!("read the name of a program of endpoint {id}"), source))?;
-    PROGRAM_NAMES
-        .into_iter()
-        .find(|name| *name == running)
-        .ok_or_else(|| not_protected(id, format!("it runs {running}, which this version does not have")))
-}
-
 /// Puts a program of this process in the place of what a link runs.
-fn update(
+pub(super) fn update(
     link: &PinnedLink,
     object: &mut Ebpf,
     name: &'static str,
@@ -345,21 +321,8 @@ fn fail_point(name: &'static str) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Names in driver-ebpf. On a moved link, what the device receives goes to the pod; on the host end of a
-/// veth pair it comes from the pod.
-const fn program_name(placement: Placement, hook: Hook) -> &'static str {
-    match (placement, hook) {
-        (Placement::MovedLink, Hook::Ingress) => "link_ingress",
-        (Placement::MovedLink, Hook::Egress) => "link_egress",
-        (Placement::HostVeth, Hook::Ingress) => "from_pod",
-        (Placement::HostVeth, Hook::Egress) => "to_pod",
-    }
-}
-
 /// Endpoints whose programs are held loaded ahead of their attach: about 100 kB of kernel memory each.
 const MOST_PRELOADED: usize = 64;
-
-const PROGRAM_NAMES: [&str; 4] = ["link_ingress", "link_egress", "from_pod", "to_pod"];
 
 impl Datapath for AyaDatapath {
     fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
@@ -369,6 +332,9 @@ impl Datapath for AyaDatapath {
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
         if spec.id == 0 {
             return Err(not_protected(0, "0 is no endpoint id"));
+        }
+        if !self.features.tcx && spec.placement == Placement::HostVeth {
+            return self.attach_filters(ifindex, spec);
         }
         if !self.features.tcx {
             return Err(DatapathError::Unsupported {
@@ -385,6 +351,22 @@ impl Datapath for AyaDatapath {
                 tracing::error!(endpoint = spec.id, %error, "a failed attach could not be undone; it drops everything");
             }
         })
+    }
+
+    fn travels(&self) -> bool {
+        self.features.tcx
+    }
+
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        if spec.id == 0 {
+            return Err(not_protected(0, "0 is no endpoint id"));
+        }
+        self.attach_filters_in(netns, ifindex, spec)
     }
 
     fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
@@ -422,6 +404,9 @@ impl Datapath for AyaDatapath {
 
     fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
         let links = self.pins.links_of(id)?;
+        if let Some(filter) = self.pins.programs_of(id)?.first() {
+            return self.filter_ifindex(id, filter.ifindex);
+        }
         Ok(links.iter().map(|link| link.info.ifindex).find(|ifindex| *ifindex != 0))
     }
 

@@ -50,7 +50,8 @@ enum Entry {
 impl Contents {
     /// A system without tests yet.
     pub(crate) fn new(kernel: &Kernel) -> Result<Self> {
-        let mut contents = Self { entries: BTreeMap::new(), libraries: BTreeSet::new(), init: BEGIN.to_owned() };
+        let mut contents =
+            Self { entries: BTreeMap::new(), libraries: BTreeSet::new(), init: BEGIN.to_owned() };
         for folder in ["dev", "proc", "sys", "tmp", "run", "var", "bin"] {
             contents.folder(Path::new(folder));
         }
@@ -90,7 +91,8 @@ impl Contents {
         for library in std::mem::take(&mut self.libraries) {
             self.file(library.strip_prefix("/")?, fs::read(&library)?);
         }
-        let end = format!("while read -r line; do echo \"{SAYS} skip $line\"; done </skips\necho '{SAYS} done'\n");
+        let end =
+            format!("while read -r line; do echo \"{SAYS} skip $line\"; done </skips\necho '{SAYS} done'\n");
         let init = format!("{}touch /skips\n{end}poweroff -f\n", self.init);
         self.file(Path::new("init"), init.into_bytes());
         let mut archive = Vec::new();
@@ -175,7 +177,8 @@ mod tests {
 
     #[test]
     fn libraries_are_read_from_ldd() {
-        let listed = "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x2)\n\t/lib64/ld.so.2 (0x3)\n";
+        let listed =
+            "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x2)\n\t/lib64/ld.so.2 (0x3)\n";
         assert_eq!(
             libraries(listed).collect::<Vec<_>>(),
             ["/lib/x/libc.so.6", "/lib64/ld.so.2"].map(PathBuf::from)

@@ -44,8 +44,7 @@ pub(crate) fn run(kernel: &Path, initramfs: &Path, tally: &mut Tally) -> Result<
         // A panic ends the machine. Messages of the kernel would break the lines of the tests.
         .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off"]);
     println!("$ {}", line(&qemu));
-    let mut child =
-        qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
+    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
     let console = child.stdout.take().context("QEMU has no console")?;
     let (lines, read) = mpsc::channel();
     let reader = thread::spawn(move || {

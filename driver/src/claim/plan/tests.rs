@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     claim::{InterfaceRecord, config::API_VERSION},
+    datapath::Isolation,
     device::Device,
 };
 
