@@ -154,7 +154,7 @@ fn filters_that_were_taken_off_or_overtaken_are_put_first_again() {
     assert_eq!(again[1].id, repaired[1].id, "egress was first all along");
     assert_eq!(exchange(&world), [0; 4]);
     assert_eq!(datapath.foreign_programs(here).unwrap().len(), 1);
-    assert_eq!(filters("ingress").matches("from_pod").count(), 1, "{}", filters("ingress"));
+    assert_eq!(filters("ingress").matches("name from_pod").count(), 1, "{}", filters("ingress"));
 }
 
 #[test]

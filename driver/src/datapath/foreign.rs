@@ -188,7 +188,7 @@ impl Rtnetlink {
                     _ => {}
                 }
             }
-            if flags & NLM_F_DUMP == 0 {
+            if flags & NLM_F_DUMP != NLM_F_DUMP {
                 return Ok(answers);
             }
         }

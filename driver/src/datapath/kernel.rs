@@ -49,6 +49,12 @@ impl AyaDatapath {
 
     /// As [`Self::open`], with the features of the kernel as given: for a kernel to be used as one that has less.
     pub fn open_with(root: &Path, features: Features) -> Result<Self, DatapathError> {
+        if !features.coarse_clock {
+            return Err(DatapathError::Unsupported {
+                feature: "bpf_ktime_get_coarse_ns (upstream since Linux 5.11)",
+                consequence: "the programs do not load; use Linux 5.15 or later",
+            });
+        }
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
         let programs = ProgramLoader::new(&pins)?;
@@ -339,7 +345,8 @@ impl Datapath for AyaDatapath {
         if !self.features.tcx {
             return Err(DatapathError::Unsupported {
                 feature: "tcx (upstream since Linux 6.6)",
-                consequence: "a pod could remove the programs of a moved link, so strict isolation is refused",
+                consequence: "a pod could remove the programs of a moved link, so isolation strict is refused (best-effort \
+                              is possible)",
             });
         }
         let mut written = self.written();

@@ -13,7 +13,7 @@ use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
-        ForeignProgram, Isolation, limits::Limits, policy::Policy,
+        Features, ForeignProgram, Isolation, limits::Limits, policy::Policy,
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
@@ -146,7 +146,12 @@ impl Places {
     }
 
     pub(crate) fn datapath(&self) -> InHost {
-        let datapath = AyaDatapath::open(&self.pins).expect("datapath");
+        self.datapath_with(Features::probe())
+    }
+
+    /// The datapath as on a kernel with these features.
+    pub(crate) fn datapath_with(&self, features: Features) -> InHost {
+        let datapath = AyaDatapath::open_with(&self.pins, features).expect("datapath");
         InHost { datapath: Arc::new(datapath), host: self.host.clone() }
     }
 
@@ -211,7 +216,7 @@ fn plan_of_eth8() -> InterfacePlan {
 /// The programs' side, with every call made in the namespace that plays the host.
 #[derive(Clone)]
 pub(crate) struct InHost {
-    datapath: Arc<AyaDatapath>,
+    pub(crate) datapath: Arc<AyaDatapath>,
     host: PathBuf,
 }
 
@@ -233,6 +238,17 @@ impl Datapath for InHost {
     }
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.attach(ifindex, spec))
+    }
+    fn travels(&self) -> bool {
+        self.datapath.travels()
+    }
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.attach_inside(netns, ifindex, spec))
     }
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.verify(id, ifindex))

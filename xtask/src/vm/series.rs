@@ -22,6 +22,13 @@ const fn all(binary: &'static str) -> Run {
     Run { binary, arguments: &[] }
 }
 
+const fn some(binary: &'static str, arguments: &'static [&'static str]) -> Run {
+    Run { binary, arguments }
+}
+
+/// Programs on real links, without the test that measures time.
+const REAL_LINKS: Run = some("datapath", &["--skip", "attach_is_quick"]);
+
 /// The names, for the command line.
 pub(crate) const NAMES: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 
@@ -30,9 +37,13 @@ pub(crate) const SERIES: [Series; 4] = [
     // Below the floor: it has to be refused in clear words.
     Series { name: "5.10", suite: "bullseye", runs: &[all("floor")] },
     // No tcx.
-    Series { name: "6.1", suite: "bookworm", runs: &[all("vectors")] },
-    Series { name: "6.12", suite: "trixie", runs: &[all("vectors"), all("datapath")] },
-    Series { name: "newest", suite: "forky", runs: &[all("vectors")] },
+    Series {
+        name: "6.1",
+        suite: "bookworm",
+        runs: &[all("vectors"), all("clsact"), all("floor"), some("attach", &["without_tcx"])],
+    },
+    Series { name: "6.12", suite: "trixie", runs: &[all("vectors"), REAL_LINKS] },
+    Series { name: "newest", suite: "forky", runs: &[all("vectors"), REAL_LINKS] },
 ];
 
 #[cfg(test)]
