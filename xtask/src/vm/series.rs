@@ -42,8 +42,8 @@ pub(crate) const SERIES: [Series; 4] = [
         suite: "bookworm",
         runs: &[all("vectors"), all("clsact"), all("floor"), some("attach", &["without_tcx"])],
     },
-    Series { name: "6.12", suite: "trixie", runs: &[all("vectors"), REAL_LINKS] },
-    Series { name: "newest", suite: "forky", runs: &[all("vectors"), REAL_LINKS] },
+    Series { name: "6.12", suite: "trixie", runs: &[all("vectors"), REAL_LINKS, all("kinds")] },
+    Series { name: "newest", suite: "forky", runs: &[all("vectors"), REAL_LINKS, all("kinds")] },
 ];
 
 #[cfg(test)]
