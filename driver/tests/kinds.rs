@@ -178,14 +178,14 @@ async fn an_ipvlan_goes_and_comes_back() {
 #[test]
 fn programs_sit_on_the_host_end_of_a_netkit_pair() {
     let Some(world) = World::new("programs_sit_on_the_host_end_of_a_netkit_pair") else { return };
-    world.host.run(|| add_netkit("nk0"));
+    world.host.run(|| add_netkit("port0"));
     let names = world.host.links();
-    let peer = names.iter().find(|name| name.starts_with("nk") && *name != "nk0").expect("a peer");
+    let peer = names.iter().find(|name| name.starts_with("nk")).expect("a peer");
     world.host.ip(&format!("link set {peer} netns {} name net1", world.pod.name));
     let text = world.pod.link("net1").expect("net1")["address"].as_str().expect("a MAC").to_owned();
     let mac: MacAddr = text.parse().expect("a MAC");
     let datapath = world.places.datapath();
-    let here = world.host.ifindex("nk0");
+    let here = world.host.ifindex("port0");
     let spec = EndpointSpec {
         id: 5,
         placement: Placement::HostVeth,
@@ -199,8 +199,8 @@ fn programs_sit_on_the_host_end_of_a_netkit_pair() {
     assert_eq!(names, [("tcx/ingress", "from_pod"), ("tcx/egress", "to_pod")]);
     world.pod.ip("addr add 192.0.2.10/24 dev net1");
     world.pod.ip("link set net1 up");
-    world.host.ip("addr add 192.0.2.20/24 dev nk0");
-    world.host.ip("link set nk0 up");
+    world.host.ip("addr add 192.0.2.20/24 dev port0");
+    world.host.ip("link set port0 up");
     world.pod.try_exec("ping -c 1 -W 1 192.0.2.20").expect_err("the gate is closed");
     datapath.set_ready(5, true).expect("open");
     world.pod.exec("ping -c 2 -W 2 192.0.2.20");

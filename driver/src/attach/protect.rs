@@ -5,7 +5,7 @@
 
 use super::{AttachError, Attacher, blocking, into_pod::endpoint_spec};
 use crate::{
-    claim::{ClaimRef, InterfaceRecord},
+    claim::{ClaimRef, InterfacePlan, InterfaceRecord},
     datapath::{EndpointId, Isolation},
     link::{LinkRef, Namespace},
     telemetry::chain,
@@ -27,6 +27,17 @@ impl Attacher {
                 tracing::info!(claim = %checkpoint.claim, device, "not protected ahead: {}", chain(&error));
             }
         }
+    }
+
+    /// Why an interface planned like this can never be attached here, if so.
+    #[must_use]
+    pub fn unattachable(&self, plan: &InterfacePlan) -> Option<String> {
+        let refused = plan.isolation == Isolation::Strict && !self.datapath.travels();
+        refused.then(|| {
+            "isolation: \"strict\" is not allowed on this node, whose kernel lacks tcx (upstream since Linux 6.6): a pod \
+             could remove the programs of a moved link; \"best-effort\" or \"off\""
+                .to_owned()
+        })
     }
 
     async fn protect_at_home(

@@ -42,6 +42,9 @@ async fn strict_is_refused_without_tcx() {
     claim(&world, Isolation::Strict);
     let attacher =
         Attacher::new(Arc::new(world.places.links()), Arc::new(datapath(&world)), world.places.store());
+    let plan = world.places.store().all()[0].interfaces[0].plan.clone();
+    let why = attacher.unattachable(&plan).expect("refused at prepare");
+    assert!(why.contains("isolation: \"strict\" is not allowed") && why.contains("\"best-effort\""), "{why}");
     attacher.protect("c7").await;
     let failed = attacher.attach(&world.places.sandbox()).await.expect_err("refused").to_string();
     assert!(failed.contains("lacks tcx (upstream since Linux 6.6)"), "{failed}");
@@ -56,6 +59,7 @@ async fn best_effort_guards_from_inside_the_pod_and_comes_back() {
     let (datapath, store) = (datapath(&world), world.places.store());
     let attacher =
         Attacher::new(Arc::new(world.places.links()), Arc::new(datapath.clone()), Arc::clone(&store));
+    assert_eq!(attacher.unattachable(&world.places.store().all()[0].interfaces[0].plan), None);
     attacher.protect("c7").await;
     let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
     assert_eq!(outcome.problems, []);

@@ -98,6 +98,13 @@ impl World {
         let dir = tempfile::tempdir().expect("folder");
         let places =
             Places { host: host.path.clone(), pod: pod.path.clone(), store: dir.path().to_owned(), pins };
+        // The kernel works out the state of a link that is up a moment later.
+        for _ in 0..100 {
+            if host.link("eth7").is_some_and(|link| link["operstate"] == "UP") {
+                break;
+            }
+            thread::sleep(std::time::Duration::from_millis(50));
+        }
         let before = host.snapshot();
         Some(Self { host, peer, pod, places, before, _dir: dir })
     }
