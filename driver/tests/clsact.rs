@@ -2,7 +2,6 @@
 //! that has not (`cargo xtask vm --kernel 6.1`) there is no other way.
 #![allow(missing_docs, reason = "a test binary")]
 
-#[allow(dead_code, reason = "shared with other test binaries")]
 #[path = "datapath/world.rs"]
 mod world;
 

@@ -2,7 +2,6 @@
 //! `cargo xtask vm --kernel 5.10` runs this on one that is.
 #![allow(missing_docs, reason = "a test binary")]
 
-#[allow(dead_code, reason = "shared with other test binaries")]
 #[path = "datapath/world.rs"]
 mod world;
 

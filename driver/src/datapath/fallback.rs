@@ -82,7 +82,7 @@ impl AyaDatapath {
         // What an earlier try has left on another device is for nothing: a filter does not travel.
         for pinned in self.pins.programs_of(spec.id)? {
             if pinned.ifindex != ifindex {
-                self.unpin_filter(&pinned)?;
+                unpin_filter(&pinned)?;
             }
         }
         written.forget(spec.id)?;
@@ -237,23 +237,6 @@ impl AyaDatapath {
         self.upgrade_filters(&mut written, id, &pinned).map(drop)
     }
 
-    /// Takes the filter of a pinned program off its device, if that is in this thread's namespace, and unpins it.
-    pub(super) fn unpin_filter(&self, pinned: &PinnedProgram) -> Result<(), DatapathError> {
-        let PinnedProgram { ifindex, hook, id, .. } = pinned;
-        let take_off = || {
-            let running = clsact::filters(*ifindex, *hook)?;
-            let Some(filter) = running.iter().find(|filter: &&Filter| filter.program == *id) else {
-                return Ok(());
-            };
-            clsact::remove(filter, *ifindex, *hook)?;
-            clsact::remove_idle_qdisc(*ifindex)
-        };
-        take_off().map_err(|source| {
-            bpf_error(format!("remove the {} filter of interface {ifindex}", hook.clsact_name()), source)
-        })?;
-        pinned.unpin()
-    }
-
     /// Where the device of filters is. Nothing follows it but its index, and only at home that is to be trusted.
     pub(super) fn filter_ifindex(&self, id: EndpointId, ifindex: u32) -> Result<Option<u32>, DatapathError> {
         if !self.is_host_end(id)? {
@@ -268,4 +251,21 @@ impl AyaDatapath {
     fn is_host_end(&self, id: EndpointId) -> Result<bool, DatapathError> {
         Ok(self.written().tables.record(id)?.is_some_and(|record| record.ifindex != 0))
     }
+}
+
+/// Takes the filter of a pinned program off its device, if that is in this thread's namespace, and unpins it.
+pub(super) fn unpin_filter(pinned: &PinnedProgram) -> Result<(), DatapathError> {
+    let PinnedProgram { ifindex, hook, id, .. } = pinned;
+    let take_off = || {
+        let running = clsact::filters(*ifindex, *hook)?;
+        let Some(filter) = running.iter().find(|filter: &&Filter| filter.program == *id) else {
+            return Ok(());
+        };
+        clsact::remove(filter, *ifindex, *hook)?;
+        clsact::remove_idle_qdisc(*ifindex)
+    };
+    take_off().map_err(|source| {
+        bpf_error(format!("remove the {} filter of interface {ifindex}", hook.clsact_name()), source)
+    })?;
+    pinned.unpin()
 }

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
 
+use super::fallback::unpin_filter;
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::object::{ProgramLoader, check_pinned, program_name};
@@ -193,7 +194,7 @@ impl AyaDatapath {
     pub(super) fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
         written.tables.set_ready(id, false)?;
         for filter in self.pins.programs_of(id)? {
-            self.unpin_filter(&filter)?;
+            unpin_filter(&filter)?;
         }
         self.pins.remove(id)?;
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
