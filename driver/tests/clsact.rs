@@ -27,7 +27,7 @@ fn host_end(id: u32) -> EndpointSpec {
         placement: Placement::HostVeth,
         mac: WIRE_MAC,
         addresses: [format!("{PEER_V4}/24"), format!("{PEER_V6}/64")]
-            .map(|text| text.parse().unwrap())
+            .map(|text| text.parse().expect("a network"))
             .to_vec(),
         ..spec(id)
     }
