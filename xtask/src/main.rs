@@ -14,7 +14,6 @@ mod manifests;
 mod setup;
 mod tally;
 mod test;
-mod test_binaries;
 mod toolchain;
 mod vm;
 
@@ -63,13 +62,11 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Manifests => manifests::run(),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = outcome {
+        eprintln!("xtask: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 #[cfg(test)]

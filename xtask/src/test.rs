@@ -1,5 +1,7 @@
 //! `cargo xtask test`: the machine set up, the programs built, every test run and counted.
 
+pub(crate) mod binaries;
+
 use std::{
     env, fs,
     process::{self, Command},
@@ -16,7 +18,7 @@ use crate::{
     leftovers::Leftovers,
     setup,
     tally::{self, Tally},
-    test_binaries, vm,
+    vm,
 };
 
 /// Options of `test`.
@@ -115,7 +117,7 @@ fn judge(tally: Tally, good: bool, allowed: Option<u64>, left: usize) -> Result<
 
 /// The `cargo test` runs. The eBPF crate's program is for another target; its library also runs here.
 fn plan(options: &Options, whole: bool) -> Vec<Command> {
-    let mut host = test_binaries::of_host();
+    let mut host = binaries::of_host();
     if !whole {
         host.args(["--lib", "--bins"]);
     }

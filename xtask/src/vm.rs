@@ -26,7 +26,7 @@ use crate::{
     command::{is_root, root},
     setup,
     tally::Tally,
-    test_binaries,
+    test::binaries,
 };
 
 /// Options of `vm`.
@@ -89,7 +89,7 @@ pub(crate) fn boot(options: &Options, log: &Path, tally: &mut Tally) -> Result<b
     binaries.extend(options.tests.iter().map(String::as_str));
     binaries.sort_unstable();
     binaries.dedup();
-    let built = test_binaries::build(&binaries)?;
+    let built = binaries::build(&binaries)?;
     let mut good = true;
     for series in wanted {
         good &= boot_one(series, options, &built, log, tally)
