@@ -376,36 +376,3 @@ fn an_upgrade_replaces_programs_in_place() {
     run(&format!("ip -n {} link del {LINK}", world.pod));
     assert_eq!(datapath.upgrade().unwrap().gone, [3]);
 }
-
-/// Prints what an attach costs; fails only if it is out of all proportion.
-#[test]
-fn attach_is_quick() {
-    if !able("attach_is_quick") {
-        return;
-    }
-    let world = World::new();
-    let datapath = world.open();
-    let here = ifindex(LINK);
-    let measure = |what: &str, preload: bool, again: bool| {
-        let mut took: Vec<Duration> = (0..20)
-            .map(|_| {
-                if preload {
-                    datapath.preload(&spec(6)).unwrap();
-                }
-                let start = Instant::now();
-                datapath.attach(here, &spec(6)).unwrap();
-                let took = start.elapsed();
-                if !again {
-                    datapath.detach(6).unwrap();
-                }
-                took
-            })
-            .collect();
-        took.sort_unstable();
-        println!("{what}: median {:?}, most {:?}", took[took.len() / 2], took[took.len() - 1]);
-        assert!(took[took.len() / 2] < Duration::from_millis(250));
-    };
-    measure("attach", false, false);
-    measure("attach, preloaded", true, false);
-    measure("attach, programs there already", false, true);
-}
