@@ -26,7 +26,7 @@ const fn some(binary: &'static str, arguments: &'static [&'static str]) -> Run {
     Run { binary, arguments }
 }
 
-/// Programs on real links, without the test that measures time.
+/// Programs on real links.
 const REAL_LINKS: Run = all("datapath");
 
 /// The names, for the command line.
