@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop where it cannot go on")]
 
+#[path = "manifests/monitoring.rs"]
+mod monitoring;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -21,7 +24,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use netferry::{
     DRIVER_NAME,
     claim::config::InterfaceConfig,
+    cluster::standalone::Selector,
     config::{Arguments, Command, RunConfig},
+    network::validate,
 };
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -56,7 +61,8 @@ fn documents(file: &Path) -> Vec<Value> {
 fn all() -> Vec<(PathBuf, Value)> {
     let objects: Vec<_> = files(&folder())
         .into_iter()
-        .filter(|file| !file.ends_with("kustomization.yaml"))
+        // Neither is an object of the cluster.
+        .filter(|file| !file.ends_with("kustomization.yaml") && !file.ends_with("monitoring/alerts.yaml"))
         .flat_map(|file| documents(&file).into_iter().map(move |object| (file.clone(), object)))
         .collect();
     assert!(objects.len() > 10, "only {} objects", objects.len());
@@ -114,9 +120,14 @@ fn every_field_is_known() {
             "DaemonSet" => strict::<DaemonSet>(&object).err(),
             "DeviceClass" => strict::<DeviceClass>(&object).err(),
             "Namespace" => strict::<Namespace>(&object).err(),
-            "Network" => {
-                netferry::network::validate::parse(&object["spec"]).err().map(|error| vec![error.to_string()])
-            }
+            "Network" => match validate::parse(&object["spec"]) {
+                Ok(spec) => {
+                    let name = object["metadata"]["name"].as_str().unwrap();
+                    let errors = validate::validate(name, &spec);
+                    (!errors.is_empty()).then(|| errors.iter().map(ToString::to_string).collect())
+                }
+                Err(error) => Some(vec![error.to_string()]),
+            },
             "Pod" => strict::<Pod>(&object).err(),
             "ResourceClaim" => strict::<ResourceClaim>(&object).err(),
             "ResourceClaimTemplate" => strict::<ResourceClaimTemplate>(&object).err(),
@@ -306,17 +317,74 @@ fn configurations<'a>(object: &'a Value, found: &mut Vec<&'a Value>) {
     }
 }
 
-#[test]
-fn the_driver_accepts_the_configurations_of_examples_and_documentation() {
-    let mut objects: Vec<_> = all().into_iter().map(|(_, object)| object).collect();
-    let examples = objects.len();
+/// Objects of the blocks of YAML in the documentation.
+fn documented() -> Vec<Value> {
     let docs = folder().join("..");
+    let mut objects = Vec::new();
     for page in ["README.md", "docs/configuration.md"] {
         let text = fs::read_to_string(docs.join(page)).unwrap();
         let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("```"));
-        objects.extend(blocks.map(|(block, _)| serde_yaml_ng::from_str::<Value>(block).unwrap()));
+        for (block, _) in blocks {
+            let documents = serde_yaml_ng::Deserializer::from_str(block);
+            objects.extend(documents.map(|document| Value::deserialize(document).unwrap()));
+        }
     }
-    assert!(objects.len() > examples, "no block of YAML in the documentation");
+    assert!(!objects.is_empty(), "no block of YAML in the documentation");
+    objects
+}
+
+/// Every CEL selector in an object.
+fn selectors<'a>(object: &'a Value, found: &mut Vec<&'a str>) {
+    match object {
+        Value::Object(fields) => {
+            if let Some(expression) = fields.get("cel").and_then(|cel| cel["expression"].as_str()) {
+                found.push(expression);
+            }
+            fields.values().for_each(|field| selectors(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| selectors(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn selectors_compile() {
+    let objects: Vec<_> = all().into_iter().map(|(_, object)| object).chain(documented()).collect();
+    let mut found = Vec::new();
+    objects.iter().for_each(|object| selectors(object, &mut found));
+    assert!(found.len() >= 10, "only {} selectors", found.len());
+    for expression in found {
+        Selector::compile(expression).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+/// A class that is asked for is in the same example or in the base, and no other gives what it should.
+#[test]
+fn examples_ask_for_classes_that_exist() {
+    for file in files(&folder().join("examples")) {
+        let objects = documents(&file);
+        let mut classes: Vec<_> = objects
+            .iter()
+            .filter(|object| object["kind"] == "DeviceClass")
+            .map(|object| object["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect();
+        classes.extend(one::<DeviceClass>("DeviceClass").metadata.name);
+        for object in &objects {
+            let spec = &object["spec"];
+            let devices =
+                if object["kind"] == "ResourceClaim" { &spec["devices"] } else { &spec["spec"]["devices"] };
+            for request in devices["requests"].as_array().into_iter().flatten() {
+                let class = request["exactly"]["deviceClassName"].as_str().unwrap();
+                assert!(classes.iter().any(|known| known == class), "{}: {class}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_driver_accepts_the_configurations_of_examples_and_documentation() {
+    let mut objects: Vec<_> = all().into_iter().map(|(_, object)| object).collect();
+    objects.extend(documented());
     let mut found = Vec::new();
     for object in &objects {
         configurations(object, &mut found);

@@ -3,6 +3,7 @@
 //! The daemon is the real one, with the real kernel. The demo plays the two sides that a node would have: the
 //! kubelet, on the registration and DRA sockets, and the container runtime, on the NRI socket. Run as root.
 
+mod networks;
 mod story;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -117,6 +118,8 @@ async fn demo() -> Result<()> {
     indent(&ip(&["-brief", "link", "show", "type", "veth"])?);
     ensure!(before == after, "a link is not as it was:\nbefore: {before}\nafter: {after}");
     say("`ip -j -d address` of both links: same as before");
+
+    networks::show(&home, &binary, &driver, &plugin).await?;
 
     let status = tokio::task::spawn_blocking(move || daemon.stop()).await?;
     ensure!(status.success(), "the daemon ended with {status}");
