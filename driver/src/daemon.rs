@@ -44,6 +44,7 @@ use crate::{
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
     readiness::{Part, Readiness},
+    repair::{self, RepairWatch},
     sandbox::Sandboxes,
     status::{Backoff, Reporter},
     telemetry::chain,
@@ -233,6 +234,9 @@ impl Parts {
         let told = Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&sandboxes) as _);
         let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };
         tasks.spawn("drift watch", drift.watch(config.check_programs, stop.clone()));
+        let told = repair::Tell::new(reporter.clone(), Arc::clone(&metrics));
+        let repair = RepairWatch { attacher: Arc::clone(&attacher), events: watcher.settled(), told };
+        tasks.spawn("repair", repair.watch(config.check_programs, stop.clone()));
 
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));
