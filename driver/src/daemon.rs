@@ -150,6 +150,7 @@ impl Parts {
         Ok(Self { cluster, store, datapath, readiness, metrics, published, networks, identities })
     }
 
+    #[expect(clippy::too_many_lines, reason = "one list of parts, in the order in which they start")]
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
         let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };

@@ -140,13 +140,12 @@ impl<T: Told> DriftWatch<T> {
     ) -> Result<Look, LinkError> {
         let datapath = Arc::clone(&self.datapath);
         // The programs of a port are on the host's end of its pair: known by its name when no pin tells.
-        let (namespace, known) = match plan.port() {
-            None => (Namespace::at(&attachment.sandbox.netns), attachment.pod_ifindex),
-            Some(_) => {
-                let host_end = LinkRef::Name(plan.host_link.clone());
-                let host_end = self.links.get(&Namespace::Host, &host_end).await;
-                (Namespace::Host, host_end.ok().map(|link| link.ifindex))
-            }
+        let (namespace, known) = if plan.port().is_some() {
+            let host_end = LinkRef::Name(plan.host_link.clone());
+            let host_end = self.links.get(&Namespace::Host, &host_end).await;
+            (Namespace::Host, host_end.ok().map(|link| link.ifindex))
+        } else {
+            (Namespace::at(&attachment.sandbox.netns), attachment.pod_ifindex)
         };
         let look = move || {
             // A device that is gone is not unprotected; the sweep finds out.

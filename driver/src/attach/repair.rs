@@ -135,12 +135,11 @@ impl Attacher {
     async fn find_end(&self, subject: &mut Subject, host: &[Link]) {
         let (Some(_), Some(id)) = (subject.plan.port(), subject.attachment.endpoint) else { return };
         let named = host.iter().find(|link| link.name == subject.plan.host_link);
-        subject.end = match named {
-            Some(link) => Some(link.clone()),
-            None => {
-                let at = self.datapath(move |datapath| datapath.attached_ifindex(id)).await.ok().flatten();
-                host.iter().find(|link| Some(link.ifindex) == at).cloned()
-            }
+        subject.end = if let Some(link) = named {
+            Some(link.clone())
+        } else {
+            let at = self.datapath(move |datapath| datapath.attached_ifindex(id)).await.ok().flatten();
+            host.iter().find(|link| Some(link.ifindex) == at).cloned()
         };
     }
 
@@ -164,9 +163,10 @@ impl Attacher {
         }
         let mut all = Vec::new();
         for found in found {
-            let mended = match found.is_left() {
-                true => Mended::Left,
-                false => done(self.mend(&subject, &found).await.map_err(|error| chain(&error))),
+            let mended = if found.is_left() {
+                Mended::Left
+            } else {
+                done(self.mend(&subject, &found).await.map_err(|error| chain(&error)))
             };
             all.push((found, mended));
         }

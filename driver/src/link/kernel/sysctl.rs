@@ -45,8 +45,8 @@ fn path(link: &str, name: &str) -> Option<PathBuf> {
 /// The values of those that the link has.
 pub(super) fn read(link: &str, names: &[&'static str]) -> BTreeMap<String, String> {
     let value = |name: &str| fs::read_to_string(path(link, name)?).ok();
-    let named = |name: &&str| Some(((*name).to_owned(), value(name)?.trim_end().to_owned()));
-    names.iter().filter_map(named).collect()
+    let pair = |name: &&str| Some(((*name).to_owned(), value(name)?.trim_end().to_owned()));
+    names.iter().filter_map(pair).collect()
 }
 
 /// Write those that have another value now. Returns the first that the kernel refused, after trying all.
