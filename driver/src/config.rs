@@ -193,7 +193,7 @@ pub struct RunConfig {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub resync: Duration,
 
-    /// Check the programs of links in pods every so many seconds.
+    /// Check links in pods, with their programs, addresses and map entries, every so many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub check_programs: Duration,
 

@@ -48,6 +48,7 @@ use crate::{
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
     readiness::{Part, Readiness},
+    repair::{self, RepairWatch},
     sandbox::Sandboxes,
     status::{Backoff, Reporter},
     telemetry::chain,
@@ -153,7 +154,7 @@ impl Parts {
         Ok(Self { cluster, store, datapath, readiness, metrics, published, networks, identities })
     }
 
-    #[allow(clippy::too_many_lines, reason = "one part after another")]
+    #[expect(clippy::too_many_lines, reason = "one list of parts, in the order in which they start")]
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
         let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
@@ -252,6 +253,9 @@ impl Parts {
         let told = Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&sandboxes) as _);
         let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };
         tasks.spawn("drift watch", drift.watch(config.check_programs, stop.clone()));
+        let told = repair::Tell::new(reporter.clone(), Arc::clone(&metrics));
+        let repair = RepairWatch { attacher: Arc::clone(&attacher), events: watcher.settled(), told };
+        tasks.spawn("repair", repair.watch(config.check_programs, stop.clone()));
 
         let (kubelet, state) = watch::channel(RegistrationState::default());
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));

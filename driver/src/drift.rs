@@ -12,7 +12,7 @@ use crate::{
     claim::{Attachment, ClaimRef, InterfacePlan, Step, service::Release, store::Store},
     cluster::{Event, EventType, Subject},
     datapath::{AyaDatapath, Datapath as _, DatapathError, EndpointId},
-    link::{LinkError, Namespace, kernel::KernelLinks},
+    link::{LinkError, LinkRef, Links as _, Namespace, kernel::KernelLinks},
     metrics::Metrics,
     status::Reporter,
     telemetry::chain,
@@ -139,10 +139,13 @@ impl<T: Told> DriftWatch<T> {
         id: EndpointId,
     ) -> Result<Look, LinkError> {
         let datapath = Arc::clone(&self.datapath);
-        // The programs of a port are on the host's end of its pair.
-        let (namespace, known) = match plan.port() {
-            None => (Namespace::at(&attachment.sandbox.netns), attachment.pod_ifindex),
-            Some(_) => (Namespace::Host, None),
+        // The programs of a port are on the host's end of its pair: known by its name when no pin tells.
+        let (namespace, known) = if plan.port().is_some() {
+            let host_end = LinkRef::Name(plan.host_link.clone());
+            let host_end = self.links.get(&Namespace::Host, &host_end).await;
+            (Namespace::Host, host_end.ok().map(|link| link.ifindex))
+        } else {
+            (Namespace::at(&attachment.sandbox.netns), attachment.pod_ifindex)
         };
         let look = move || {
             // A device that is gone is not unprotected; the sweep finds out.

@@ -26,6 +26,7 @@ pub mod network;
 pub mod nri;
 pub mod publish;
 pub mod readiness;
+pub mod repair;
 pub mod sandbox;
 pub mod status;
 pub mod telemetry;

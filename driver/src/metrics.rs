@@ -45,6 +45,13 @@ struct FlowKind {
     reason: &'static str,
 }
 
+/// What was not as it was made, and what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Drift {
+    item: &'static str,
+    result: &'static str,
+}
+
 /// The daemon's numbers.
 #[derive(Debug)]
 pub struct Metrics {
@@ -60,6 +67,7 @@ pub struct Metrics {
     flow_readers_dropped: Counter,
     flows_cleaned: Counter,
     programs_drifted: Family<Outcome, Counter>,
+    drift: Family<Drift, Counter>,
 }
 
 /// What is read at each scrape.
@@ -96,6 +104,7 @@ impl Metrics {
             flow_readers_dropped: Counter::default(),
             flows_cleaned: Counter::default(),
             programs_drifted: Family::default(),
+            drift: Family::default(),
             registry: Registry::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -124,6 +133,8 @@ impl Metrics {
         registry.register("flows_cleaned", "Flows taken out of the table", self.flows_cleaned.clone());
         let help = "Interfaces whose programs were not where they must be; ok means put right";
         registry.register("programs_drifted", help, self.programs_drifted.clone());
+        let help = "Parts of attached interfaces that were not as they were made";
+        registry.register("drift", help, self.drift.clone());
     }
 
     /// A claim was prepared, or not.
@@ -168,6 +179,11 @@ impl Metrics {
     /// The programs of an interface were not where they must be; `ok` means they are now.
     pub fn drifted(&self, ok: bool) {
         self.programs_drifted.get_or_create(&Outcome::of(ok)).inc();
+    }
+
+    /// A part of an attached interface was not as it was made; `result` is `repaired`, `failed` or `left`.
+    pub fn deviated(&self, item: &'static str, result: &'static str) {
+        self.drift.get_or_create(&Drift { item, result }).inc();
     }
 
     /// The OpenMetrics text.

@@ -1,10 +1,10 @@
 //! The guards around a strict endpoint: early drop on its link, and no sockets in its pod that send around its programs.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::PoisonError};
 
 use super::{AttachError, Attacher};
 use crate::{
-    datapath::{EndpointId, cgroup},
+    datapath::{DatapathError, EndpointId, cgroup},
     telemetry::chain,
 };
 
@@ -25,6 +25,15 @@ pub enum Unguarded {
     Refuse,
     /// They are attached, with a warning: a pod with NET_RAW can send around their programs.
     Allow,
+}
+
+/// How a pod is guarded.
+#[derive(Clone, Debug)]
+pub(super) struct GuardedPod {
+    /// Its cgroup's folder.
+    pub(super) cgroup: PathBuf,
+    /// The guards that could be had.
+    pub(super) hooks: Vec<String>,
 }
 
 impl Attacher {
@@ -63,7 +72,39 @@ impl Attacher {
 
     async fn guard_pod(&self, id: EndpointId, named: Option<&str>) -> Result<(), AttachError> {
         let Some(guard) = &self.guard else { return Ok(()) };
-        let path = cgroup::of_pod(&guard.cgroups, named)?;
-        Ok(self.datapath(move |datapath| datapath.guard_pod(id, &path)).await?)
+        let cgroup = cgroup::of_pod(&guard.cgroups, named)?;
+        self.guard_cgroup(id, cgroup).await
+    }
+
+    async fn guard_cgroup(&self, id: EndpointId, cgroup: PathBuf) -> Result<(), AttachError> {
+        let folder = cgroup.clone();
+        let hooks = self.datapath(move |datapath| {
+            datapath.guard_pod(id, &folder)?;
+            let guards = datapath.guards(id)?.into_iter().map(|guard| guard.hook);
+            Ok::<_, DatapathError>(guards.filter(|hook| hook.starts_with("cgroup/")).collect())
+        });
+        let guarded = GuardedPod { cgroup, hooks: hooks.await? };
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner).insert(id, guarded);
+        Ok(())
+    }
+
+    /// How the pod of an endpoint was guarded, if it was. Not in the checkpoint: the runtime tells the cgroup of every
+    /// pod at each connection.
+    pub(super) fn guarded_pod(&self, id: EndpointId) -> Option<GuardedPod> {
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Forget the pods of endpoints that are over.
+    pub(super) fn forget_guarded(&self) {
+        let held = self.held_endpoints();
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| held.contains(id));
+    }
+
+    /// Put the guards on that were there.
+    pub(super) async fn guard_as_before(&self, id: EndpointId) -> Result<(), AttachError> {
+        match self.guarded_pod(id) {
+            Some(GuardedPod { cgroup, .. }) => self.guard_cgroup(id, cgroup).await,
+            None => Ok(()),
+        }
     }
 }

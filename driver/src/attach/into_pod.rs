@@ -347,13 +347,13 @@ pub(super) fn endpoint_spec(
 
 /// The allocator gave these addresses to this pod alone: waiting a second for the outcome of duplicate address
 /// detection would only keep its first connections waiting.
-fn pod_address(address: IpNetwork) -> Address {
+pub(super) fn pod_address(address: IpNetwork) -> Address {
     let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
     Address { flags, ..Address::plain(address) }
 }
 
 /// Per-link sysctls of an interface in a pod.
-fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
+pub(super) fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
     let mut sysctls = BTreeMap::new();
     let mut set = |name: &str, value: &str| sysctls.insert(name.to_owned(), value.to_owned());
     if plan.addresses.iter().any(IpNetwork::is_ipv6) {

@@ -6,6 +6,7 @@
 //! link is and does what is missing. A failed attach, a stopped pod and a crash are all cleared up by that
 //! one way.
 
+mod compare;
 mod error;
 mod find;
 mod give_back;
@@ -15,6 +16,7 @@ mod outcome;
 mod port;
 mod protect;
 mod recover;
+mod repair;
 mod restrict;
 mod sub_interface;
 
@@ -22,7 +24,7 @@ mod sub_interface;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -41,9 +43,11 @@ use crate::{
 };
 
 pub use self::{
+    compare::Deviation,
     error::{AttachError, AttachFailed},
     guard::{PodGuard, Unguarded},
     outcome::{AttachedInterface, Outcome, Problem, Reason},
+    repair::{Extent, Mended, Repair},
 };
 
 /// Named points of both ways, in the order of a moved link, where a test can stop the process (`return(abort)`) or let the
@@ -69,6 +73,8 @@ pub struct Attacher {
     store: Arc<Store>,
     /// `None`: pods are not guarded, which only tests want.
     guard: Option<PodGuard>,
+    /// Pods that this process has guarded.
+    guarded: std::sync::Mutex<BTreeMap<EndpointId, guard::GuardedPod>>,
     /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
     turn: Mutex<()>,
     /// Highest endpoint id given out; ids are not used again while the process lives.
@@ -79,7 +85,15 @@ impl Attacher {
     /// An attacher over these parts.
     #[must_use]
     pub fn new(links: Arc<dyn Links>, datapath: Arc<dyn Datapath>, store: Arc<Store>) -> Self {
-        Self { links, datapath, store, guard: None, turn: Mutex::new(()), last_endpoint: AtomicU32::new(0) }
+        Self {
+            links,
+            datapath,
+            store,
+            guard: None,
+            guarded: std::sync::Mutex::default(),
+            turn: Mutex::new(()),
+            last_endpoint: AtomicU32::new(0),
+        }
     }
 
     /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Kernel's kind of what ports are made of.
-const VETH: &str = "veth";
+pub(super) const VETH: &str = "veth";
 /// MTU of an Ethernet link (IEEE 802.3), where the plan names none.
 const ETHERNET_MTU: u32 = 1500;
 
@@ -105,6 +105,6 @@ pub(super) fn port_spec(
 }
 
 /// The host is no member of the network: its end has no address and sends nothing by itself.
-fn silent() -> BTreeMap<String, String> {
+pub(super) fn silent() -> BTreeMap<String, String> {
     BTreeMap::from([("ipv6/disable_ipv6".to_owned(), "1".to_owned())])
 }

@@ -1,8 +1,10 @@
 //! After a restart: keep what lives, return what is dead, finish what was half done.
 
-use super::{Attacher, Outcome, Problem, Reason};
+use super::{AttachError, Attacher, Outcome, Problem, Reason, port::VETH};
 use crate::{
-    claim::{Attachment, Step},
+    claim::{Attachment, Step, made::is_host_name},
+    datapath::{DatapathError, EndpointId},
+    link::{Link, Namespace},
     nri::PodSandbox,
     telemetry::chain,
 };
@@ -70,6 +72,32 @@ impl Attacher {
         outcome
     }
 
+    /// As [`Attacher::recover`] does, but at any time: endpoints and map entries that no checkpoint knows.
+    pub async fn clear_orphans(&self) -> Vec<Problem> {
+        let _turn = self.turn.lock().await;
+        self.detach_orphans().await
+    }
+
+    /// A pair that no checkpoint knows has no pod that waits for it. It is ours if our programs are on it and its name is
+    /// one that we give.
+    async fn delete_orphaned_port(&self, id: EndpointId) -> Result<(), AttachError> {
+        let at = self.datapath(move |datapath| {
+            let Some(ifindex) = datapath.attached_ifindex(id)? else { return Ok(None) };
+            // In this namespace, or another device with the same index in another?
+            Ok::<_, DatapathError>(datapath.verify_inside(id, ifindex).is_ok().then_some(ifindex))
+        });
+        let Some(ifindex) = at.await? else { return Ok(()) };
+        let links = self.links.list(&Namespace::Host).await?;
+        let ours = |link: &&Link| {
+            link.ifindex == ifindex && is_host_name(&link.name) && link.kind.as_deref() == Some(VETH)
+        };
+        if let Some(link) = links.iter().find(ours) {
+            self.links.remove(&Namespace::Host, link.ifindex).await?;
+            tracing::warn!(endpoint = id, link = link.name, "a port without a checkpoint is deleted");
+        }
+        Ok(())
+    }
+
     /// Endpoints that no checkpoint knows, because a checkpoint was lost. Their device may still be in a pod:
     /// then the programs stay, with the gate closed.
     async fn detach_orphans(&self) -> Vec<Problem> {
@@ -81,6 +109,9 @@ impl Attacher {
         let held = self.held_endpoints();
         let mut problems = Vec::new();
         for id in endpoints.into_iter().filter(|id| !held.contains(id)) {
+            if let Err(error) = self.delete_orphaned_port(id).await {
+                problems.push(problem(format!("the port of endpoint {id}: {}", chain(&error))));
+            }
             let cleared = self.datapath(move |datapath| match datapath.attached_ifindex(id) {
                 Ok(None) => datapath.detach(id).map(|()| None),
                 Ok(Some(ifindex)) => datapath.set_ready(id, false).map(|()| Some(ifindex)),

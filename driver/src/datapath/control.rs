@@ -218,7 +218,7 @@ impl AyaDatapath {
 
 impl Written {
     /// Once, before the first use of the policies: finds what an earlier process left.
-    fn recover(&mut self) -> Result<(), DatapathError> {
+    pub(super) fn recover(&mut self) -> Result<(), DatapathError> {
         if !self.recovered {
             self.policies.recover(self.tables.policies()?)?;
             self.recovered = true;

@@ -16,6 +16,7 @@ use super::guard::CgroupPrograms;
 use super::object::{ProgramLoader, check_pinned, load_patiently, program_name};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables};
+use super::state::{MapPart, Wanted};
 use super::sys::{self, Hook};
 use super::tables::Tables;
 use super::{
@@ -430,6 +431,14 @@ impl Datapath for AyaDatapath {
 
     fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.list_guards(id)
+    }
+
+    fn compare(&self, wanted: &[Wanted]) -> Result<BTreeMap<EndpointId, Vec<MapPart>>, DatapathError> {
+        self.compare_with(wanted)
+    }
+
+    fn mend(&self, wanted: &Wanted) -> Result<(), DatapathError> {
+        self.mend_maps(wanted)
     }
 
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {

@@ -20,6 +20,7 @@ mod object;
 mod pins;
 pub mod policy;
 mod remote;
+pub mod state;
 pub mod sweep;
 mod sys;
 mod tables;
@@ -33,6 +34,7 @@ pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
 pub use upgrade::Upgrade;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -168,7 +170,7 @@ pub struct EndpointStats {
     /// Sent to the pod.
     pub to_pod: Traffic,
     /// Drops by reason name (the list in driver-common), only those above 0.
-    pub drops: std::collections::BTreeMap<String, u64>,
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// What a datapath verb can fail with.
@@ -270,6 +272,18 @@ pub trait Datapath: Send + Sync {
     fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
         let _ = id;
         Ok(Vec::new())
+    }
+    /// The parts of what the maps hold that are not as wanted, of the endpoints of which any is not.
+    fn compare(
+        &self,
+        wanted: &[state::Wanted],
+    ) -> Result<BTreeMap<EndpointId, Vec<state::MapPart>>, DatapathError> {
+        let _ = wanted;
+        Ok(BTreeMap::new())
+    }
+    /// Put right what the maps hold for an attached endpoint, and open its gate. Its counters go on.
+    fn mend(&self, wanted: &state::Wanted) -> Result<(), DatapathError> {
+        self.set_ready(wanted.spec.id, true)
     }
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;

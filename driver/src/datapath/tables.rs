@@ -23,17 +23,17 @@ use super::{
 
 /// Typed handles of the pinned maps.
 pub(super) struct Tables {
-    endpoints: HashMap<MapData, EndpointId, Endpoint>,
-    addresses: HashMap<MapData, AddressKey, Address>,
-    members: HashMap<MapData, MemberKey, Member>,
-    limits: HashMap<MapData, LimitKey, Limit>,
-    budgets: HashMap<MapData, EndpointId, Budget>,
+    pub(super) endpoints: HashMap<MapData, EndpointId, Endpoint>,
+    pub(super) addresses: HashMap<MapData, AddressKey, Address>,
+    pub(super) members: HashMap<MapData, MemberKey, Member>,
+    pub(super) limits: HashMap<MapData, LimitKey, Limit>,
+    pub(super) budgets: HashMap<MapData, EndpointId, Budget>,
     /// Flows that fit the table of all.
-    flows: u32,
+    pub(super) flows: u32,
     uplinks: HashMap<MapData, u32, Uplink>,
     wires: HashMap<MapData, WireKey, Wire>,
-    traffic: PerCpuHashMap<MapData, CounterKey, Counted>,
-    drops: PerCpuHashMap<MapData, CounterKey, Drops>,
+    pub(super) traffic: PerCpuHashMap<MapData, CounterKey, Counted>,
+    pub(super) drops: PerCpuHashMap<MapData, CounterKey, Drops>,
 }
 
 /// Takes one map out of a prepared object.
@@ -162,7 +162,7 @@ impl Tables {
     }
 
     /// Sets how many flows an endpoint may hold; what it holds stays counted.
-    fn write_budget(&mut self, id: EndpointId, most: Option<u64>) -> Result<(), MapError> {
+    pub(super) fn write_budget(&mut self, id: EndpointId, most: Option<u64>) -> Result<(), MapError> {
         // A count that starts at nothing is right.
         let none = Budget { counted_at: super::events::now(), ..Budget::default() };
         let before = found(self.budgets.get(&id, 0))?.unwrap_or(none);
@@ -339,8 +339,18 @@ impl Tables {
 
     /// Ids of all endpoints with entries.
     pub(super) fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
-        let ids = self.endpoints.keys().chain(self.addresses.keys().map(|key| key.map(|key| key.endpoint)));
-        ids.collect::<Result<_, _>>().map_err(|source| bpf_error("list the endpoints", source))
+        let ids = self
+            .endpoints
+            .keys()
+            .chain(self.addresses.keys().map(|key| key.map(|key| key.endpoint)))
+            .chain(self.limits.keys().map(|key| key.map(|key| key.endpoint)))
+            .chain(self.budgets.keys());
+        let ids = ids.collect::<Result<Vec<_>, _>>();
+        let mut ids = ids.map_err(|source| bpf_error("list the endpoints", source))?;
+        ids.extend(
+            self.members()?.iter().filter(|(_, member)| member.is_endpoint()).map(|(_, it)| it.endpoint),
+        );
+        Ok(ids)
     }
 
     /// What an endpoint's pod has sent, by the way it took.
@@ -411,7 +421,7 @@ pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapErro
 }
 
 /// Makes a counter that stands at 0 on every CPU.
-fn fresh<V: aya::Pod>(
+pub(super) fn fresh<V: aya::Pod>(
     map: &mut PerCpuHashMap<MapData, CounterKey, V>,
     key: CounterKey,
     zero: V,
@@ -421,7 +431,7 @@ fn fresh<V: aya::Pod>(
 }
 
 /// The record of an endpoint that is not ready.
-fn record(ifindex: u32, spec: &EndpointSpec) -> Endpoint {
+pub(super) fn record(ifindex: u32, spec: &EndpointSpec) -> Endpoint {
     Endpoint {
         flags: 0,
         network: spec.network,
@@ -437,7 +447,7 @@ fn record(ifindex: u32, spec: &EndpointSpec) -> Endpoint {
 }
 
 /// The entries that say from where an endpoint may send, as [`Address`] lists them.
-fn addresses(spec: &EndpointSpec) -> Vec<(AddressKey, Address)> {
+pub(super) fn addresses(spec: &EndpointSpec) -> Vec<(AddressKey, Address)> {
     let entry = |addr, flags, prefix| {
         (AddressKey { endpoint: spec.id, addr }, Address { flags, prefix: u32::from(prefix) })
     };

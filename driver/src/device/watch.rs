@@ -93,9 +93,16 @@ pub struct Watcher {
     /// Counters.
     pub stats: Arc<WatchStats>,
     refresh: Arc<Notify>,
+    settled: Arc<Notify>,
 }
 
 impl Watcher {
+    /// Wakes one waiter each time the links, addresses or default routes of the host have changed and come to rest.
+    #[must_use]
+    pub fn settled(&self) -> Arc<Notify> {
+        Arc::clone(&self.settled)
+    }
+
     /// Rebuild soon: the set of held devices has changed.
     pub fn refresh(&self) {
         self.refresh.notify_one();
@@ -121,8 +128,14 @@ pub async fn start(
     };
     let first = builder.build().await?;
     let (sender, inventory) = watch::channel(Arc::new(first));
-    let watcher = Watcher { inventory, stats: Arc::clone(&stats), refresh: Arc::clone(&refresh) };
-    let run = Run { options, events: Some(events), builder, sender, refresh, stats };
+    let settled = Arc::new(Notify::new());
+    let watcher = Watcher {
+        inventory,
+        stats: Arc::clone(&stats),
+        refresh: Arc::clone(&refresh),
+        settled: Arc::clone(&settled),
+    };
+    let run = Run { options, events: Some(events), builder, sender, refresh, settled, stats };
     tokio::spawn(async move {
         tokio::select! {
             () = run.forever() => {}
@@ -181,6 +194,7 @@ struct Run {
     builder: Builder,
     sender: watch::Sender<Arc<Inventory>>,
     refresh: Arc<Notify>,
+    settled: Arc<Notify>,
     stats: Arc<WatchStats>,
 }
 
@@ -194,6 +208,7 @@ impl Run {
                 event = next_event(&mut self.events) => {
                     self.note(event);
                     self.settle().await;
+                    self.settled.notify_one();
                 }
             }
             if self.events.is_none() {

@@ -150,6 +150,15 @@ impl Links for KernelLinks {
         home::read(&self.on(namespace, ifindex).await?, self.host(), ifindex).await
     }
 
+    async fn look(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &[&'static str],
+    ) -> Result<Home, LinkError> {
+        home::look(&self.on(namespace, ifindex).await?, self.host(), ifindex, sysctls.to_vec()).await
+    }
+
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
         let on = self.on(namespace, ifindex).await?;
         let bit = LinkFlags::Up.bits();

@@ -378,6 +378,18 @@ pub trait Links: Send + Sync {
     async fn get(&self, namespace: &Namespace, link: &LinkRef) -> Result<Link, LinkError>;
     /// What must be put back when the link comes home.
     async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError>;
+    /// What the link has now, in whatever state it is: what cannot be put back is left out. Of its sysctls, those that
+    /// are named, as in [`Home::sysctls`].
+    async fn look(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &[&'static str],
+    ) -> Result<Home, LinkError> {
+        let mut home = self.home(namespace, ifindex).await?;
+        home.sysctls.retain(|name, _| sysctls.contains(&name.as_str()));
+        Ok(home)
+    }
     /// Administrative state.
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError>;
     /// Rename; the link must be down on older kernels.

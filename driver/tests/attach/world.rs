@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +14,10 @@ use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
-        Features, ForeignProgram, Isolation, cgroup, limits::Limits, policy::Policy,
+        Features, ForeignProgram, Isolation, cgroup,
+        limits::Limits,
+        policy::Policy,
+        state::{MapPart, Wanted},
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
@@ -305,6 +309,15 @@ impl Datapath for InHost {
     }
     fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.guards(id))
+    }
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.verify_inside(id, ifindex))
+    }
+    fn compare(&self, wanted: &[Wanted]) -> Result<BTreeMap<EndpointId, Vec<MapPart>>, DatapathError> {
+        self.call(|datapath| datapath.compare(wanted))
+    }
+    fn mend(&self, wanted: &Wanted) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.mend(wanted))
     }
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_ready(id, ready))

@@ -1,6 +1,7 @@
 //! Policies in the kernel's maps: written beside the one in force, switched by one write, deleted in slices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +9,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, MapData, MapError, MapInfo};
 use netferry_common::policy::{
-    ALLOW, DENY, PEER_BITS, PEER_BITS_ALL, RULE_BITS_ALL, RULE_BITS_ANY, RULE_BITS_PROTOCOL,
+    ALLOW, DENY, DENY_FROM_POD, DENY_TO_POD, PEER_BITS, PEER_BITS_ALL, RULE_BITS_ALL, RULE_BITS_ANY,
+    RULE_BITS_PROTOCOL,
 };
 use netferry_common::{Addr, Direction, Peer, PeerKey, Rule, RuleKey, maps};
 
@@ -79,6 +81,19 @@ impl CompiledPolicy {
                 (Key::new(bits, key), Rule { action, rule: entry.rule })
             })
         })
+    }
+}
+
+/// For policies that name no peers.
+struct Nobody;
+
+impl Peers for Nobody {
+    fn network(&self, _: &str) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
+    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
+        Vec::new()
     }
 }
 
@@ -205,6 +220,60 @@ impl PolicyTables {
         }
         self.installed.insert(version, entries);
         Ok(version)
+    }
+
+    /// Whether every entry of an endpoint's policy is in the maps under the version in force, and `denies` (flags of its
+    /// record) is what the policy says. Entries beside them are not looked for.
+    pub(in crate::datapath) fn intact(
+        &self,
+        id: EndpointId,
+        version: u32,
+        denies: u32,
+        policy: &Policy,
+    ) -> Result<bool, DatapathError> {
+        let Some(installed) = self.installed.get(&version).filter(|it| it.users.contains(&id)) else {
+            return Ok(false);
+        };
+        let compiled = match &installed.policy {
+            Some(compiled) => Arc::clone(compiled),
+            // Written by an earlier process: what it was is known if the policy alone says it.
+            None if policy.names_no_peers().is_ok() => {
+                let compiled = CompiledPolicy::new(policy, &Nobody, self.most);
+                let failed = |source| bpf_error(format!("compile the policy of endpoint {id}"), source);
+                Arc::new(compiled.map_err(failed)?)
+            }
+            None => return Ok(true),
+        };
+        let failed = |source| bpf_error(format!("read the policy of endpoint {id}"), source);
+        for (key, value) in compiled.rule_entries(version) {
+            if found(self.rules.get(&key, 0)).map_err(failed)? != Some(value) {
+                return Ok(false);
+            }
+        }
+        for (key, value) in compiled.peer_entries(version) {
+            if found(self.peers.get(&key, 0)).map_err(failed)? != Some(value) {
+                return Ok(false);
+            }
+        }
+        let flag = |otherwise, flag| if otherwise == Otherwise::Deny { flag } else { 0 };
+        let wanted =
+            flag(compiled.from_pod_otherwise, DENY_FROM_POD) | flag(compiled.to_pod_otherwise, DENY_TO_POD);
+        Ok(denies == wanted)
+    }
+
+    /// Has nobody share a version whose entries are damaged. Returns what the endpoint's policy was, if it is known.
+    pub(in crate::datapath) fn disown(
+        &mut self,
+        id: EndpointId,
+        version: u32,
+    ) -> Option<Arc<CompiledPolicy>> {
+        let damaged = self.installed.get_mut(&version).filter(|it| it.users.contains(&id));
+        if let Some(installed) = damaged {
+            return installed.policy.take();
+        }
+        // The record has lost its version: what was last put in force for the endpoint is its policy.
+        let last = self.installed.values_mut().rev().find(|it| it.users.contains(&id));
+        last.and_then(|installed| installed.policy.clone())
     }
 
     fn insert(&mut self, version: u32, policy: &CompiledPolicy) -> Result<(), MapError> {

@@ -1,6 +1,6 @@
 //! Reading what a link has at home.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage, address::AddressMessage, neighbour::NeighbourAttribute,
@@ -37,6 +37,26 @@ pub(super) async fn read(on: &Subject, host: Option<&Path>, ifindex: u32) -> Res
         return Err(cannot_leave(problem));
     }
     Ok(Home { link: facts.link, addresses, routes, neighbours, sysctls, settings: facts.settings })
+}
+
+/// What the link has now, without what could not be put back, and without neighbours.
+pub(super) async fn look(
+    on: &Subject,
+    host: Option<&Path>,
+    ifindex: u32,
+    names: Vec<&'static str>,
+) -> Result<Home, LinkError> {
+    let facts = on.facts(&LinkRef::Index(ifindex)).await?;
+    let addresses = addresses(on, ifindex).await?;
+    let (routes, _) = routes(on, ifindex).await?;
+    let sysctls = if names.is_empty() {
+        BTreeMap::new()
+    } else {
+        let name = facts.link.name.clone();
+        namespace::within(&on.namespace, host, move || sysctl::read(&name, &names)).await?
+    };
+    let (neighbours, settings) = (Vec::new(), facts.settings);
+    Ok(Home { link: facts.link, addresses, routes, neighbours, sysctls, settings })
 }
 
 /// In the kernel's order.

@@ -42,6 +42,13 @@ fn path(link: &str, name: &str) -> Option<PathBuf> {
     Some(PathBuf::from(folder).join(link).join(&name[prefix.len()..]))
 }
 
+/// The values of those that the link has.
+pub(super) fn read(link: &str, names: &[&'static str]) -> BTreeMap<String, String> {
+    let value = |name: &str| fs::read_to_string(path(link, name)?).ok();
+    let pair = |name: &&str| Some(((*name).to_owned(), value(name)?.trim_end().to_owned()));
+    names.iter().filter_map(pair).collect()
+}
+
 /// Write those that have another value now. Returns the first that the kernel refused, after trying all.
 pub(super) fn write(link: &str, sysctls: &BTreeMap<String, String>) -> Result<(), (String, io::Error)> {
     let mut refused = None;
