@@ -138,6 +138,7 @@ fn track<P: Packet, T: Tables>(
     if known.is_some() {
         case.tables.forget_flow(&place.key);
     }
+    // Here and not in `start`: its stack has to stay within 64 bytes, in steps of which older verifiers count.
     is_slow_enough(case, now)?;
     start(case, segment, place, now, note)
 }

@@ -23,6 +23,7 @@ mod programs {
     use netferry_ebpf::guard::guard;
     use netferry_ebpf::judge::{Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
+    use netferry_ebpf::opaque::reread;
     use netferry_ebpf::packet::hook;
     use netferry_ebpf::skb::{PACKET_HOST, Skb};
     use netferry_ebpf::sockopt;
@@ -103,7 +104,10 @@ mod programs {
             // Other programs of the host come after ours, and may still drop.
             Verdict::Pass => TC_ACT_UNSPEC,
             Verdict::Drop(_) => TC_ACT_SHOT,
-            verdict => redirect(context, verdict),
+            // Read back: a target that only some verdicts carry would be a stack slot that others leave unwritten, which
+            // older verifiers do not let a program read.
+            Verdict::Redirect(_) => redirect(context, Verdict::Redirect(reread(&scratch.target))),
+            Verdict::Bounce | Verdict::Refuse(_) => redirect(context, Verdict::Bounce),
         }
     }
 

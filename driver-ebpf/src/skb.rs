@@ -13,7 +13,7 @@ use crate::datagram::Datagram;
 use crate::flows::SharedFlow;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
-use crate::maps::Maps;
+use crate::maps::{Maps, scratch};
 use crate::packet::{Ethernet, HEAD_LEN, HEAD_LEN_V4, Packet, ethertype, hook};
 use crate::tables::Tables;
 use crate::{admit, answer, beyond, deliver, nd, rate, related};
@@ -339,11 +339,25 @@ extern "C" fn nf_related(skb: *mut __sk_buff, id: u32, way: u32, places: u32, v4
     }
 }
 
+/// The scratch a function was given, as an element of its map. Verifiers of Linux 6.1 and before take a key of a map
+/// from there, but not from an argument.
+#[inline(always)]
+fn again(given: *mut Scratch) -> Option<&'static mut Scratch> {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: copies a register. The compiler is not told that no memory is touched, and so expects the caller's scratch
+    // to be changed by what comes.
+    unsafe {
+        core::arch::asm!("{0} = {0}", in(reg) given);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = given;
+    scratch()
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn nf_reconsider(skb: *mut __sk_buff, id: u32, way: u32, scratch: *mut Scratch) -> u32 {
-    // SAFETY: the verifier makes sure that it is null or points to that much memory.
-    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+    let Some(scratch) = again(scratch) else {
         return Reason::NoEndpoint.number();
     };
     let packet = Inner { skb };
@@ -410,8 +424,8 @@ extern "C" fn nf_deliver(
     known: *const SharedFlow,
 ) -> u32 {
     // SAFETY: the verifier makes sure that each is null or points to that much memory.
-    let (scratch, endpoint, known) = unsafe { (scratch.as_mut(), endpoint.as_ref(), known.as_ref()) };
-    let (Some(scratch), Some(endpoint)) = (scratch, endpoint) else {
+    let (endpoint, known) = unsafe { (endpoint.as_ref(), known.as_ref()) };
+    let (Some(scratch), Some(endpoint)) = (again(scratch), endpoint) else {
         return Reason::NoEndpoint.number();
     };
     let packet = Inner { skb };

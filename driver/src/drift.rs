@@ -147,15 +147,19 @@ impl<T: Told> DriftWatch<T> {
         let look = move || {
             // A device that is gone is not unprotected; the sweep finds out.
             let ifindex = match (datapath.attached_ifindex(id), known) {
-                (Ok(Some(ifindex)), _) | (Ok(None), Some(ifindex)) => ifindex,
+                // An error with a known index: the kernel does not tell, as with filters in place of links.
+                (Ok(Some(ifindex)), _) | (Ok(None) | Err(_), Some(ifindex)) => ifindex,
                 (Ok(None), None) => return Look::Fine,
-                (Err(error), _) => {
+                (Err(error), None) => {
                     warn!(endpoint = id, "cannot look at its programs: {}", chain(&error));
                     return Look::Fine;
                 }
             };
             if nix::net::if_::if_indextoname(ifindex).is_err() {
                 return Look::Fine;
+            }
+            if let Err(error) = datapath.upgrade_inside(id) {
+                warn!(endpoint = id, "keeps the programs of an earlier daemon: {}", chain(&error));
             }
             match datapath.verify_inside(id, ifindex) {
                 Ok(_) => match datapath.repair_guard(id, ifindex) {

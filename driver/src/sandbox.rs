@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     attach::{AttachFailed, AttachedInterface, Attacher, Outcome, Problem, Reason},
-    claim::{ClaimRef, PodRef, service::Release, store::Store},
+    claim::{ClaimRef, InterfacePlan, PodRef, service::Release, store::Store},
     cluster::{Event, EventType, Subject},
     metrics::Metrics,
     nri::{PodEvents, PodSandbox},
@@ -181,5 +181,9 @@ impl Release for Sandboxes {
             .filter(|p| matches!(p.reason, Reason::NotReturned | Reason::ProgramsLeft));
         let notes: Vec<_> = away.map(|problem| problem.note.as_str()).collect();
         if notes.is_empty() { Ok(()) } else { Err(notes.join("; ")) }
+    }
+
+    fn unattachable(&self, plan: &InterfacePlan) -> Option<String> {
+        self.attacher.unattachable(plan)
     }
 }

@@ -234,7 +234,9 @@ fn attached(record: &InterfaceRecord, endpoint: Option<u32>) -> [Finding; 3] {
         (None, Isolation::Off) => {
             (false, "IsolationOff", "isolation is off for this interface: it has no programs".to_owned())
         }
-        (None, Isolation::Strict) => (false, "NoEndpoint", "the interface has no programs".to_owned()),
+        (None, Isolation::Strict | Isolation::BestEffort) => {
+            (false, "NoEndpoint", "the interface has no programs".to_owned())
+        }
     };
     // Without the programs that strict isolation asks for, an interface is never called ready.
     let ready = programs.0 || plan.isolation == Isolation::Off;

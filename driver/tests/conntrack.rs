@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use netferry::datapath::events::{FlowEvents, FlowRecord, Flows};
-use netferry::datapath::{AyaDatapath, Datapath as _, Placement};
+use netferry::datapath::{AyaDatapath, Datapath as _, Features, Placement};
 
 use frames::{Station, frames};
 use host::{able, ifindex};
@@ -53,7 +53,7 @@ pub(crate) fn waited(mut done: impl FnMut() -> bool) -> bool {
 /// Three pods on one network, with room for that many flows.
 pub(crate) fn network(flows: Option<u32>) -> (Node, AyaDatapath) {
     let node = Node::new();
-    let datapath = AyaDatapath::open_sized(&node.pins, flows).expect("open the datapath");
+    let datapath = AyaDatapath::open_sized(&node.pins, Features::probe(), flows).expect("open the datapath");
     let third = station_at(Destination::Other);
     for (id, of, station) in [(SENDER, "pod", POD), (MEMBER, "peer", PEER), (THIRD, "other", third)] {
         let host = node.pair(of, &station);

@@ -16,6 +16,7 @@ mod setup;
 mod tally;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,8 @@ enum Task {
     Ci(ci::Options),
     /// Send random frames through the eBPF programs and compare with an oracle.
     Fuzz(fuzz::Options),
+    /// Boot other kernels under QEMU, and test on them.
+    Vm(vm::Options),
     /// Run the benchmarks.
     Bench(bench::Options),
     /// Write what is made from the Rust types: the CustomResourceDefinition in manifests/.
@@ -58,17 +61,16 @@ fn main() -> ExitCode {
         Task::Lint(options) => lint::run(&options),
         Task::Ci(options) => ci::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Codegen => codegen::run(),
         Task::Manifests => manifests::run(),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = outcome {
+        eprintln!("xtask: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 #[cfg(test)]

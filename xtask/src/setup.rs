@@ -67,6 +67,19 @@ pub(crate) fn bench() -> Result<()> {
     install(&BENCH, "the benchmark")
 }
 
+/// What `cargo xtask vm` needs besides: an emulator, and what unpacks kernels and packs what they boot.
+const VIRTUAL_MACHINES: [(Need, &str); 3] = [
+    (Need::Program("qemu-system-x86_64"), "qemu-system-x86"),
+    (Need::Program("objcopy"), "binutils"),
+    (Need::Program("xz"), "xz-utils"),
+];
+
+/// Sets up what `cargo xtask vm` needs.
+pub(crate) fn virtual_machines() -> Result<()> {
+    tests()?;
+    install(&VIRTUAL_MACHINES, "kernels under QEMU")
+}
+
 fn install(needs: &[(Need, &'static str)], why: &str) -> Result<()> {
     let missing: Vec<_> =
         needs.iter().filter(|(need, _)| need.found().is_none()).map(|(_, package)| *package).collect();

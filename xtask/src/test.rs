@@ -1,5 +1,7 @@
 //! `cargo xtask test`: the machine set up, the programs built, every test run and counted.
 
+pub(crate) mod binaries;
+
 use std::{
     env, fs,
     process::{self, Command},
@@ -16,6 +18,7 @@ use crate::{
     leftovers::Leftovers,
     setup,
     tally::{self, Tally},
+    vm,
 };
 
 /// Options of `test`.
@@ -31,6 +34,9 @@ pub(crate) struct Options {
     /// Others test on this machine at the same time: do not look for what was left behind.
     #[arg(long)]
     shared_machine: bool,
+    /// Do not boot other kernels under QEMU, which takes some minutes.
+    #[arg(long)]
+    no_vm: bool,
     /// The eBPF toolchain.
     #[command(flatten)]
     ebpf: build_ebpf::Options,
@@ -64,6 +70,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for mut cargo in plan(options, whole) {
         cargo.env("NETFERRY_SKIP_LOG", &log);
         good &= tally::run(&mut cargo, &mut tally)?;
+    }
+    // A filter chooses among the tests of this machine.
+    if whole && !options.no_vm && options.filter.is_empty() {
+        good &= vm::boot(&vm::Options::default(), &log, &mut tally)?;
     }
     let skips = tally.take_skips(&log)?;
     for skip in &skips {
@@ -107,9 +117,7 @@ fn judge(tally: Tally, good: bool, allowed: Option<u64>, left: usize) -> Result<
 
 /// The `cargo test` runs. The eBPF crate's program is for another target; its library also runs here.
 fn plan(options: &Options, whole: bool) -> Vec<Command> {
-    let mut host = cargo();
-    host.args(["test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "netferry-ebpf"]);
-    host.args(["--features", "netferry/failpoints"]);
+    let mut host = binaries::of_host();
     if !whole {
         host.args(["--lib", "--bins"]);
     }

@@ -155,8 +155,8 @@ impl Attacher {
         };
         let endpoint = match (plan.isolation, interface.reserved) {
             (Isolation::Off, _) => None,
-            (Isolation::Strict, Some(id)) => Some(id),
-            (Isolation::Strict, None) => Some(self.new_endpoint().await?),
+            (Isolation::Strict | Isolation::BestEffort, Some(id)) => Some(id),
+            (Isolation::Strict | Isolation::BestEffort, None) => Some(self.new_endpoint().await?),
         };
         let attachment =
             Attachment { step: Step::Attaching, sandbox: sandbox.clone(), endpoint, home, pod_ifindex: None };
@@ -167,7 +167,7 @@ impl Attacher {
     async fn home_of(&self, plan: &InterfacePlan) -> Result<Home, AttachError> {
         let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
         let home = self.links.home(&Namespace::Host, link.ifindex).await?;
-        if plan.isolation == Isolation::Strict {
+        if plan.isolation != Isolation::Off {
             if plan.hardware_addr.or(link.mac).is_none() {
                 return Err(AttachError::NoMac(link.name));
             }
@@ -227,6 +227,11 @@ impl Attacher {
         Ok(())
     }
 
+    /// Whether the programs of an interface can only be put on once it is in the pod, and may be.
+    pub(super) async fn protected_inside(&self, plan: &InterfacePlan) -> bool {
+        plan.isolation == Isolation::BestEffort && !self.datapath(|datapath| datapath.travels()).await
+    }
+
     /// Protect, move or make, set up. The order is what keeps an unprotected link out of the pod.
     async fn bring_in(
         &self,
@@ -254,20 +259,27 @@ impl Attacher {
         let links = &self.links;
         let pod = namespace_of(&attachment.sandbox);
         links.set_up(&Namespace::Host, home.ifindex, false).await?;
-        if let Some(id) = attachment.endpoint {
+        let inside = self.protected_inside(plan).await;
+        if let Some(id) = attachment.endpoint.filter(|_| !inside) {
             let spec = endpoint_spec(plan, id, home)?;
             let ifindex = home.ifindex;
             self.datapath(move |datapath| datapath.attach(ifindex, &spec)).await?;
             self.restrict(id, plan).await?;
         }
         crossing("attach-after-programs")?;
-        if let Some(id) = attachment.endpoint {
+        // What is protected as well as can be is not refused for want of a guard.
+        if let Some(id) = attachment.endpoint.filter(|_| plan.isolation == Isolation::Strict) {
             self.put_guards(id, home.ifindex, cgroup).await?;
         }
         crossing("attach-after-guards")?;
         let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;
         crossing("attach-after-move")?;
         let mut programs = Vec::new();
+        if let Some(id) = attachment.endpoint.filter(|_| inside) {
+            let (spec, netns) = (endpoint_spec(plan, id, home)?, attachment.sandbox.netns.clone());
+            self.datapath(move |datapath| datapath.attach_inside(&netns, ifindex, &spec)).await?;
+            self.restrict(id, plan).await?;
+        }
         if let Some(id) = attachment.endpoint {
             programs = self.datapath(move |datapath| datapath.verify(id, ifindex)).await?;
         }
@@ -348,7 +360,7 @@ fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
         // A runtime may switch IPv6 off by default; a claim that names an address asks for it.
         set("ipv6/disable_ipv6", "0");
     }
-    if plan.isolation == Isolation::Strict {
+    if plan.isolation != Isolation::Off {
         // Only the planned addresses and the link-local address made of the MAC may send. Others would be
         // made from a router's advertisements, be chosen as sources, and be dropped.
         for name in ["accept_ra", "autoconf", "use_tempaddr", "addr_gen_mode"] {

@@ -5,7 +5,7 @@
 
 use super::{AttachError, Attacher, blocking, into_pod::endpoint_spec, port::port_spec};
 use crate::{
-    claim::{ClaimRef, InterfaceKey, InterfaceRecord},
+    claim::{ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord},
     datapath::{EndpointId, Isolation},
     link::{LinkRef, Namespace},
     telemetry::chain,
@@ -19,13 +19,26 @@ impl Attacher {
         let Some(checkpoint) = self.store.get(claim_uid) else { return };
         for interface in &checkpoint.interfaces {
             if interface.attachment.is_none()
-                && interface.plan.isolation == Isolation::Strict
+                && interface.plan.isolation != Isolation::Off
+                && !self.protected_inside(&interface.plan).await
                 && let Err(error) = self.protect_at_home(&checkpoint.claim, interface).await
             {
                 let device = &interface.plan.device;
                 tracing::info!(claim = %checkpoint.claim, device, "not protected ahead: {}", chain(&error));
             }
         }
+    }
+
+    /// Why an interface planned like this can never be attached here, if so.
+    #[must_use]
+    pub fn unattachable(&self, plan: &InterfacePlan) -> Option<String> {
+        let moved = plan.port().is_none();
+        let refused = moved && plan.isolation == Isolation::Strict && !self.datapath.travels();
+        refused.then(|| {
+            "isolation: \"strict\" is not allowed on this node, whose kernel lacks tcx (upstream since Linux 6.6): a pod \
+             could remove the programs of a moved link; \"best-effort\" or \"off\""
+                .to_owned()
+        })
     }
 
     async fn protect_at_home(

@@ -81,9 +81,10 @@ impl Attacher {
         let held = self.held_endpoints();
         let mut problems = Vec::new();
         for id in endpoints.into_iter().filter(|id| !held.contains(id)) {
-            let cleared = self.datapath(move |datapath| match datapath.attached_ifindex(id)? {
-                None => datapath.detach(id).map(|()| None),
-                Some(ifindex) => datapath.set_ready(id, false).map(|()| Some(ifindex)),
+            let cleared = self.datapath(move |datapath| match datapath.attached_ifindex(id) {
+                Ok(None) => datapath.detach(id).map(|()| None),
+                Ok(Some(ifindex)) => datapath.set_ready(id, false).map(|()| Some(ifindex)),
+                Err(error) => datapath.set_ready(id, false).and(Err(error)),
             });
             match cleared.await {
                 Ok(None) => {}

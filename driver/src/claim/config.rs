@@ -200,7 +200,7 @@ impl InterfaceConfig {
         if self.isolation == Some(Isolation::Off) {
             let set = [("policy", self.policy.is_some()), ("limits", self.limits.is_some())];
             for (field, _) in set.into_iter().filter(|(_, set)| *set) {
-                let allowed = "it with isolation \"strict\" only: without programs nothing would enforce it";
+                let allowed = "it with isolation \"strict\" or \"best-effort\" only: without programs nothing would enforce it";
                 errors.push(FieldError::new(field, "this field", allowed));
             }
         }

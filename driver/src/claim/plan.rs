@@ -18,7 +18,6 @@ use super::{
     made,
 };
 use crate::{
-    datapath::Isolation,
     device::Inventory,
     link::{MacAddr, Route, SubInterface},
     network::{access::Members, offer::Offer},
@@ -223,8 +222,11 @@ fn merged_config(
 /// through than another is more than a reader should have to work out, so the class's stands alone.
 fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError> {
     let mut errors = Vec::new();
-    if of_class.isolation == Some(Isolation::Strict) && claim.isolation == Some(Isolation::Off) {
-        errors.push(PlanError::new("isolation", "\"off\"", "\"strict\", which the device class sets"));
+    if let (Some(class), Some(own)) = (of_class.isolation, claim.isolation)
+        && own.strength() < class.strength()
+    {
+        let allowed = format!("\"{class}\", which the device class sets, or what is stricter");
+        errors.push(PlanError::new("isolation", format!("\"{own}\""), allowed));
     }
     if let Some(SubInterface::Vlan(vlan)) = claim.sub_interface {
         let allowed = "a VLAN in the device class only: on which one a pod is, is not for its claim to say";

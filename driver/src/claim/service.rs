@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Checkpoint, ClaimRef, InterfaceRecord,
+    Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord,
     plan::{Place, plan},
     store::Store,
 };
@@ -37,6 +37,11 @@ const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
 pub trait Release: Send + Sync {
     /// Return every link of the claim that is still out. Succeeds if none is.
     async fn release(&self, claim_uid: &str) -> Result<(), String>;
+    /// Why an interface planned like this can never be attached on this node, if so: then its claim is refused.
+    fn unattachable(&self, plan: &InterfacePlan) -> Option<String> {
+        let _ = plan;
+        None
+    }
 }
 
 /// Hears what became of claims, to tell the cluster afterwards. Must not block.
@@ -117,6 +122,7 @@ impl Claims {
         let (asked, driver, pool) = (asked.clone(), self.driver.clone(), self.pool.clone());
         let members = Arc::clone(&self.networks);
         let (store, inventory) = (Arc::clone(&self.store), Arc::clone(&self.inventory.borrow()));
+        let release = Arc::clone(&self.release);
         // The lock goes along: a write that was begun ends under it even if nobody waits for it any more.
         let planning = Arc::clone(&self.planning).lock_owned().await;
         spawn_blocking(move || {
@@ -130,7 +136,7 @@ impl Claims {
                 networks: &networks,
                 members: &*members,
             };
-            checkpoint(&claim, &asked, &place, &store)
+            checkpoint(&claim, &asked, &place, &*release, &store)
         })
         .await
         .map_err(|error| chain(&error))?
@@ -160,10 +166,17 @@ fn checkpoint(
     claim: &ResourceClaim,
     asked: &ClaimRef,
     place: &Place<'_>,
+    release: &dyn Release,
     store: &Store,
 ) -> Result<Checkpoint, String> {
     let plan = plan(claim, asked, place)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    let refused = |plan: &InterfacePlan| {
+        release.unattachable(plan).map(|why| format!("request {}: {why}", plan.request))
+    };
+    if let Some(why) = plan.interfaces.iter().find_map(refused) {
+        return Err(why);
+    }
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
     let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces };
     store.put(checkpoint.clone()).map_err(|error| chain(&error))?;

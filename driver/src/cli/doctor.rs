@@ -123,12 +123,20 @@ fn features() -> Vec<Check> {
         let found = if have { Ok("available".to_owned()) } else { Err("not available".to_owned()) };
         Check::of(name, state, found, advice)
     };
-    vec![check(
-        "tcx",
-        State::Failed,
-        features.tcx,
-        "Linux 6.6 or later: on older kernels a moved link cannot be protected (isolation: strict)",
-    )]
+    vec![
+        check(
+            "kernel clock for programs",
+            State::Failed,
+            features.coarse_clock,
+            "Linux 5.15 or later: the programs do not load without bpf_ktime_get_coarse_ns",
+        ),
+        check(
+            "tcx",
+            State::Warning,
+            features.tcx,
+            "Linux 6.6 or later: on older kernels a moved link cannot have isolation: strict, only best-effort",
+        ),
+    ]
 }
 
 /// The hook for socket options is not called for 32-bit system calls (`do_sock_setsockopt`, net/socket.c), that of the BPF

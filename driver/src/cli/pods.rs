@@ -37,6 +37,7 @@ fn row(holding: &Holding) -> [String; 10] {
         (Step::Attaching, _) => "attaching",
         (Step::Returning, _) => "returning",
         (Step::Attached, Isolation::Strict) => "protected",
+        (Step::Attached, Isolation::BestEffort) => "best effort",
         (Step::Attached, Isolation::Off) => "unprotected",
     };
     let drops = stats.into_iter().flat_map(|s| &s.drops).map(|(reason, n)| format!("{reason}={n}"));

@@ -92,9 +92,9 @@ fn rules(of: &InForce<'_>) -> Vec<[String; 6]> {
             ));
         }
         let action = match (of.isolation, side.otherwise()) {
-            (Isolation::Strict, Otherwise::Deny) => "deny",
+            (Isolation::Strict | Isolation::BestEffort, Otherwise::Deny) => "deny",
             // On the wire of a moved link, everybody is in the network.
-            (Isolation::Strict, Otherwise::Network) | (Isolation::Off, _) => "allow",
+            (Isolation::Strict | Isolation::BestEffort, Otherwise::Network) | (Isolation::Off, _) => "allow",
         };
         rows.push(row("otherwise".to_owned(), action, "all".to_owned(), "all".to_owned()));
     }

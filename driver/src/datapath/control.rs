@@ -10,8 +10,9 @@ use netferry_common::member::GATEWAY;
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 use netferry_common::{Addr, Member};
 
-use super::kernel::{AyaDatapath, Written, load, running_name};
+use super::kernel::{AyaDatapath, Written, load};
 use super::limits::Limits;
+use super::object::running_name;
 use super::policy::{CompiledPolicy, Otherwise, Peers, Policy, Room};
 use super::{AttachedProgram, Datapath as _, DatapathError, EndpointId, bpf_error, not_protected, sys};
 use crate::link::MacAddr;
@@ -188,6 +189,10 @@ impl AyaDatapath {
     pub fn repair_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         let mut written = self.written();
         let mut object = None;
+        let filters = self.pins.programs_of(id)?;
+        if !filters.is_empty() {
+            self.repair_filters(&mut written, id, ifindex, &filters)?;
+        }
         for link in self.pins.links_of(id)? {
             let running = sys::query(ifindex, link.hook)
                 .map_err(|source| bpf_error(format!("list the programs of interface {ifindex}"), source))?;

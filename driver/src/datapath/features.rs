@@ -20,6 +20,8 @@ pub struct Features {
     pub redirect_neigh: bool,
     /// The ring buffer that flow events go through (upstream since 5.8).
     pub ring_buffer: bool,
+    /// `bpf_ktime_get_coarse_ns`, the clock of the programs (upstream since 5.11). They do not load without it.
+    pub coarse_clock: bool,
     /// Type information of the kernel itself.
     pub kernel_btf: bool,
 }
@@ -35,15 +37,17 @@ impl Features {
             redirect_peer: helper(BpfHelper::BPF_FUNC_redirect_peer),
             redirect_neigh: helper(BpfHelper::BPF_FUNC_redirect_neigh),
             ring_buffer: is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(false),
+            coarse_clock: helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns),
             kernel_btf: std::path::Path::new("/sys/kernel/btf/vmlinux").exists(),
         }
     }
 
     /// Name, whether it is there, and what is lost without it.
     #[must_use]
-    pub fn each(&self) -> [(&'static str, bool, &'static str); 5] {
+    pub fn each(&self) -> [(&'static str, bool, &'static str); 6] {
         [
             ("tcx", self.tcx, "strict isolation of moved links is refused"),
+            ("coarse clock", self.coarse_clock, "the programs do not load"),
             ("redirect_peer", self.redirect_peer, "pods of a node talk through a slower redirect"),
             ("redirect_neigh", self.redirect_neigh, "traffic to the uplink goes through the host's stack"),
             ("ring buffer", self.ring_buffer, "there are no flow events"),

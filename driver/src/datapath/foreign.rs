@@ -42,7 +42,8 @@ pub(super) fn describe(hook: impl Into<String>, id: u32) -> ForeignProgram {
     ForeignProgram { hook: hook.into(), id, name: sys::program_name(id).unwrap_or_default() }
 }
 
-/// XDP programs and clsact filters of a link. An XDP program may be our guard; the caller knows.
+/// XDP programs and clsact filters of a link. An XDP program may be our guard, and the filters may be ours where there is no
+/// tcx; the caller knows.
 pub(super) fn netlink_programs(ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
     let list = || {
         let socket = Rtnetlink::open()?;
@@ -142,10 +143,10 @@ fn filter_program(filter: &TcMessage) -> Option<ForeignProgram> {
 }
 
 /// A blocking rtnetlink socket in the namespace of the calling thread.
-struct Rtnetlink(Socket);
+pub(super) struct Rtnetlink(Socket);
 
 impl Rtnetlink {
-    fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -153,7 +154,11 @@ impl Rtnetlink {
     }
 
     /// Sends one request and collects the answers: up to the end of a dump, or the one message.
-    fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(super) fn request(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
@@ -184,7 +189,7 @@ impl Rtnetlink {
                     _ => {}
                 }
             }
-            if flags & NLM_F_DUMP == 0 {
+            if flags & NLM_F_DUMP != NLM_F_DUMP {
                 return Ok(answers);
             }
         }

@@ -9,10 +9,11 @@ use aya::Ebpf;
 use aya::programs::SchedClassifier;
 
 use super::block::BlockTable;
+use super::fallback::unpin_filter;
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
-use super::object::{ProgramLoader, check_pinned, load_patiently};
+use super::object::{ProgramLoader, check_pinned, load_patiently, program_name};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables};
 use super::sys::{self, Hook};
@@ -48,14 +49,24 @@ impl AyaDatapath {
     /// Opens the pins under `root` ([`super::DEFAULT_ROOT`] on a host), or makes them. Mounts nothing: fails if
     /// the root is not on a bpf file system, or if a pinned map has another layout.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
-        Self::open_sized(root, None)
+        Self::open_sized(root, Features::probe(), None)
+    }
+
+    /// As [`Self::open`], with the features of the kernel as given: for a kernel to be used as one that has less.
+    pub fn open_with(root: &Path, features: Features) -> Result<Self, DatapathError> {
+        Self::open_sized(root, features, None)
     }
 
     /// Likewise, with room for that many flows if the maps are made now; a table that is pinned keeps its size.
-    pub fn open_sized(root: &Path, flows: Option<u32>) -> Result<Self, DatapathError> {
+    pub fn open_sized(root: &Path, features: Features, flows: Option<u32>) -> Result<Self, DatapathError> {
+        if !features.coarse_clock {
+            return Err(DatapathError::Unsupported {
+                feature: "bpf_ktime_get_coarse_ns (upstream since Linux 5.11)",
+                consequence: "the programs do not load; use Linux 5.15 or later",
+            });
+        }
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
-        let features = Features::probe();
         let programs = ProgramLoader::new(&pins, features, flows)?;
         // Endpoint 0 is nobody's: this is for the maps only.
         let mut object = programs.prepare(0)?;
@@ -90,9 +101,14 @@ impl AyaDatapath {
     }
 
     /// Programs on a link: those of others, and which of our endpoints the rest belong to.
-    fn survey(&self, ifindex: u32) -> Result<(Vec<ForeignProgram>, Vec<EndpointId>), DatapathError> {
+    pub(super) fn survey(
+        &self,
+        ifindex: u32,
+    ) -> Result<(Vec<ForeignProgram>, Vec<EndpointId>), DatapathError> {
         let tcx = foreign::tcx_programs(ifindex)?;
-        let owners = self.pins.owners(&tcx.iter().map(|program| program.id).collect::<Vec<_>>())?;
+        let others = foreign::netlink_programs(ifindex)?;
+        let ids = tcx.iter().map(|program| program.id).chain(others.iter().map(|program| program.id));
+        let owners = self.pins.owners(&ids.collect::<Vec<_>>())?;
         let (mut foreign, mut ours) = (Vec::new(), Vec::new());
         for TcxProgram { hook, id } in tcx {
             match owners.iter().find(|(program, _)| *program == id) {
@@ -100,9 +116,11 @@ impl AyaDatapath {
                 None => foreign.push(foreign::describe(hook.name(), id)),
             }
         }
-        for program in foreign::netlink_programs(ifindex)? {
-            if program.id == 0 || !self.is_guard(program.id)? {
-                foreign.push(program);
+        for program in others {
+            match owners.iter().find(|(id, _)| *id == program.id) {
+                Some((_, endpoint)) => ours.push(*endpoint),
+                None if program.id != 0 && self.is_guard(program.id)? => {}
+                None => foreign.push(program),
             }
         }
         Ok((foreign, ours))
@@ -186,21 +204,28 @@ impl AyaDatapath {
     }
 
     /// Detach, unpin and forget.
-    fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
+    pub(super) fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
         written.tables.set_ready(id, false)?;
         self.remove_guards(id)?;
+        for filter in self.pins.programs_of(id)? {
+            unpin_filter(&filter)?;
+        }
         self.pins.remove(id)?;
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
         written.preloaded.remove(&id);
         written.forget(id)
     }
 
-    fn check(
+    pub(super) fn check(
         &self,
         id: EndpointId,
         ifindex: u32,
         order: Order,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let filters = self.pins.programs_of(id)?;
+        if !filters.is_empty() {
+            return self.check_filters(id, ifindex, order, filters);
+        }
         let links = self.pins.links_of(id)?;
         if let Some(hook) = Hook::BOTH.iter().find(|hook| links.iter().all(|link| link.hook != **hook)) {
             return Err(not_protected(id, format!("its {} link is not pinned", hook.name())));
@@ -245,12 +270,16 @@ impl AyaDatapath {
 
 /// Whether the order of programs must be seen. It can only be asked in the namespace the device is in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     Seen,
     IfVisible,
 }
 
 impl Written {
+    pub(super) fn take_preloaded(&mut self, id: EndpointId) -> Option<Ebpf> {
+        self.preloaded.remove(&id)
+    }
+
     pub(super) fn remember(
         &mut self,
         link: &OwnedFd,
@@ -262,16 +291,6 @@ impl Written {
         self.attached.insert(info.program, (id, name));
         Ok(())
     }
-}
-
-/// Which program a link runs. The pin does not say which placement it was made for; the program's name does.
-pub(super) fn running_name(link: &PinnedLink, id: EndpointId) -> Result<&'static str, DatapathError> {
-    let running = sys::program_name(link.info.program)
-        .map_err(|source| bpf_error(format!("read the name of a program of endpoint {id}"), source))?;
-    PROGRAM_NAMES
-        .into_iter()
-        .find(|name| *name == running)
-        .ok_or_else(|| not_protected(id, format!("it runs {running}, which this version does not have")))
 }
 
 /// Puts a program of this process in the place of what a link runs.
@@ -323,21 +342,8 @@ fn fail_point(name: &'static str) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Names in driver-ebpf. On a moved link, what the device receives goes to the pod; on the host end of a
-/// veth pair it comes from the pod.
-const fn program_name(placement: Placement, hook: Hook) -> &'static str {
-    match (placement, hook) {
-        (Placement::MovedLink, Hook::Ingress) => "link_ingress",
-        (Placement::MovedLink, Hook::Egress) => "link_egress",
-        (Placement::HostVeth, Hook::Ingress) => "from_pod",
-        (Placement::HostVeth, Hook::Egress) => "to_pod",
-    }
-}
-
 /// Endpoints whose programs are held loaded ahead of their attach: about 100 kB of kernel memory each.
 const MOST_PRELOADED: usize = 64;
-
-const PROGRAM_NAMES: [&str; 4] = ["link_ingress", "link_egress", "from_pod", "to_pod"];
 
 impl Datapath for AyaDatapath {
     fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
@@ -348,10 +354,14 @@ impl Datapath for AyaDatapath {
         if spec.id == 0 {
             return Err(not_protected(0, "0 is no endpoint id"));
         }
+        if !self.features.tcx && spec.placement == Placement::HostVeth {
+            return self.attach_filters(ifindex, spec);
+        }
         if !self.features.tcx {
             return Err(DatapathError::Unsupported {
                 feature: "tcx (upstream since Linux 6.6)",
-                consequence: "a pod could remove the programs of a moved link, so strict isolation is refused",
+                consequence: "a pod could remove the programs of a moved link, so isolation strict is refused (best-effort \
+                              is possible)",
             });
         }
         let mut written = self.written();
@@ -363,6 +373,22 @@ impl Datapath for AyaDatapath {
                 tracing::error!(endpoint = spec.id, %error, "a failed attach could not be undone; it drops everything");
             }
         })
+    }
+
+    fn travels(&self) -> bool {
+        self.features.tcx
+    }
+
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        if spec.id == 0 {
+            return Err(not_protected(0, "0 is no endpoint id"));
+        }
+        self.attach_filters_in(netns, ifindex, spec)
     }
 
     fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
@@ -412,6 +438,9 @@ impl Datapath for AyaDatapath {
 
     fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
         let links = self.pins.links_of(id)?;
+        if let Some(filter) = self.pins.programs_of(id)?.first() {
+            return self.filter_ifindex(id, filter.ifindex);
+        }
         Ok(links.iter().map(|link| link.info.ifindex).find(|ifindex| *ifindex != 0))
     }
 

@@ -2,12 +2,14 @@
 
 mod block;
 pub mod cgroup;
+mod clsact;
 mod control;
 pub mod events;
 mod explain;
 #[cfg(any(test, feature = "failpoints"))]
 #[doc(hidden)]
 pub mod fake;
+mod fallback;
 pub mod features;
 mod foreign;
 mod guard;
@@ -51,8 +53,34 @@ pub enum Isolation {
     /// Programs on the link; no spoofing; default deny until ready. An attach fails if it cannot be had.
     #[default]
     Strict,
+    /// As strict where the kernel has tcx. Without, the programs are filters inside the pod: a pod with
+    /// `CAP_NET_ADMIN` can take them off until the next look at them.
+    #[serde(rename = "best-effort")]
+    BestEffort,
     /// No programs at all.
     Off,
+}
+
+impl Isolation {
+    /// To compare: the more, the stricter.
+    #[must_use]
+    pub fn strength(self) -> u8 {
+        match self {
+            Self::Strict => 2,
+            Self::BestEffort => 1,
+            Self::Off => 0,
+        }
+    }
+}
+
+impl std::fmt::Display for Isolation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Strict => "strict",
+            Self::BestEffort => "best-effort",
+            Self::Off => "off",
+        })
+    }
 }
 
 /// Where the programs of an endpoint sit.
@@ -98,13 +126,13 @@ pub struct ForeignProgram {
 /// Programs found attached and pinned for an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedProgram {
-    /// Hook: `tcx/ingress` or `tcx/egress`.
+    /// Hook: `tcx/ingress` or `tcx/egress`; `clsact/ingress` or `clsact/egress` without tcx.
     pub hook: String,
     /// Kernel's program id.
     pub id: u32,
     /// Program name.
     pub name: String,
-    /// Pin of the bpf link.
+    /// Pin of the bpf link, or of the program that a filter runs.
     pub pin: PathBuf,
     /// Interface index the link is attached to, in the namespace the device is in now; 0 once the device is gone.
     pub ifindex: u32,
@@ -195,6 +223,22 @@ pub trait Datapath: Send + Sync {
         let _ = spec;
         Ok(())
     }
+    /// Whether programs stay on a device that moves to another namespace. Where they do not, an attach to a moved
+    /// link is refused, and [`Datapath::attach_inside`] is all there is for it.
+    fn travels(&self) -> bool {
+        true
+    }
+    /// As [`Datapath::attach`], after the move: on a link, still down, in the namespace at `netns`, with its index
+    /// there. Whoever may change links in that namespace can take the programs off.
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let _ = netns;
+        self.attach(ifindex, spec)
+    }
     /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
     /// now) and, where the kernel can tell, first.
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;
@@ -230,7 +274,8 @@ pub trait Datapath: Send + Sync {
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
     /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device
-    /// is; `None` when the device or the pins are gone.
+    /// is; `None` when the device or the pins are gone. An error where the kernel does not tell, because there are
+    /// no links.
     fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError>;
     /// Close the gate, detach, unpin, and forget the endpoint's map entries. Succeeds if there is nothing.
     fn detach(&self, id: EndpointId) -> Result<(), DatapathError>;

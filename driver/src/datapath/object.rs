@@ -9,8 +9,9 @@ use netferry_common::{ENDPOINT_GLOBAL, PEER_GLOBAL, maps};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::features::Features;
-use super::pins::Pins;
-use super::{DatapathError, EndpointId, bpf_error};
+use super::pins::{PinnedLink, Pins};
+use super::sys::{self, Hook};
+use super::{DatapathError, EndpointId, Placement, bpf_error, not_protected};
 
 /// Built by `cargo xtask build-ebpf`, found by this crate's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netferry.o"));
@@ -61,6 +62,34 @@ impl ProgramLoader {
             .load(&bytes[..OBJECT.len()])
             .map_err(|source| bpf_error("prepare the eBPF object", source))
     }
+}
+
+/// Names in driver-ebpf. On a moved link, what the device receives goes to the pod; on the host end of a
+/// veth pair it comes from the pod.
+pub(super) const fn program_name(placement: Placement, hook: Hook) -> &'static str {
+    match (placement, hook) {
+        (Placement::MovedLink, Hook::Ingress) => "link_ingress",
+        (Placement::MovedLink, Hook::Egress) => "link_egress",
+        (Placement::HostVeth, Hook::Ingress) => "from_pod",
+        (Placement::HostVeth, Hook::Egress) => "to_pod",
+    }
+}
+
+const PROGRAM_NAMES: [&str; 4] = ["link_ingress", "link_egress", "from_pod", "to_pod"];
+
+/// Which program a link runs. The pin does not say which placement it was made for; the program's name does.
+pub(super) fn running_name(link: &PinnedLink, id: EndpointId) -> Result<&'static str, DatapathError> {
+    known_name(link.info.program, id)
+}
+
+/// Name of a program of endpoint `id`, which must be one of ours.
+pub(super) fn known_name(program: u32, id: EndpointId) -> Result<&'static str, DatapathError> {
+    let running = sys::program_name(program)
+        .map_err(|source| bpf_error(format!("read the name of a program of endpoint {id}"), source))?;
+    PROGRAM_NAMES
+        .into_iter()
+        .find(|name| *name == running)
+        .ok_or_else(|| not_protected(id, format!("it runs {running}, which this version does not have")))
 }
 
 /// Where in the object's file a constant of the programs is, a `u32`.

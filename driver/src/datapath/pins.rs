@@ -1,8 +1,9 @@
 //! Where things are pinned: `<root>/maps/<name>`, `<root>/links/<endpoint>/{ingress,egress}` and
-//! `<root>/uplinks/{uplink,overlay}-<ifindex>`.
+//! `<root>/uplinks/{uplink,overlay}-<ifindex>`. Without tcx there are programs instead of links:
+//! `<root>/links/<endpoint>/clsact_<interface>_{ingress,egress}`.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::sys::{self, Hook, TcxInfo};
@@ -17,6 +18,66 @@ const _: () = assert!(netferry_common::ABI == 1, "the folder in DEFAULT_ROOT car
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     root: PathBuf,
+}
+
+const CLSACT: &str = "clsact";
+const NEW: &str = "new";
+
+/// Interface index and hook in the name of a program's pin.
+fn of_filter(name: &str) -> Option<(u32, Hook)> {
+    let mut parts = name.strip_prefix(CLSACT)?.strip_prefix('_')?.split('_');
+    let (ifindex, hook) = (parts.next()?.parse().ok()?, parts.next()?);
+    let hook = Hook::BOTH.into_iter().find(|known| known.pin() == hook)?;
+    matches!((parts.next(), parts.next()), (None | Some(NEW), None)).then_some((ifindex, hook))
+}
+
+/// A pinned program that a filter runs.
+pub(super) struct PinnedProgram {
+    pub(super) hook: Hook,
+    pub(super) path: PathBuf,
+    /// The kernel's id of the program.
+    pub(super) id: u32,
+    /// The device, as numbered in the namespace it is in.
+    pub(super) ifindex: u32,
+}
+
+impl PinnedProgram {
+    /// What it is called in the eBPF object.
+    pub(super) fn name(&self, endpoint: EndpointId) -> Result<&'static str, DatapathError> {
+        super::object::known_name(self.id, endpoint)
+    }
+
+    pub(super) fn unpin(&self) -> Result<(), DatapathError> {
+        absent(std::fs::remove_file(&self.path))
+            .map_err(|source| bpf_error(format!("unpin the program {}", self.path.display()), source))
+    }
+}
+
+impl From<PinnedProgram> for AttachedProgram {
+    fn from(program: PinnedProgram) -> Self {
+        Self {
+            hook: program.hook.clsact_name().to_owned(),
+            id: program.id,
+            name: sys::program_name(program.id).unwrap_or_default(),
+            pin: program.path,
+            ifindex: program.ifindex,
+        }
+    }
+}
+
+/// A program that is pinned beside the one it takes the place of.
+pub(super) struct FreshProgram {
+    pub(super) id: u32,
+    beside: PathBuf,
+    path: PathBuf,
+}
+
+impl FreshProgram {
+    /// Its filter runs: the pin takes its place.
+    pub(super) fn settle(self) -> Result<(), DatapathError> {
+        std::fs::rename(&self.beside, &self.path)
+            .map_err(|source| bpf_error(format!("pin the program {}", self.path.display()), source))
+    }
 }
 
 /// A pinned link and what the kernel says about it.
@@ -162,6 +223,56 @@ impl Pins {
         Ok(links)
     }
 
+    /// Pins a program of an endpoint that a filter is to run, beside the one that it runs now.
+    pub(super) fn pin_program(
+        &self,
+        id: EndpointId,
+        ifindex: u32,
+        hook: Hook,
+        program: BorrowedFd<'_>,
+    ) -> Result<FreshProgram, DatapathError> {
+        let folder = self.folder(id);
+        let path = folder.join(format!("{CLSACT}_{ifindex}_{}", hook.pin()));
+        let beside = path.with_file_name(format!("{CLSACT}_{ifindex}_{}_{NEW}", hook.pin()));
+        let pin = || {
+            match std::fs::create_dir(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            absent(std::fs::remove_file(&beside))?;
+            sys::pin(program, &beside)?;
+            sys::program_id(program)
+        };
+        let id =
+            pin().map_err(|source| bpf_error(format!("pin the program {}", beside.display()), source))?;
+        Ok(FreshProgram { id, beside, path })
+    }
+
+    /// The pinned programs of an endpoint whose filters run, or may run, them: ingress first, and of two for one hook
+    /// the one that was settled.
+    pub(super) fn programs_of(&self, id: EndpointId) -> Result<Vec<PinnedProgram>, DatapathError> {
+        let folder = self.folder(id);
+        let list = || {
+            let mut found = Vec::new();
+            let entries = match std::fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+                entries => entries?,
+            };
+            for entry in entries {
+                let path = entry?.path();
+                let Some((ifindex, hook)) = path.file_name().and_then(|name| of_filter(name.to_str()?))
+                else {
+                    continue;
+                };
+                let program = sys::get_pinned(&path)?;
+                found.push(PinnedProgram { hook, id: sys::program_id(program.as_fd())?, ifindex, path });
+            }
+            found.sort_by(|one, other| (one.hook, &one.path).cmp(&(other.hook, &other.path)));
+            Ok::<_, io::Error>(found)
+        };
+        list().map_err(|source| bpf_error(format!("read the pins in {}", folder.display()), source))
+    }
+
     /// Detaches and unpins the links of an endpoint. Whatever else is in its folder goes too.
     pub(super) fn remove(&self, id: EndpointId) -> Result<(), DatapathError> {
         for link in self.links_of(id)? {
@@ -197,6 +308,13 @@ impl Pins {
                 links
                     .iter()
                     .map(|link| (link.info.program, id))
+                    .filter(|(program, _)| programs.contains(program)),
+            );
+            let pinned = self.programs_of(id)?;
+            owners.extend(
+                pinned
+                    .iter()
+                    .map(|program| (program.id, id))
                     .filter(|(program, _)| programs.contains(program)),
             );
         }

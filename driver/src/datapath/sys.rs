@@ -60,6 +60,14 @@ impl Hook {
         }
     }
 
+    /// Name in output, where a filter of a clsact qdisc stands in for a tcx link.
+    pub(super) const fn clsact_name(self) -> &'static str {
+        match self {
+            Self::Ingress => "clsact/ingress",
+            Self::Egress => "clsact/egress",
+        }
+    }
+
     /// Name in output.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -323,6 +331,11 @@ pub(super) fn program_name(id: u32) -> io::Result<String> {
     let program = owned(unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attr) }?)?;
     let info: ProgInfo = info(std::os::fd::AsFd::as_fd(&program))?;
     Ok(String::from_utf8_lossy(info.name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned())
+}
+
+/// Id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(info::<ProgInfo>(program)?.id)
 }
 
 #[repr(C)]

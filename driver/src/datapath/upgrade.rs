@@ -1,6 +1,8 @@
-//! The start of a new version on the pins of an old one.
+//! A new version of the programs, in the place of the old one and under its traffic.
 
-use super::kernel::{AyaDatapath, Written, running_name, update};
+use super::fallback::Reached;
+use super::kernel::{AyaDatapath, Written, update};
+use super::object::running_name;
 use super::{DatapathError, EndpointId};
 
 /// What became of the endpoints in an upgrade of their programs.
@@ -10,6 +12,8 @@ pub struct Upgrade {
     pub updated: Vec<EndpointId>,
     /// Their device is gone, and nothing was to be done.
     pub gone: Vec<EndpointId>,
+    /// Have filters, which are reached only from the namespace they are in; see [`AyaDatapath::upgrade_inside`].
+    pub later: Vec<EndpointId>,
     /// Still run what they ran; 0 stands for an uplink or a tunnel device.
     pub failed: Vec<(EndpointId, DatapathError)>,
 }
@@ -21,6 +25,15 @@ impl AyaDatapath {
         let mut written = self.written();
         let mut upgrade = Upgrade::default();
         for id in self.pins.endpoints()? {
+            let filters = self.pins.programs_of(id)?;
+            if !filters.is_empty() {
+                match self.upgrade_filters(&mut written, id, &filters) {
+                    Ok(Reached::Updated) => upgrade.updated.push(id),
+                    Ok(Reached::Elsewhere) => upgrade.later.push(id),
+                    Err(error) => upgrade.failed.push((id, error)),
+                }
+                continue;
+            }
             match self.upgrade_endpoint(&mut written, id) {
                 Ok(true) => upgrade.updated.push(id),
                 Ok(false) => upgrade.gone.push(id),

@@ -13,7 +13,7 @@ use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
-        ForeignProgram, Isolation, cgroup, limits::Limits, policy::Policy,
+        Features, ForeignProgram, Isolation, cgroup, limits::Limits, policy::Policy,
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
@@ -101,6 +101,13 @@ impl World {
         if let Some(cgroup) = places.cgroup_folder() {
             fs::create_dir(cgroup).expect("the pod's cgroup");
         }
+        // The kernel works out the state of a link that is up a moment later.
+        for _ in 0..100 {
+            if host.link("eth7").is_some_and(|link| link["operstate"] == "UP") {
+                break;
+            }
+            thread::sleep(std::time::Duration::from_millis(50));
+        }
         let before = host.snapshot();
         Some(Self { host, peer, pod, places, before, _dir: dir })
     }
@@ -175,7 +182,12 @@ impl Places {
     }
 
     pub(crate) fn datapath(&self) -> InHost {
-        let datapath = AyaDatapath::open(&self.pins).expect("datapath");
+        self.datapath_with(Features::probe())
+    }
+
+    /// The datapath as on a kernel with these features.
+    pub(crate) fn datapath_with(&self, features: Features) -> InHost {
+        let datapath = AyaDatapath::open_with(&self.pins, features).expect("datapath");
         InHost { datapath: Arc::new(datapath), host: self.host.clone() }
     }
 
@@ -242,7 +254,7 @@ fn plan_of_eth8() -> InterfacePlan {
 /// The programs' side, with every call made in the namespace that plays the host.
 #[derive(Clone)]
 pub(crate) struct InHost {
-    datapath: Arc<AyaDatapath>,
+    pub(crate) datapath: Arc<AyaDatapath>,
     host: PathBuf,
 }
 
@@ -264,6 +276,17 @@ impl Datapath for InHost {
     }
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.attach(ifindex, spec))
+    }
+    fn travels(&self) -> bool {
+        self.datapath.travels()
+    }
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.call(|datapath| datapath.attach_inside(netns, ifindex, spec))
     }
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.verify(id, ifindex))

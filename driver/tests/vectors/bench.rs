@@ -39,6 +39,11 @@ pub fn programs(direction: Direction) -> [&'static str; 2] {
     }
 }
 
+/// The clock of the programs: since boot.
+pub fn uptime() -> std::time::Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock").into()
+}
+
 /// Where `cargo xtask build-ebpf` puts the object.
 pub fn object() -> PathBuf {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/netferry.o");

@@ -1,5 +1,7 @@
 //! Flows: sequences of frames through an endpoint with policy, or on an isolated network.
 
+use std::time::Duration;
+
 use etherparse::{IpNumber, Ipv6Extensions};
 use netferry_common::endpoint::READY;
 use netferry_common::event::{CLOSE, DENY, OPEN};
@@ -9,8 +11,8 @@ use netferry_common::policy::{
 };
 use netferry_common::{Addr, Direction, Endpoint, Member, Reason, RuleKey};
 
-use super::bench::Bench;
 use super::bench::Outcome::{Drop, Pass};
+use super::bench::{Bench, uptime};
 use super::frames::*;
 
 use Direction::{FromPod, ToPod};
@@ -163,6 +165,10 @@ fn a_flow_ends_by_age_by_fin_and_by_rst() {
     let request = udp4(POD, PEER);
     bench.expect(FromPod, &request, &Pass);
     let (key, flow) = bench.flows()[0];
+    // Last seen when the machine was booted, which may have been just now.
+    while uptime() <= Duration::from_nanos(netferry_common::flow::lifetime(17, flow.state)) {
+        std::thread::sleep(Duration::from_millis(500));
+    }
     bench.set_flow(key, netferry_common::Flow { seen: 0, ..flow });
     bench.expect(ToPod, &answer(&request), &Drop(Reason::PolicyDefault));
 

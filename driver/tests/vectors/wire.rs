@@ -78,10 +78,12 @@ impl Wire {
             loader.map_pin_path(name, self.pins.join(name));
         }
         let mut ebpf = loader.load_file(object()).expect("the object loads");
+        // Where there is no tcx, aya attaches to this.
+        aya::programs::tc::qdisc_add_clsact(&host).expect("a clsact qdisc");
         for (name, hook) in [("from_pod", TcAttachType::Ingress), ("to_pod", TcAttachType::Egress)] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().expect("the verifier agrees");
-            program.attach(&host, hook).expect("tcx");
+            program.attach(&host, hook).expect("attach");
         }
         self.pods.push(ebpf);
         for addr in addresses(pod) {

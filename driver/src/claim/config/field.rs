@@ -84,8 +84,9 @@ pub(super) fn hardware_addr(value: &Value) -> Read<MacAddr> {
 pub(super) fn isolation(value: &Value) -> Read<Isolation> {
     match value.as_str() {
         Some("strict") => Ok(Isolation::Strict),
+        Some("best-effort") => Ok(Isolation::BestEffort),
         Some("off") => Ok(Isolation::Off),
-        _ => refuse("isolation", value, "\"strict\" or \"off\""),
+        _ => refuse("isolation", value, "\"strict\", \"best-effort\" or \"off\""),
     }
 }
 

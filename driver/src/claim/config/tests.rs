@@ -84,7 +84,10 @@ fn names_field_value_and_what_is_allowed() {
             json!({"mtus": 1}),
             "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits, subInterface",
         ),
-        (json!({"isolation": "none"}), "isolation: \"none\" is not allowed; \"strict\" or \"off\""),
+        (
+            json!({"isolation": "none"}),
+            "isolation: \"none\" is not allowed; \"strict\", \"best-effort\" or \"off\"",
+        ),
         (
             json!({"routes": [{}]}),
             "routes[0].destination: is missing; an IPv4 or IPv6 network, such as \"198.51.100.0/24\"",
@@ -370,7 +373,7 @@ fn any_config() -> impl Strategy<Value = InterfaceConfig> {
         option::of(68_u32..=65535),
         option::of(any::<[u8; 5]>().prop_map(|b| MacAddr([2, b[0], b[1], b[2], b[3], b[4]]))),
         option::of(collection::vec(route, 0..4)),
-        option::of(prop_oneof![Just(Isolation::Strict), Just(Isolation::Off)]),
+        option::of(prop_oneof![Just(Isolation::Strict), Just(Isolation::BestEffort), Just(Isolation::Off)]),
         option::of(any_policy()),
         option::of(any_limits()),
         option::of(any_sub_interface()),

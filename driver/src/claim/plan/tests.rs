@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     claim::{InterfaceRecord, config::API_VERSION},
+    datapath::Isolation,
     device::Device,
     network::access::NoNetworks,
 };
@@ -208,12 +209,22 @@ fn a_claim_cannot_take_off_what_its_class_demands() {
     let off = config("FromClaim", &[], &json!({"isolation": "off"}));
     let strict = config("FromClass", &[], &json!({"isolation": "strict"}));
     let results = [result("nic", "ens5")];
-    let error = planned(&claim(&results, &[strict, off.clone()]), &inventory(&["ens5"]), &[]).unwrap_err();
+    let error =
+        planned(&claim(&results, &[strict.clone(), off.clone()]), &inventory(&["ens5"]), &[]).unwrap_err();
     assert_eq!(
         error,
         "status.allocation.devices.config[1].opaque.parameters.isolation: \"off\" is not allowed; \
-         \"strict\", which the device class sets"
+         \"strict\", which the device class sets, or what is stricter"
     );
+    let weaker = config("FromClaim", &[], &json!({"isolation": "best-effort"}));
+    let error = planned(&claim(&results, &[strict, weaker]), &inventory(&["ens5"]), &[]).unwrap_err();
+    assert!(error.contains("\"best-effort\" is not allowed; \"strict\", which"), "{error}");
+    let class = config("FromClass", &[], &json!({"isolation": "best-effort"}));
+    let error = planned(&claim(&results, &[class.clone(), off.clone()]), &inventory(&["ens5"]), &[]);
+    assert!(error.unwrap_err().contains("\"off\" is not allowed; \"best-effort\""));
+    let stricter = config("FromClaim", &[], &json!({"isolation": "strict"}));
+    let plan = planned(&claim(&results, &[class, stricter]), &inventory(&["ens5"]), &[]).unwrap();
+    assert_eq!(plan.interfaces[0].isolation, Isolation::Strict);
     let plan = planned(&claim(&results, &[off]), &inventory(&["ens5"]), &[]).unwrap();
     assert_eq!(plan.interfaces[0].isolation, Isolation::Off);
 }
@@ -239,7 +250,8 @@ fn the_policy_and_limits_of_a_class_stand_alone() {
         format!("{at}.policy: {only}\n{at}.limits: {only}")
     );
     let off = config("FromClaim", &[], &json!({"isolation": "off"}));
-    let why = "it with isolation \"strict\" only: without programs nothing would enforce it";
+    let why =
+        "it with isolation \"strict\" or \"best-effort\" only: without programs nothing would enforce it";
     assert_eq!(
         plan(&[of_class, off]).unwrap_err(),
         format!(

@@ -1,0 +1,211 @@
+//! Kinds of links that not every kernel can make: dummy, vlan, ipvlan, vrf, netkit. Not part of a plain `cargo test`;
+//! `cargo xtask vm` runs it on kernels that have them.
+#![allow(missing_docs, reason = "a test binary")]
+
+mod support;
+#[path = "attach/world.rs"]
+mod world;
+
+use netferry::{
+    claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord},
+    datapath::{Datapath as _, EndpointSpec, Placement},
+    device::{discover::discover, sysfs::Sysfs},
+    link::MacAddr,
+};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoNetkit, LinkAttribute, LinkInfo, LinkMessage, NetkitMode,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use support::netns::NetNs;
+use world::{World, plan_of_eth7, pod_ref};
+
+const LINKS: [&str; 5] = [
+    "link add dummy0x type dummy",
+    "link add link eth7 name vlan5 type vlan id 5",
+    "link add link eth7 name ipvlan7 type ipvlan mode l2",
+    "link add vrf9 type vrf table 1009",
+    "link add link eth8 name macvlan8 type macvlan mode private",
+];
+
+/// A pair of netkit devices with Ethernet headers, made on the thread's namespace; iproute2 of Debian 12 cannot.
+fn add_netkit(name: &str) {
+    let mut link = LinkMessage::default();
+    let data = InfoData::Netkit(vec![InfoNetkit::Mode(NetkitMode::L2)]);
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Netkit), LinkInfo::Data(data)]),
+    ];
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::NewLink(link)));
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let mut socket = Socket::new(NETLINK_ROUTE).expect("a socket");
+    socket.bind_auto().expect("bind");
+    socket.connect(&SocketAddr::new(0, 0)).expect("connect");
+    socket.send(&bytes, 0).expect("send");
+    let (answer, _) = socket.recv_from_full().expect("an answer");
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).expect("an answer");
+    match answer.payload {
+        NetlinkPayload::Error(error) if error.code.is_none() => {}
+        other => panic!("no netkit pair: {other:?}"),
+    }
+}
+
+#[test]
+fn every_kind_is_discovered() {
+    let Some(world) = World::new("every_kind_is_discovered") else { return };
+    for link in LINKS {
+        world.host.ip(link);
+    }
+    world.host.run(|| add_netkit("netkit0"));
+    world.host.ip("link set vlan5 address 02:00:00:00:05:05");
+    let inventory = world.host.run(|| {
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .expect("private mounts");
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).expect("sysfs");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(discover(&Sysfs::default())).expect("an inventory")
+    });
+    let kind = |name: &str| {
+        let device = inventory.devices.values().find(|device| device.ifname == name);
+        device.unwrap_or_else(|| panic!("{name} is not in {inventory:?}")).kind.clone()
+    };
+    for (name, expected) in [
+        ("dummy0x", "dummy"),
+        ("vlan5", "vlan"),
+        ("ipvlan7", "ipvlan"),
+        ("vrf9", "vrf"),
+        ("macvlan8", "macvlan"),
+        ("netkit0", "netkit"),
+        ("eth7", "veth"),
+    ] {
+        assert_eq!(kind(name).as_deref(), Some(expected), "{name}");
+    }
+    let vlan = inventory.devices.values().find(|device| device.ifname == "vlan5").expect("vlan5");
+    assert_eq!(vlan.mac, "02:00:00:00:05:05".parse().ok());
+}
+
+fn claim(world: &World, plan: InterfacePlan) {
+    let claim = ClaimRef { namespace: "default".into(), name: "c".into(), uid: "c".into() };
+    let interfaces = vec![InterfaceRecord::planned(plan)];
+    world.places.store().put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
+}
+
+/// Attaches one link with strict isolation, looks at it from the pod, and brings it home as it was.
+async fn there_and_back(world: &World, link: &str, plan: InterfacePlan, look: impl FnOnce(&NetNs)) {
+    world.host.settle();
+    let before = world.host.snapshot();
+    claim(world, InterfacePlan { device: link.into(), host_link: link.into(), ..plan });
+    let attacher = world.places.attacher();
+    attacher.protect("c").await;
+    let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
+    assert_eq!(outcome.problems, [], "{link}");
+    let hooks: Vec<_> = outcome.attached[0].programs.iter().map(|it| it.hook.as_str()).collect();
+    assert_eq!(hooks, ["tcx/ingress", "tcx/egress"], "{link}");
+    look(&world.pod);
+    let id = outcome.attached[0].endpoint.expect("an endpoint");
+    let stats = world.places.datapath().stats(id).expect("counters");
+    assert!(stats.from_pod.packets > 0, "{link}: {stats:?}");
+    assert_eq!(attacher.give_back("s1").await.problems, [], "{link}");
+    before.assert_same(&world.host.snapshot_like(&before), link);
+    world.assert_nothing_left(link);
+}
+
+#[tokio::test]
+async fn a_dummy_goes_and_comes_back() {
+    let Some(world) = World::new("a_dummy_goes_and_comes_back") else { return };
+    world.host.ip("link add dummy0x address 02:00:00:00:0d:01 type dummy");
+    world.host.ip("addr add 192.0.2.200/24 dev dummy0x");
+    world.host.ip("link set dummy0x up");
+    there_and_back(&world, "dummy0x", plan_of_eth7(), |pod| {
+        pod.ip("neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev net1");
+        // Nobody answers: what the pod sends is counted.
+        let _ = pod.try_exec("ping -c 1 -W 1 198.51.100.9");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_vlan_goes_and_comes_back() {
+    let Some(world) = World::new("a_vlan_goes_and_comes_back") else { return };
+    world.host.ip("link add link eth7 name vlan5 type vlan id 5");
+    world.host.ip("addr add 192.0.2.5/24 dev vlan5");
+    world.host.ip("link set vlan5 up");
+    world.peer.ip("link add link far7 name far5 type vlan id 5");
+    world.peer.ip("link set far5 up");
+    world.peer.ip("addr add 203.0.113.1/24 dev far5");
+    let plan = InterfacePlan {
+        addresses: vec!["203.0.113.5/24".parse().expect("address")],
+        routes: Vec::new(),
+        mtu: None,
+        ..plan_of_eth7()
+    };
+    there_and_back(&world, "vlan5", plan, |pod| {
+        // The tag is the parent's affair: the programs see frames without it.
+        pod.exec("ping -c 2 -W 2 203.0.113.1");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_ipvlan_goes_and_comes_back() {
+    let Some(world) = World::new("an_ipvlan_goes_and_comes_back") else { return };
+    world.host.ip("link add link eth7 name ipvlan7 type ipvlan mode l2");
+    world.peer.ip("addr add 203.0.113.1/24 dev far7");
+    let plan = InterfacePlan {
+        // It has its parent's, and no other.
+        hardware_addr: None,
+        addresses: vec!["203.0.113.7/24".parse().expect("address")],
+        routes: Vec::new(),
+        mtu: None,
+        ..plan_of_eth7()
+    };
+    there_and_back(&world, "ipvlan7", plan, |pod| {
+        pod.exec("ping -c 2 -W 2 203.0.113.1");
+    })
+    .await;
+}
+
+/// The host's end of a netkit pair is guarded as that of a veth pair is.
+#[test]
+fn programs_sit_on_the_host_end_of_a_netkit_pair() {
+    let Some(world) = World::new("programs_sit_on_the_host_end_of_a_netkit_pair") else { return };
+    world.host.run(|| add_netkit("port0"));
+    let names = world.host.links();
+    let peer = names.iter().find(|name| name.starts_with("nk")).expect("a peer");
+    world.host.ip(&format!("link set {peer} netns {} name net1", world.pod.name));
+    let text = world.pod.link("net1").expect("net1")["address"].as_str().expect("a MAC").to_owned();
+    let mac: MacAddr = text.parse().expect("a MAC");
+    let datapath = world.places.datapath();
+    let here = world.host.ifindex("port0");
+    let spec = EndpointSpec {
+        id: 5,
+        placement: Placement::HostVeth,
+        network: 0,
+        mac,
+        addresses: vec!["192.0.2.10/24".parse().expect("address")],
+        mtu: 1500,
+    };
+    let attached = datapath.attach(here, &spec).expect("attach");
+    let names: Vec<_> = attached.iter().map(|it| (it.hook.as_str(), it.name.as_str())).collect();
+    assert_eq!(names, [("tcx/ingress", "from_pod"), ("tcx/egress", "to_pod")]);
+    world.pod.ip("addr add 192.0.2.10/24 dev net1");
+    world.pod.ip("link set net1 up");
+    world.host.ip("addr add 192.0.2.20/24 dev port0");
+    world.host.ip("link set port0 up");
+    world.pod.try_exec("ping -c 1 -W 1 192.0.2.20").expect_err("the gate is closed");
+    datapath.set_ready(5, true).expect("open");
+    world.pod.exec("ping -c 2 -W 2 192.0.2.20");
+    let stats = datapath.stats(5).expect("counters");
+    assert!(stats.from_pod.packets >= 2 && stats.to_pod.packets >= 2, "{stats:?}");
+    datapath.detach(5).expect("detach");
+    world.assert_nothing_left("after the detach");
+}

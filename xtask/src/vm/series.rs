@@ -1,0 +1,57 @@
+//! Which kernels are booted, and what is run on each.
+
+/// A series of kernels.
+pub(crate) struct Series {
+    /// How its versions begin; `newest` takes what the suite has.
+    pub(crate) name: &'static str,
+    /// The Debian suite that has it.
+    pub(crate) suite: &'static str,
+    /// What is run.
+    pub(crate) runs: &'static [Run],
+}
+
+/// One test binary and its arguments.
+pub(crate) struct Run {
+    /// Name of the test binary: of a file in `driver/tests/`.
+    pub(crate) binary: &'static str,
+    /// Arguments: names of tests, or options of the harness.
+    pub(crate) arguments: &'static [&'static str],
+}
+
+const fn all(binary: &'static str) -> Run {
+    Run { binary, arguments: &[] }
+}
+
+const fn some(binary: &'static str, arguments: &'static [&'static str]) -> Run {
+    Run { binary, arguments }
+}
+
+/// Programs on real links, without the test that measures time.
+const REAL_LINKS: Run = some("datapath", &["--skip", "attach_is_quick"]);
+
+/// The names, for the command line.
+pub(crate) const NAMES: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
+
+/// Oldest first.
+pub(crate) const SERIES: [Series; 4] = [
+    // Below the floor: it has to be refused in clear words.
+    Series { name: "5.10", suite: "bullseye", runs: &[all("floor")] },
+    // No tcx.
+    Series {
+        name: "6.1",
+        suite: "bookworm",
+        runs: &[all("vectors"), all("clsact"), all("floor"), some("attach", &["without_tcx"])],
+    },
+    Series { name: "6.12", suite: "trixie", runs: &[all("vectors"), REAL_LINKS, all("kinds")] },
+    Series { name: "newest", suite: "forky", runs: &[all("vectors"), REAL_LINKS, all("kinds")] },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_has_its_name_on_the_command_line() {
+        assert_eq!(SERIES.map(|series| series.name), NAMES);
+    }
+}
