@@ -7,7 +7,7 @@ use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 use netferry_common::{Direction, Endpoint, LimitKey, Reason};
 
 use crate::datagram::{Datagram, Part, check_addresses};
-use crate::flows::{self, Between, Place, agreed, question};
+use crate::flows::{self, Between, Place, SharedFlow, agreed, question};
 use crate::fragments;
 use crate::judge::{Case, Note, Scratch};
 use crate::opaque::reread;
@@ -24,12 +24,16 @@ pub fn is_tracked(endpoint: &Endpoint) -> bool {
         || endpoint.flags & (TRACK | DENY_FROM_POD | DENY_TO_POD) != 0
 }
 
-/// Decides about a datagram of a tracked endpoint. What most frames need is here: a flow that was allowed.
+/// Decides about a datagram of a tracked endpoint. What most frames need is here: a flow that was allowed, which is
+/// returned so that it need not be looked up again.
 #[inline(always)]
-pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+pub fn admit<'a, P: Packet, T: Tables>(
+    case: &Case<'a, P, T>,
+    scratch: &mut Scratch,
+) -> Result<Option<&'a SharedFlow>, Reason> {
     let Scratch { note, ip, place, segment, .. } = scratch;
     if ip.part != Part::Whole {
-        return case.packet.reconsider(case, scratch);
+        return case.packet.reconsider(case, scratch).map(|()| None);
     }
     *segment = transport::read(case.packet, ip)?;
     let segment = reread(segment);
@@ -40,13 +44,13 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
         if segment.means & ALONE != 0 {
             return Err(Reason::NoFlow);
         }
-        return case.packet.related(case, ip);
+        return case.packet.related(case, ip).map(|()| None);
     }
     if ip.group {
         if case.endpoint.network != 0 {
             return Err(Reason::NoReceiver);
         }
-        return case.packet.reconsider(case, scratch);
+        return case.packet.reconsider(case, scratch).map(|()| None);
     }
     place.find(flows::scope(case.endpoint, case.id), &Between::of(ip, &segment));
     let now = case.tables.now();
@@ -58,9 +62,9 @@ pub fn admit<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch)
             if flow.touch(place, &segment, now) {
                 note.event = event::CLOSE;
             }
-            Ok(())
+            Ok(Some(flow))
         }
-        _ => case.packet.reconsider(case, scratch),
+        _ => case.packet.reconsider(case, scratch).map(|()| None),
     }
 }
 

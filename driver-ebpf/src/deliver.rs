@@ -5,7 +5,7 @@ use netferry_common::endpoint::READY;
 use netferry_common::{Direction, Member, MemberKey, Reason};
 
 use crate::datagram::Part;
-use crate::flows::{agreed, question};
+use crate::flows::{SharedFlow, agreed, question};
 use crate::judge::{Case, Scratch};
 use crate::packet::{self, Packet};
 use crate::policy::decide;
@@ -32,9 +32,14 @@ impl Target {
 pub const BEYOND: u32 = u32::MAX;
 
 /// Finds where a datagram of the pod goes that the sender's side let through. Fragments, errors and datagrams with
-/// options go through the receiver's own program; all others are judged for it here.
+/// options go through the receiver's own program; all others are judged for it here. `known` is the datagram's flow where it
+/// was looked up already.
 #[inline(always)]
-pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
+pub fn deliver<P: Packet, T: Tables>(
+    case: &Case<'_, P, T>,
+    known: Option<&SharedFlow>,
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
     let Scratch { note, ip, place, segment, target, .. } = scratch;
     let key = MemberKey { network: case.endpoint.network, addr: ip.destination };
     let Some(member) = case.tables.member(&key).filter(Member::is_endpoint) else {
@@ -76,14 +81,17 @@ pub fn deliver<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratc
         target.path = path::NO_PEER;
         return Ok(());
     }
-    let flow = case.tables.flow(&place.key).ok_or(Reason::NoFlow)?;
-    if !flow.allowed(place, false, member.endpoint, receiver.policy) {
-        let asked = question(ip, segment, false, flow.opened_by_sender(place));
-        if let Err(reason) = agreed(decide(case.tables, receiver, &asked), &mut note.rule) {
-            case.tables.forget_flow(&place.key);
-            return Err(reason);
+    // What is written into a flow is written after a look-up of its own: the element may be another flow's by now.
+    if !known.is_some_and(|flow| flow.allowed(place, false, member.endpoint, receiver.policy)) {
+        let flow = case.tables.flow(&place.key).ok_or(Reason::NoFlow)?;
+        if !flow.allowed(place, false, member.endpoint, receiver.policy) {
+            let asked = question(ip, segment, false, flow.opened_by_sender(place));
+            if let Err(reason) = agreed(decide(case.tables, receiver, &asked), &mut note.rule) {
+                case.tables.forget_flow(&place.key);
+                return Err(reason);
+            }
+            flow.allow(place, false, member.endpoint, receiver.policy);
         }
-        flow.allow(place, false, member.endpoint, receiver.policy);
     }
     case.packet.charge(case.tables, member.endpoint, Direction::ToPod, receiver.flags, note)?;
     case.tables.passed(member.endpoint, Direction::ToPod, note.frames, note.bytes, path::HOST);

@@ -55,7 +55,18 @@ impl<'a, P: Packet, T: Tables> Case<'a, P, T> {
     /// The same case, found again in a function that was not handed it.
     #[inline(always)]
     pub fn again(packet: &'a P, tables: &'a T, id: u32, direction: Direction) -> Option<Self> {
-        let endpoint = tables.endpoint(id)?;
+        Self::of(packet, tables, id, tables.endpoint(id)?, direction)
+    }
+
+    /// Likewise, with the endpoint's record at hand.
+    #[inline(always)]
+    pub fn of(
+        packet: &'a P,
+        tables: &'a T,
+        id: u32,
+        endpoint: &'a Endpoint,
+        direction: Direction,
+    ) -> Option<Self> {
         let mac = packet::mac(endpoint.mac);
         Some(Self { packet, tables, id, endpoint, mac, direction, eth: packet.head(0)? })
     }
@@ -335,14 +346,15 @@ fn of_the_link<P: Packet, T: Tables>(case: &Case<'_, P, T>, target: &mut Target)
 /// Everything that is decided about a datagram.
 #[inline(always)]
 fn settle<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    if is_tracked(case.endpoint) {
-        admit(case, scratch)?;
+    let flow = if is_tracked(case.endpoint) {
+        admit(case, scratch)?
     } else {
         check_addresses(case, &scratch.ip)?;
-    }
+        None
+    };
     case.packet.charge(case.tables, case.id, case.direction, case.endpoint.flags, &scratch.note)?;
     if P::HOST_END && case.from_pod() && case.endpoint.network != 0 && case.endpoint.ifindex != 0 {
-        case.packet.deliver(case, scratch)?;
+        case.packet.deliver(case, flow, scratch)?;
         if reread(&scratch.target.path) == BEYOND {
             case.packet.depart(case, scratch)?;
         }

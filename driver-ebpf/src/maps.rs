@@ -3,18 +3,20 @@
 //! Macros take names as literals only; a test of the loaded object compares them with `netferry_common::maps`.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{
+    BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ringbuf_query};
 use aya_ebpf::macros::btf_map;
 use netferry_common::block::BLOCK_BITS_ALL;
 use netferry_common::counters::path;
 use netferry_common::event::DENY;
 use netferry_common::limit::{self, DENIES};
 use netferry_common::maps::{
-    EVENT_BYTES, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_BLOCKED, MAX_COUNTERS, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_FRAGMENTS, MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
+    EVENT_BYTES, EVENTS_WAIT, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_BLOCKED, MAX_COUNTERS, MAX_ENDPOINTS,
+    MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::{
@@ -237,7 +239,7 @@ impl Tables for Maps {
         match EVENTS.reserve_untyped::<Event>(0) {
             Some(mut place) => {
                 place.write(*event);
-                place.submit(0);
+                place.submit(wake());
             }
             None => lost(LOST_FULL),
         }
@@ -298,6 +300,16 @@ impl BlockList for Maps {
 fn is_held(event: &Event) -> bool {
     let key = LimitKey { endpoint: event.endpoint, direction: event.direction, kind: DENIES };
     Maps.take(&key, event.time, 1) == Some(false)
+}
+
+/// How the reader is told of an event. Waking it costs more than all else about a short connection, so it comes by itself
+/// every now and then, and is woken only if the ring fills faster than that.
+#[inline(always)]
+fn wake() -> u64 {
+    // SAFETY: the helper reads two counters of the map.
+    let waiting =
+        unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
+    u64::from(if waiting < EVENTS_WAIT { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP })
 }
 
 #[inline(always)]

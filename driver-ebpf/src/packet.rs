@@ -4,6 +4,7 @@ use bytemuck::{AnyBitPattern, Pod, Zeroable};
 use netferry_common::{Addr, Direction, Reason};
 
 use crate::datagram::Datagram;
+use crate::flows::SharedFlow;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::tables::Tables;
@@ -73,8 +74,13 @@ pub trait Packet: Sized {
     }
     /// [`deliver::deliver`], likewise.
     #[inline(always)]
-    fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-        deliver::deliver(case, scratch)
+    fn deliver<T: Tables>(
+        &self,
+        case: &Case<'_, Self, T>,
+        known: Option<&SharedFlow>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Reason> {
+        deliver::deliver(case, known, scratch)
     }
     /// [`depart::depart`], likewise.
     #[inline(always)]

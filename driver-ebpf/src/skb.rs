@@ -7,9 +7,10 @@ use aya_ebpf::helpers::{
 use bytemuck::{AnyBitPattern, Pod};
 use core::mem::MaybeUninit;
 use core::ptr;
-use netferry_common::{Addr, Direction, Reason};
+use netferry_common::{Addr, Direction, Endpoint, Reason};
 
 use crate::datagram::Datagram;
+use crate::flows::SharedFlow;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::maps::{Maps, scratch};
@@ -172,8 +173,14 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
     }
 
     #[inline(always)]
-    fn deliver<T: Tables>(&self, case: &Case<'_, Self, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-        passed(nf_deliver(self.skb, case.id, scratch))
+    fn deliver<T: Tables>(
+        &self,
+        case: &Case<'_, Self, T>,
+        known: Option<&SharedFlow>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Reason> {
+        let known = known.map_or(ptr::null(), ptr::from_ref);
+        passed(nf_deliver(self.skb, case.id, scratch, case.endpoint, known))
     }
 
     #[inline(always)]
@@ -409,15 +416,23 @@ extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) 
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn nf_deliver(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
-    let Some(scratch) = again(scratch) else {
+extern "C" fn nf_deliver(
+    skb: *mut __sk_buff,
+    id: u32,
+    scratch: *mut Scratch,
+    endpoint: *const Endpoint,
+    known: *const SharedFlow,
+) -> u32 {
+    // SAFETY: the verifier makes sure that each is null or points to that much memory.
+    let (endpoint, known) = unsafe { (endpoint.as_ref(), known.as_ref()) };
+    let (Some(scratch), Some(endpoint)) = (again(scratch), endpoint) else {
         return Reason::NoEndpoint.number();
     };
     let packet = Inner { skb };
-    let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
+    let Some(case) = Case::of(&packet, &Maps, id, endpoint, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
-    code(deliver::deliver(&case, scratch))
+    code(deliver::deliver(&case, known, scratch))
 }
 
 #[unsafe(no_mangle)]

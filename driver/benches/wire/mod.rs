@@ -6,6 +6,7 @@ mod load;
 mod netns;
 mod options;
 mod ours;
+mod overlay;
 mod paths;
 mod table;
 mod tcp;

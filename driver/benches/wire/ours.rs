@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use anyhow::{Context, Result, ensure};
 use netferry::datapath::events::FlowEvents;
@@ -11,7 +12,17 @@ use netferry::datapath::limits::{Limits, RateLimit};
 use netferry::datapath::policy::{Action, CompiledPolicy, Peer, Peers, Policy, Rule, Rules};
 use netferry::datapath::{AyaDatapath, Datapath as _, EndpointSpec, Placement};
 
+use super::netns::Netns;
 use super::paths::{Parts, Pods, address, mac, other_peer};
+
+/// A pod's link as it is protected.
+pub(crate) struct Endpoint {
+    pub(crate) id: u32,
+    pub(crate) network: u32,
+    /// Its number: `h<pod>` is its host end.
+    pub(crate) pod: u8,
+    pub(crate) mtu: u32,
+}
 
 /// The datapath of a node, with a reader of its events as the daemon is one.
 pub(crate) struct Node {
@@ -20,9 +31,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Opens it on the bpf file system of this process.
+    /// Opens one more on the bpf file system of this process.
     pub(crate) fn open() -> Result<Self> {
-        let root = PathBuf::from("/sys/fs/bpf/netferry-bench");
+        static OPENED: AtomicU32 = AtomicU32::new(0);
+        let nth = OPENED.fetch_add(1, Relaxed);
+        let root = PathBuf::from(format!("/sys/fs/bpf/netferry-bench-{nth}"));
         let datapath = Arc::new(AyaDatapath::open(&root).context("open the datapath")?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut events = runtime.block_on(async { FlowEvents::open(&root) })?;
@@ -35,28 +48,8 @@ impl Node {
         let pods = Pods::veths()?;
         self.networks += 1;
         let ids = [2 * self.networks, 2 * self.networks + 1];
-        // Once for both: they share its entries.
-        let policy = rules.map(|rules| self.compiled(rules)).transpose()?;
         for (pod, id) in (1..).zip(ids) {
-            let spec = EndpointSpec {
-                id,
-                placement: Placement::HostVeth,
-                network: self.networks,
-                mac: mac(pod).parse().map_err(anyhow::Error::msg)?,
-                addresses: vec![format!("{}/24", address(pod)).parse()?],
-                mtu: 1500,
-            };
-            pods.host.run(|| {
-                let link = nix::net::if_::if_nametoindex(format!("h{pod}").as_str())?;
-                Ok(self.datapath.attach(link, &spec)?)
-            })?;
-            // What is measured is how fast flows can be opened, not that it is limited.
-            let limit = Some(RateLimit { new_flows_per_second: Some(10_000_000), ..RateLimit::default() });
-            self.datapath.set_limits(id, &Limits { ingress: limit, egress: limit, ..Limits::default() })?;
-            if let Some(policy) = &policy {
-                self.datapath.set_compiled(id, policy)?;
-            }
-            self.datapath.set_ready(id, true)?;
+            self.protect(&pods.host, &Endpoint { id, network: self.networks, pod, mtu: 1500 }, rules)?;
         }
         pods.one_subnet()?;
         let (host, datapath) = (pods.host.clone(), Arc::clone(&self.datapath));
@@ -70,6 +63,35 @@ impl Node {
             Ok(())
         };
         Ok((pods, Box::new(evidence), vec![]))
+    }
+
+    /// The datapath alone.
+    pub(crate) fn datapath(&self) -> Arc<AyaDatapath> {
+        Arc::clone(&self.datapath)
+    }
+
+    /// Makes a pod's host end an endpoint, ready. Policies that are alike share their entries.
+    pub(crate) fn protect(&self, host: &Netns, endpoint: &Endpoint, rules: Option<u32>) -> Result<()> {
+        let Endpoint { id, network, pod, mtu } = *endpoint;
+        let spec = EndpointSpec {
+            id,
+            placement: Placement::HostVeth,
+            network,
+            mac: mac(pod).parse().map_err(anyhow::Error::msg)?,
+            addresses: vec![format!("{}/24", address(pod)).parse()?],
+            mtu,
+        };
+        host.run(|| {
+            let link = nix::net::if_::if_nametoindex(format!("h{pod}").as_str())?;
+            Ok(self.datapath.attach(link, &spec)?)
+        })?;
+        // What is measured is how fast flows can be opened, not that it is limited.
+        let limit = Some(RateLimit { new_flows_per_second: Some(10_000_000), ..RateLimit::default() });
+        self.datapath.set_limits(id, &Limits { ingress: limit, egress: limit, ..Limits::default() })?;
+        if let Some(rules) = rules {
+            self.datapath.set_compiled(id, &self.compiled(rules)?)?;
+        }
+        Ok(self.datapath.set_ready(id, true)?)
     }
 
     fn compiled(&self, rules: u32) -> Result<Arc<CompiledPolicy>> {

@@ -10,9 +10,10 @@ use super::bare::{self, Jump};
 use super::load::Ends;
 use super::netns::Netns;
 use super::ours::Node;
+use super::overlay;
 
 /// Every path, in the order of the tables.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 14] = [
     "direct",
     "bridge",
     "bridge-nft",
@@ -24,6 +25,9 @@ pub(crate) const NAMES: [&str; 11] = [
     "ours-1",
     "ours-10k",
     "ours-100k",
+    "vxlan-bridge",
+    "overlay",
+    "overlay-10k",
 ];
 
 /// Prefixes in the set of `bridge-nft`.
@@ -57,6 +61,9 @@ impl Path {
             "ours-1" => node.path(Some(1)),
             "ours-10k" => node.path(Some(10_000)),
             "ours-100k" => node.path(Some(100_000)),
+            "vxlan-bridge" => overlay::kernel(),
+            "overlay" => overlay::ours(None),
+            "overlay-10k" => overlay::ours(Some(10_000)),
             _ => bail!("no path {name}"),
         };
         let (pods, evidence, keep) = made.with_context(|| format!("make the path {name}"))?;
@@ -77,7 +84,7 @@ pub(crate) struct Pods {
 
 impl Pods {
     /// Three namespaces with nothing in them.
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let (host, client, server) = (Netns::new()?, Netns::new()?, Netns::new()?);
         Ok(Self { host, client, server, to: Ipv4Addr::new(10, 77, 0, 2) })
     }
@@ -86,11 +93,18 @@ impl Pods {
     pub(crate) fn veths() -> Result<Self> {
         let pods = Self::new()?;
         for (pod, netns) in [(1, &pods.client), (2, &pods.server)] {
-            let (mac, path) = (mac(pod), netns.path());
-            pods.host.ip(&format!("link add h{pod} type veth peer name eth0 address {mac} netns {path}"))?;
-            pods.host.ip(&format!("link set h{pod} up"))?;
+            Self::veth(&pods.host, pod, netns, 1500)?;
         }
         Ok(pods)
+    }
+
+    /// A veth pair between a host and a pod.
+    pub(crate) fn veth(host: &Netns, pod: u8, netns: &Netns, mtu: u32) -> Result<()> {
+        let (mac, path) = (mac(pod), netns.path());
+        host.ip(&format!(
+            "link add h{pod} mtu {mtu} type veth peer name eth0 mtu {mtu} address {mac} netns {path}"
+        ))?;
+        host.ip(&format!("link set h{pod} up"))
     }
 
     /// Gives both an address on one subnet, and sets them up.

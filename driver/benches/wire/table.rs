@@ -9,7 +9,7 @@ pub(crate) struct Results {
 }
 
 /// Paths that others are compared with.
-const BASES: [&str; 3] = ["direct", "bridge", "bridge-nft"];
+const BASES: [&str; 4] = ["direct", "bridge", "bridge-nft", "vxlan-bridge"];
 
 impl Results {
     pub(crate) fn new(paths: &[&'static str]) -> Self {

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
 use futures::Stream;
 use netferry_common::{Addr, Direction, Event, Flow, FlowKey, Reason, event, flow, maps};
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{DatapathError, EndpointId, bpf_error, sys};
 
@@ -75,32 +77,42 @@ fn direction(number: u32) -> &'static str {
 /// Reads events. An event goes to one reader only: the daemon reads, and hands on.
 pub struct FlowEvents {
     ring: AsyncFd<RingBuf<MapData>>,
+    /// The programs wake nobody for a few events.
+    looks: Interval,
     lost: PerCpuArray<MapData, u64>,
 }
 
 impl FlowEvents {
-    /// Opens the ring under the root of a datapath that is or was open. Needs a Tokio runtime.
+    /// Opens the ring under the root of a datapath that is or was open. Needs a Tokio runtime with time and I/O.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
         let ring = RingBuf::try_from(Map::RingBuf(pinned(root, maps::EVENTS)?))
             .map_err(|source| bpf_error("use the ring of events", source))?;
         let lost = PerCpuArray::try_from(Map::PerCpuArray(pinned(root, maps::LOST)?))
             .map_err(|source| bpf_error("use the counter of lost events", source))?;
         let ring = sys::watch(ring).map_err(|source| bpf_error("wait for events", source))?;
-        Ok(Self { ring, lost })
+        let mut looks = interval(Duration::from_millis(maps::EVENTS_EVERY));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { ring, looks, lost })
     }
 
-    /// The next event, when there is one. Cancel safe.
+    /// The next event, when there is one: at most [`maps::EVENTS_EVERY`] after it happened. Cancel safe.
     pub async fn next(&mut self) -> Result<FlowEvent, DatapathError> {
         loop {
-            let mut ready =
-                self.ring.readable_mut().await.map_err(|source| bpf_error("wait for events", source))?;
-            while let Some(item) = ready.get_inner_mut().next() {
+            // Where events never end, others have their turn too.
+            tokio::task::consume_budget().await;
+            while let Some(item) = self.ring.get_mut().next() {
                 // Another size would be another version's event.
                 if let Ok(event) = bytemuck::try_pod_read_unaligned::<Event>(&item) {
                     return Ok(FlowEvent::from(&event));
                 }
             }
-            ready.clear_ready();
+            tokio::select! {
+                ready = self.ring.readable_mut() => {
+                    // What came since is found by the next look at the latest.
+                    ready.map_err(|source| bpf_error("wait for events", source))?.clear_ready();
+                }
+                _ = self.looks.tick() => {}
+            }
         }
     }
 
