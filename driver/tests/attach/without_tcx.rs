@@ -80,7 +80,10 @@ async fn best_effort_guards_from_inside_the_pod_and_comes_back() {
     world.pod.exec("tc qdisc del dev net1 clsact");
     assert_eq!(watch.look_at_all().await.len(), 1);
     let note = heard.0.lock().expect("not poisoned")[0].note();
-    assert!(note.contains("does not run its clsact/ingress program; they are first again"), "{note}");
+    assert!(
+        note.contains("does not run its clsact/ingress program; its programs are in place, and first again"),
+        "{note}"
+    );
     assert!(watch.look_at_all().await.is_empty());
     world.pod.exec("ping -c 1 -W 2 198.51.100.1");
 

@@ -16,18 +16,31 @@ pub(crate) struct Run {
     pub(crate) binary: &'static str,
     /// Arguments: names of tests, or options of the harness.
     pub(crate) arguments: &'static [&'static str],
+    /// Variables of its environment.
+    pub(crate) variables: &'static [(&'static str, &'static str)],
 }
 
 const fn all(binary: &'static str) -> Run {
-    Run { binary, arguments: &[] }
+    some(binary, &[])
 }
 
 const fn some(binary: &'static str, arguments: &'static [&'static str]) -> Run {
-    Run { binary, arguments }
+    Run { binary, arguments, variables: &[] }
 }
 
 /// Programs on real links, without the test that measures time.
 const REAL_LINKS: Run = some("datapath", &["--skip", "attach_is_quick"]);
+
+/// Every kind of sub-interface; the kernels of the distribution have all of them.
+const SUBINTERFACES: Run = Run {
+    binary: "subinterface",
+    arguments: &[],
+    variables: &[("NETFERRY_SUBINTERFACES", "macvlan,ipvlan,vlan")],
+};
+
+/// What is run where there is tcx.
+const NETWORKS: [Run; 6] =
+    [all("vectors"), REAL_LINKS, all("kinds"), SUBINTERFACES, all("port"), all("uplink")];
 
 /// The names, for the command line.
 pub(crate) const NAMES: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
@@ -42,8 +55,8 @@ pub(crate) const SERIES: [Series; 4] = [
         suite: "bookworm",
         runs: &[all("vectors"), all("clsact"), all("floor"), some("attach", &["without_tcx"])],
     },
-    Series { name: "6.12", suite: "trixie", runs: &[all("vectors"), REAL_LINKS, all("kinds")] },
-    Series { name: "newest", suite: "forky", runs: &[all("vectors"), REAL_LINKS, all("kinds")] },
+    Series { name: "6.12", suite: "trixie", runs: &NETWORKS },
+    Series { name: "newest", suite: "forky", runs: &NETWORKS },
 ];
 
 #[cfg(test)]
