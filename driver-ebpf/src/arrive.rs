@@ -11,6 +11,7 @@ use crate::datagram::{Datagram, Part};
 use crate::depart::is_link_local;
 use crate::forward::take_hop;
 use crate::judge::{Case, Scratch};
+use crate::opaque::anew;
 use crate::packet::{self, Arp, ETH_LEN, Ethernet, Ipv6, Packet, ethertype, hook, is_group};
 use crate::tables::Tables;
 use crate::transport::protocol::ICMPV6;
@@ -91,25 +92,25 @@ impl<P: Packet, T: Tables> Arrival<'_, P, T> {
         if let Err(reason) = self.packet.datagram(self.eth.ethertype == ethertype::IPV4, ip) {
             return Ok(Entrance::Nobody(reason));
         }
-        let [kind, ..]: [u8; 4] = bytemuck::cast(ip.transport[0]);
-        let icmp = ip.protocol == ICMPV6 && !ip.v4 && ip.part != Part::Later;
-        if bridged && icmp && kind == NEIGHBOR_SOLICITATION {
+        if bridged && message(ip) == Some(NEIGHBOR_SOLICITATION) {
             return Ok(Entrance::Link);
         }
         if ip.group {
             return Ok(Entrance::Nobody(Reason::NoReceiver));
         }
         // Neighbour discovery and multicast listening go no further than their link, and nor do its addresses.
-        let of_the_link = icmp && matches!(kind, 130..=137 | 143);
+        let of_the_link = matches!(message(ip), Some(130..=137 | 143));
         if !bridged && (of_the_link || is_link_local(ip.source) || is_link_local(ip.destination)) {
             return Ok(Entrance::Nobody(Reason::NoReceiver));
         }
+        // The deepest chain of functions goes through here: what was read stays in the scratch, not on the stack.
+        let ip = anew(ip);
         let Some(member) = self.endpoint(ip.destination)? else {
             return Ok(Entrance::Nobody(Reason::Nobody));
         };
         if bridged {
             self.check_source(ip.source)?;
-            if icmp && kind == NEIGHBOR_ADVERTISEMENT {
+            if message(ip) == Some(NEIGHBOR_ADVERTISEMENT) {
                 // It speaks for its target, whoever sent it.
                 let target = self.packet.load(ip.offset as usize + 8).ok_or(Reason::MalformedNd)?;
                 self.check_source(Addr::from_words(target))?;
@@ -234,6 +235,13 @@ pub fn arrive<P: Packet, T: Tables>(
     target.ifindex = case.endpoint.ifindex;
     target.path = way(hook);
     Ok(())
+}
+
+/// Type of an ICMPv6 message.
+#[inline(always)]
+fn message(ip: &Datagram) -> Option<u8> {
+    let [kind, ..]: [u8; 4] = bytemuck::cast(ip.transport[0]);
+    (ip.protocol == ICMPV6 && !ip.v4 && ip.part != Part::Later).then_some(kind)
 }
 
 /// Which way a frame came that was met there.

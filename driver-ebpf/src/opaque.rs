@@ -55,3 +55,22 @@ pub fn reread<T: Copy>(place: &T) -> T {
     // SAFETY: a reference is valid for reads.
     unsafe { core::ptr::read_volatile(place) }
 }
+
+/// The same place. The compiler does not know that it is, and so does not keep what it read there before.
+#[inline(always)]
+#[must_use]
+pub fn anew<T>(place: &T) -> &T {
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        place
+    }
+    #[cfg(target_arch = "bpf")]
+    {
+        let same: *const T;
+        // SAFETY: copies one register, which holds a reference.
+        unsafe {
+            core::arch::asm!("{0} = {1}", out(reg) same, in(reg) place, options(pure, nomem, preserves_flags));
+            &*same
+        }
+    }
+}

@@ -124,6 +124,27 @@ async fn a_link_comes_back_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn an_address_older_than_the_link_local_one_stays_behind_it() {
+    let Some(world) = world("an_address_older_than_the_link_local_one_stays_behind_it") else { return };
+    for words in
+        ["addr add fe80::77/64 dev eth7 nodad", "link set eth7 up", "addr add fe80::78/64 dev eth7 nodad"]
+    {
+        world.host.ip(words);
+    }
+    let before = world.host.snapshot();
+    let home = world.home().await;
+    let there = world.links.move_to(&Namespace::Host, home.link.ifindex, &world.pod(), "net1", None).await;
+    let back = world
+        .links
+        .move_to(&world.pod(), there.expect("move"), &Namespace::Host, "eth7", Some(home.link.ifindex))
+        .await
+        .expect("move back");
+    world.links.restore(back, &home).await.expect("restore");
+    before.assert_same(&world.host.snapshot_like(&before), "after the round trip");
+    assert_eq!(world.home().await, home);
+}
+
+#[tokio::test]
 async fn a_link_that_was_down_stays_down() {
     let Some(world) = world("a_link_that_was_down_stays_down") else { return };
     world.host.ip("addr add 198.51.100.7/24 dev eth7");

@@ -154,7 +154,7 @@ async fn pods_share_a_link_that_stays() {
                 id: "s2".into(),
                 pod: second_pod(),
                 netns: Some(other.path.clone()),
-                cgroup_parent: world.places.sandbox().cgroup_parent,
+                ..world.places.sandbox()
             },
         ];
         // A VLAN is there once.

@@ -19,7 +19,7 @@ use clap::Args;
 use self::{
     initramfs::Contents,
     machine::Outcome,
-    series::{SERIES, Series},
+    series::{Run, SERIES, Series},
 };
 use crate::{
     build_ebpf,
@@ -107,16 +107,18 @@ fn boot_one(
 ) -> Result<bool> {
     let kernel = debian::kernel(series)?;
     println!("== kernel {} (Debian {})", kernel.version, series.suite);
-    let chosen: Vec<(&str, Vec<&str>)> = if options.tests.is_empty() {
-        series.runs.iter().map(|run| (run.binary, run.arguments.to_vec())).collect()
+    let by_name = |name| series.runs.iter().find(|run: &&Run| run.binary == name);
+    let chosen: Vec<(&str, &[&str], &[(&str, &str)])> = if options.tests.is_empty() {
+        series.runs.iter().map(|run| (run.binary, run.arguments, run.variables)).collect()
     } else {
-        options.tests.iter().map(|binary| (binary.as_str(), Vec::new())).collect()
+        let named = options.tests.iter().map(String::as_str);
+        named.map(|name| (name, &[][..], by_name(name).map_or(&[][..], |run| run.variables))).collect()
     };
     let mut contents = Contents::new(&kernel)?;
-    for (binary, arguments) in chosen {
+    for (binary, arguments, variables) in chosen {
         let file = built.get(binary).with_context(|| format!("no binary {binary} was built"))?;
-        let arguments = arguments.into_iter().chain(options.filter.iter().map(String::as_str));
-        contents.run(binary, file, &arguments.collect::<Vec<_>>())?;
+        let arguments = arguments.iter().copied().chain(options.filter.iter().map(String::as_str));
+        contents.run(binary, file, &arguments.collect::<Vec<_>>(), variables)?;
     }
     let image = root().join("target/kernels").join(series.name).join("initramfs");
     contents.write(&image)?;

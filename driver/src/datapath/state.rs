@@ -354,7 +354,7 @@ mod tests {
             (|held| held.record.as_mut().unwrap().mtu = 4, MapPart::Record),
             (|held| held.record.as_mut().unwrap().flags &= !LIMIT_FROM_POD, MapPart::Record),
             (|held| held.record.as_mut().unwrap().flags &= !READY, MapPart::Gate),
-            (|held| drop(held.addresses.pop_first()), MapPart::Addresses),
+            (|held| _ = held.addresses.pop_first(), MapPart::Addresses),
             (
                 |held| {
                     let key = AddressKey { endpoint: 9, addr: Addr::link_local([2, 0, 0, 0, 0, 9]) };
@@ -362,9 +362,9 @@ mod tests {
                 },
                 MapPart::Addresses,
             ),
-            (|held| drop(held.members.pop_first()), MapPart::Members),
+            (|held| _ = held.members.pop_first(), MapPart::Members),
             (|held| held.members.values_mut().next().unwrap().1[0] = 4, MapPart::Members),
-            (|held| drop(held.limits.pop_first()), MapPart::Limits),
+            (|held| _ = held.limits.pop_first(), MapPart::Limits),
             (|held| held.limits.values_mut().next().unwrap().0 = 1, MapPart::Limits),
             (|held| held.most = Some(8), MapPart::Limits),
         ];

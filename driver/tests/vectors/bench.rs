@@ -51,36 +51,41 @@ pub fn object() -> PathBuf {
     path
 }
 
-/// All programs, loaded for one endpoint with maps of their own.
+/// All programs, for one endpoint with maps of their own. Each is loaded when it is first run.
 pub struct Bench {
     pub ebpf: Ebpf,
 }
 
+/// Has the kernel look at a program, if it did not yet.
+pub fn load(program: &mut Program, name: &str) {
+    if program.fd().is_ok() {
+        return;
+    }
+    let result = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        // Needs the kernel's type information, and is loaded where it is used.
+        Program::LsmCgroup(_) => Ok(()),
+        _ => panic!("{name}: a program of another kind"),
+    };
+    result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+}
+
 impl Bench {
-    /// Loads every program; the endpoint is in no map yet.
+    /// Makes the maps; the endpoint is in none of them yet.
     pub fn load() -> Self {
         Self::load_with(&mut EbpfLoader::new())
     }
 
     /// Likewise, by a loader that was told more.
     pub fn load_with(loader: &mut EbpfLoader<'_>) -> Self {
-        let mut ebpf =
-            loader.override_global(ENDPOINT_GLOBAL, &ID, true).load_file(object()).expect("the object loads");
-        for (name, program) in ebpf.programs_mut() {
-            let result = match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                Program::CgroupSockopt(program) => program.load(),
-                // One needs the kernel's type information and is loaded where it is used; the sweep is for no frame.
-                Program::LsmCgroup(_) | Program::RawTracePoint(_) => Ok(()),
-                _ => panic!("{name}: a program of another kind"),
-            };
-            result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        }
-        Self { ebpf }
+        let loader = loader.override_global(ENDPOINT_GLOBAL, &ID, true);
+        Self { ebpf: loader.load_file(object()).expect("the object loads") }
     }
 
-    /// Loads every program, with the pod's endpoint ready.
+    /// Likewise, with the pod's endpoint ready.
     pub fn ready() -> Self {
         let mut bench = Self::load();
         bench.set_ready();
@@ -190,9 +195,17 @@ impl Bench {
     }
 
     /// A loaded program by its name.
-    pub fn program(&self, name: &str) -> &SchedClassifier {
-        let program = self.ebpf.program(name).unwrap_or_else(|| panic!("the object has no program {name}"));
+    pub fn program(&mut self, name: &str) -> &SchedClassifier {
+        let program = self.loaded(name);
         program.try_into().expect("a classifier")
+    }
+
+    /// Likewise, of any kind.
+    pub fn loaded(&mut self, name: &str) -> &Program {
+        let program =
+            self.ebpf.program_mut(name).unwrap_or_else(|| panic!("the object has no program {name}"));
+        load(program, name);
+        program
     }
 
     /// Counters of a direction, summed over the CPUs.

@@ -21,7 +21,7 @@ const XDP_PASS: u32 = 2;
 fn guard(bench: &mut Bench, frame: &[u8]) -> Result<(), Reason> {
     let before = bench.drops(Direction::ToPod);
     let passed = bench.traffic(Direction::ToPod).packets;
-    let program: &Xdp = bench.ebpf.program("xdp_guard").unwrap().try_into().unwrap();
+    let program: &Xdp = bench.loaded("xdp_guard").try_into().unwrap();
     let mut out = vec![0; frame.len() + 256];
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };

@@ -72,8 +72,14 @@ impl Contents {
         Ok(contents)
     }
 
-    /// Adds a test binary, to be run with arguments.
-    pub(crate) fn run(&mut self, name: &str, binary: &Path, arguments: &[&str]) -> Result<()> {
+    /// Adds a test binary, to be run with arguments and variables of its environment.
+    pub(crate) fn run(
+        &mut self,
+        name: &str,
+        binary: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<()> {
         let inside = Path::new("tests").join(name);
         if !self.entries.contains_key(&inside) {
             self.libraries_of(binary)?;
@@ -81,7 +87,8 @@ impl Contents {
         }
         let arguments: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
         let arguments = arguments.join(" ");
-        let _ = writeln!(self.init, "echo '{SAYS} run {name}'; /tests/{name} {arguments}");
+        let variables: String = variables.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
+        let _ = writeln!(self.init, "echo '{SAYS} run {name}'; {variables}/tests/{name} {arguments}");
         let _ = writeln!(self.init, "echo \"{SAYS} end {name} $?\"");
         Ok(())
     }

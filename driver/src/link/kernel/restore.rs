@@ -125,13 +125,22 @@ impl Restore<'_> {
             Ok(now) => now,
             Err(error) => return self.errors.push(error),
         };
+        let mut added = Vec::new();
         // The kernel puts an IPv6 address before those of its scope: the last one first.
         for address in self.home.addresses.iter().rev().filter(|address| address.address.is_ipv6()) {
-            // The link-local address comes back by itself when the link goes up.
-            if !now.iter().any(|now| same(address, now) && address.protocol == now.protocol) {
-                let added = self.on.add_address(self.ifindex, address).await;
-                self.note(added);
+            // The link-local address comes back by itself when the link goes up, or a moment later. It stays if it is in
+            // its place then.
+            match now.iter().find(|now| same(address, now)) {
+                Some(now) if added.contains(&address.scope) => {
+                    let message = RouteNetlinkMessage::DelAddress(encode::address(self.ifindex, now));
+                    self.change(message, 0, format!("remove the address {}", now.address)).await;
+                }
+                Some(now) if now.protocol == address.protocol => continue,
+                Some(_) => {}
+                None => added.push(address.scope),
             }
+            let done = self.on.add_address(self.ifindex, address).await;
+            self.note(done);
         }
     }
 
