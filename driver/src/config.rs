@@ -1,5 +1,6 @@
 //! The command line: every setting of the daemon and its sub-commands.
 
+mod overlay;
 mod words;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
+pub use self::overlay::OverlayArgs;
 pub use self::words::{FlowPort, PodName, protocol_name};
 use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
 
@@ -117,6 +119,12 @@ impl StateArgs {
         self.state_dir.join("claims")
     }
 
+    /// Where it is written which links were made promiscuous.
+    #[must_use]
+    pub fn promiscuous_file(&self) -> PathBuf {
+        self.state_dir.join("promiscuous.json")
+    }
+
     /// Where the numbers of networks are.
     #[must_use]
     pub fn networks_file(&self) -> PathBuf {
@@ -172,6 +180,10 @@ pub struct RunConfig {
     /// Publishing.
     #[command(flatten)]
     pub publishing: PublishArgs,
+
+    /// Tunnels.
+    #[command(flatten)]
+    pub overlay: OverlayArgs,
 
     /// Address of `/metrics`, `/healthz` and `/readyz`; `none` turns it off.
     #[arg(long, default_value = "127.0.0.1:9177", value_parser = http_address)]

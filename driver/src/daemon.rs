@@ -39,6 +39,10 @@ use crate::{
         members::MemberTable,
         offer::Offers,
         share::Sharing,
+        transport::{
+            Converger,
+            task::{TransportOptions, Transports, ports_on_networks},
+        },
         watch::{Counts, Held, NetworkWatch},
     },
     nri::session::{NriConfig, SessionStatus},
@@ -149,6 +153,7 @@ impl Parts {
         Ok(Self { cluster, store, datapath, readiness, metrics, published, networks, identities })
     }
 
+    #[allow(clippy::too_many_lines, reason = "one part after another")]
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
         let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
@@ -213,6 +218,22 @@ impl Parts {
         );
         let watch = network_watch(config, &cluster, Arc::clone(&networks), identities, &store);
         tasks.spawn("network watch", watch.run(stop.clone()));
+        let transports = Transports {
+            networks: Arc::clone(&networks),
+            ports: ports_on_networks(&store),
+            inventory: watcher.inventory.clone(),
+            table: Arc::clone(&table),
+            cluster: Arc::clone(&cluster),
+            kernel: Converger::open(
+                KernelLinks::new(),
+                Arc::clone(&datapath),
+                &config.state.promiscuous_file(),
+            )?,
+            tunnels: config.overlay.settings(),
+            driver: config.driver_name.clone(),
+            node: node.to_owned(),
+        };
+        tasks.spawn("transports", transports.run(TransportOptions::default(), stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
         tokio::spawn(tell_runtime(Arc::clone(&readiness), status));

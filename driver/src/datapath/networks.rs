@@ -1,6 +1,6 @@
 //! The ways of networks beyond the node: uplinks, tunnels, and the programs on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
@@ -227,6 +227,18 @@ impl AyaDatapath {
     /// Takes the program off a tunnel device. Succeeds if there is none.
     pub fn detach_overlay(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.detach_border(Border::Overlay, ifindex)
+    }
+
+    /// Indices of the uplinks and of the tunnel devices that have a program of this driver, or had one before they went.
+    pub fn borders(&self) -> Result<(BTreeSet<u32>, BTreeSet<u32>), DatapathError> {
+        let (mut uplinks, mut tunnels) = (BTreeSet::new(), BTreeSet::new());
+        for (border, ifindex) in self.pins.borders()?.iter().filter_map(|name| Border::of_pin(name)) {
+            match border {
+                Border::Uplink => uplinks.insert(ifindex),
+                Border::Overlay => tunnels.insert(ifindex),
+            };
+        }
+        Ok((uplinks, tunnels))
     }
 
     fn attach_border(&self, border: Border, ifindex: u32) -> Result<(), DatapathError> {

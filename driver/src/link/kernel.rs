@@ -8,6 +8,7 @@ mod make;
 mod namespace;
 mod restore;
 mod sysctl;
+mod underlay;
 
 #[cfg(test)]
 mod tests;

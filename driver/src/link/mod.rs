@@ -1,6 +1,7 @@
 //! The kernel's links behind one narrow seam.
 
 pub mod kernel;
+pub mod underlay;
 mod upper;
 
 pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{NetworkId, NetworkRef, spec::NetworkSpec};
+use super::{NetworkId, NetworkRef, spec::NetworkSpec, transport::Troubles};
 
 /// A network that is valid, with its number on this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,7 @@ struct Known {
 pub struct Networks {
     known: watch::Sender<Arc<Known>>,
     published: watch::Sender<Arc<BTreeSet<String>>>,
+    troubles: watch::Sender<Arc<Troubles>>,
 }
 
 impl Networks {
@@ -99,6 +100,21 @@ impl Networks {
             *before = Arc::new(names);
             changed
         });
+    }
+
+    /// Say which networks cannot go on beyond this node as they are to.
+    pub fn set_troubles(&self, troubles: Troubles) {
+        self.troubles.send_if_modified(|before| {
+            let changed = **before != troubles;
+            *before = Arc::new(troubles);
+            changed
+        });
+    }
+
+    /// Which networks cannot, now and later.
+    #[must_use]
+    pub fn troubles(&self) -> watch::Receiver<Arc<Troubles>> {
+        self.troubles.subscribe()
     }
 
     /// Names of the networks that this node publishes ports of, now and later.

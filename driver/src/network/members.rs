@@ -152,6 +152,17 @@ impl MemberTable {
         self.claims_listed
     }
 
+    /// Where this node is reached, as far as the cluster has told.
+    #[must_use]
+    pub fn own_address(&self) -> Option<IpAddr> {
+        self.nodes.get(&self.this_node)?.address
+    }
+
+    /// Where the other nodes are reached.
+    pub fn other_nodes(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.nodes.iter().filter(|(name, _)| **name != self.this_node).filter_map(|(_, node)| node.address)
+    }
+
     /// What the node's map is to hold of other nodes.
     pub fn wanted(&self) -> impl Iterator<Item = Change> + '_ {
         self.wanted.iter().map(|((network, address), remote)| Change {

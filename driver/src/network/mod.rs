@@ -21,6 +21,7 @@ pub mod pools;
 pub mod share;
 pub mod spec;
 pub mod status;
+pub mod transport;
 pub mod uplink;
 pub mod validate;
 pub mod watch;

@@ -5,6 +5,8 @@ use crate::device::{Device, Inventory};
 
 /// Largest MTU of a link: an IP packet has no more bytes.
 pub const MAX: u32 = 65535;
+/// Smallest MTU of a link that speaks IPv4 (RFC 791, section 3.2).
+pub const IPV4_MIN: u32 = 68;
 /// Smallest MTU of a link that speaks IPv6 (RFC 8200, section 5).
 pub const IPV6_MIN: u32 = 1280;
 /// Ethernet's, for what no link limits.
@@ -22,21 +24,26 @@ pub fn of_ports(spec: &NetworkSpec, inventory: &Inventory, uplink: Option<&Devic
         return mtu;
     }
     let carried = if spec.transport.overlay.is_some() {
-        // Tunnels leave through the node's default route. Which of several is not known beforehand: the least of
-        // them fits all.
-        let least = inventory.devices.values().filter(|device| device.default_route);
-        least
-            .map(|device| {
-                let four = device.addresses.iter().any(ipnetwork::IpNetwork::is_ipv4);
-                device.mtu.saturating_sub(if four { OVERHEAD_V4 } else { OVERHEAD_V6 })
-            })
-            .min()
-            .unwrap_or(DEFAULT - OVERHEAD_V6)
+        of_tunnels(inventory)
     } else {
         // A VLAN tag is no part of the MTU.
         uplink.map_or(DEFAULT, |device| device.mtu)
     };
-    carried.clamp(68, MAX)
+    carried.clamp(IPV4_MIN, MAX)
+}
+
+/// What a tunnel carries that leaves through the node's default route. Which of several is not known beforehand: the
+/// least of them fits all.
+#[must_use]
+pub fn of_tunnels(inventory: &Inventory) -> u32 {
+    let least = inventory.devices.values().filter(|device| device.default_route);
+    least
+        .map(|device| {
+            let four = device.addresses.iter().any(ipnetwork::IpNetwork::is_ipv4);
+            device.mtu.saturating_sub(if four { OVERHEAD_V4 } else { OVERHEAD_V6 })
+        })
+        .min()
+        .unwrap_or(DEFAULT - OVERHEAD_V6)
 }
 
 #[cfg(test)]

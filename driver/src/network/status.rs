@@ -2,22 +2,25 @@
 //!
 //! Every node comes to the same `Accepted`, so whichever writes first has written for all, and the others find
 //! nothing to change. `Ready` turns true with the first node that publishes ports, and false when the object is no
-//! longer accepted.
+//! longer accepted, or a node that has ports of it cannot let it go on beyond itself.
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     accept::{Declared, Judged},
     spec::NetworkStatus,
+    transport::Troubles,
 };
 
 /// The object is valid, and in conflict with no older one.
 pub const ACCEPTED: &str = "Accepted";
 /// A node publishes ports of it.
 pub const READY: &str = "Ready";
+
+const NOT_ACCEPTED: &str = "NotAccepted";
 
 /// Longest message of a condition (`maxLength` in its schema is 32768; people read less).
 const MAX_MESSAGE: usize = 4096;
@@ -47,7 +50,7 @@ pub fn wanted(
     let conditions = if let Some(problem) = &judged.problem {
         vec![
             condition(ACCEPTED, false, problem.reason(), &problem.to_string()),
-            condition(READY, false, "NotAccepted", "the network is not accepted"),
+            condition(READY, false, NOT_ACCEPTED, "the network is not accepted"),
         ]
     } else {
         let ready = published.contains(&declared.reference.name)
@@ -62,6 +65,47 @@ pub fn wanted(
         ]
     };
     NetworkStatus { observed_generation: declared.generation, conditions, ..declared.status.clone() }
+}
+
+/// `Ready` is false for this reason where a node cannot let an accepted network go on beyond it.
+const TRANSPORT_FAILED: &str = "TransportFailed";
+
+/// For so long nodes without such trouble leave alone what another has said of its own: the node may be gone.
+const OTHERS_TROUBLE: SignedDuration = SignedDuration::from_mins(10);
+
+/// A status with the troubles of this node's transports. What another node has said of its own is kept for a while.
+#[must_use]
+pub fn with_troubles(
+    mut status: NetworkStatus,
+    declared: &Declared,
+    troubles: &Troubles,
+    now: Timestamp,
+) -> NetworkStatus {
+    let former = declared.status.conditions.iter().find(|condition| condition.type_ == READY);
+    let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY) else {
+        return status;
+    };
+    if ready.reason == NOT_ACCEPTED {
+        return status;
+    }
+    let node = format!("node {}: ", troubles.node);
+    if let Some(problem) = troubles.problems.get(&declared.reference) {
+        let message = format!("{node}{problem}");
+        let since = former.filter(|former| former.status == "False");
+        *ready = Condition {
+            status: "False".to_owned(),
+            reason: TRANSPORT_FAILED.to_owned(),
+            message: message[..message.floor_char_boundary(MAX_MESSAGE)].to_owned(),
+            last_transition_time: since.map_or(Time(now), |former| former.last_transition_time.clone()),
+            ..ready.clone()
+        };
+    } else if let Some(former) = former.filter(|former| former.reason == TRANSPORT_FAILED)
+        && !former.message.starts_with(&node)
+        && now.duration_since(former.last_transition_time.0) < OTHERS_TROUBLE
+    {
+        *ready = Condition { observed_generation: ready.observed_generation, ..former.clone() };
+    }
+    status
 }
 
 #[cfg(test)]
@@ -117,5 +161,33 @@ mod tests {
             [row(ACCEPTED, "False", "Invalid", false), row(READY, "False", "NotAccepted", false)]
         );
         assert!(declared.status.conditions[0].message.contains("spec.mtu"), "{:?}", declared.status);
+    }
+
+    #[test]
+    fn trouble_is_the_nodes_own_to_say_and_to_take_back() {
+        let mut now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let mut declared = Declared {
+            reference: NetworkRef { name: "blue".to_owned(), uid: "1".to_owned() },
+            generation: Some(1),
+            spec: json!({"subnets": ["10.1.0.0/16"], "transport": {"overlay": {"vni": 7}}}),
+            ..Declared::default()
+        };
+        let mut at = |node: &str, problem: Option<&str>, minutes: i64| {
+            now += SignedDuration::from_mins(minutes);
+            let judged = judge(std::slice::from_ref(&declared), &BTreeMap::default()).remove(0);
+            let status = wanted(&declared, &judged, &BTreeSet::from(["blue".to_owned()]), now);
+            let problems = problem.map(|problem| (declared.reference.clone(), problem.to_owned()));
+            let troubles = Troubles { node: node.to_owned(), problems: problems.into_iter().collect() };
+            declared.status = with_troubles(status, &declared, &troubles, now);
+            let ready = &declared.status.conditions[1];
+            assert_eq!(ready.type_, READY);
+            format!("{} {}", ready.reason, ready.message)
+        };
+        assert!(at("n1", None, 0).starts_with("Published"));
+        assert_eq!(at("n1", Some("no link"), 1), "TransportFailed node n1: no link");
+        assert_eq!(at("n2", None, 1), "TransportFailed node n1: no link", "another node's is left alone");
+        assert!(at("n1", None, 1).starts_with("Published"), "it is taken back by the node itself");
+        assert_eq!(at("n1", Some("no link"), 1), "TransportFailed node n1: no link");
+        assert!(at("n2", None, 10).starts_with("Published"), "or by another, if the node is not heard of");
     }
 }

@@ -20,7 +20,7 @@ use super::{
     Declared, Network, NetworkRef, Networks,
     accept::{Judged, judge},
     identity::{Identities, Numbered},
-    status::wanted,
+    status::{wanted, with_troubles},
 };
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, Subject},
@@ -78,6 +78,7 @@ impl NetworkWatch {
         let mut seen = Seen::default();
         let mut stream = self.cluster.networks();
         let mut published = self.networks.published();
+        let mut troubles = self.networks.troubles();
         let mut tick = tokio::time::interval(TICK);
         loop {
             let due = seen.due;
@@ -98,6 +99,10 @@ impl NetworkWatch {
                     Ok(()) => seen.due = Some(Instant::now() + at_random(self.spread)),
                     Err(_) => return,
                 },
+                Ok(()) = troubles.changed() => {
+                    troubles.mark_unchanged();
+                    seen.due = Some(Instant::now() + at_random(self.spread));
+                }
                 _ = tick.tick() => {
                     self.decide(&mut seen).await;
                     self.count(&seen).await;
@@ -176,6 +181,8 @@ impl NetworkWatch {
             let declared = seen.declared.iter().flatten().find(|declared| declared.reference.uid == *uid);
             let Some(declared) = declared else { continue };
             let status = wanted(declared, judged, published, Timestamp::now());
+            let troubles = Arc::clone(&self.networks.troubles().borrow());
+            let status = with_troubles(status, declared, &troubles, Timestamp::now());
             let meant = says(&status);
             if status == declared.status || seen.written.get(uid) == Some(&meant) {
                 continue;

@@ -1,0 +1,124 @@
+use serde_json::json;
+
+use super::*;
+use crate::{device::Device as Link, network::validate::parse};
+
+fn network(id: NetworkId, name: &str, transport: &serde_json::Value) -> Arc<Network> {
+    Arc::new(Network {
+        reference: reference(id, name),
+        id,
+        spec: parse(&json!({"subnets": ["10.1.0.0/16"], "transport": transport})).expect("a spec"),
+    })
+}
+
+fn reference(id: NetworkId, name: &str) -> NetworkRef {
+    NetworkRef { name: name.to_owned(), uid: format!("u{id}") }
+}
+
+fn link(ifindex: u32, ifname: &str, mtu: u32, address: &str) -> Link {
+    Link {
+        ifindex,
+        name: ifname.to_owned(),
+        ifname: ifname.to_owned(),
+        mtu,
+        addresses: vec![address.parse().expect("a prefix")],
+        ..Link::default()
+    }
+}
+
+fn inventory() -> Inventory {
+    let mut inventory = Inventory::default();
+    for link in [link(2, "eth0", 1500, "192.0.2.7/24"), link(3, "eth1", 9000, "2001:db8::7/64")] {
+        inventory.devices.insert(link.name.clone(), link);
+    }
+    inventory
+}
+
+const AT: TunnelSettings =
+    TunnelSettings { port: 4789, address: Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7))) };
+
+fn on(ifname: &str, vlan: Option<u16>) -> serde_json::Value {
+    let selector = format!(r#"device.attributes["netferry.dev"].ifName == "{ifname}""#);
+    json!({"uplink": {"selector": selector, "vlan": vlan}})
+}
+
+#[test]
+fn each_network_gets_the_way_of_its_transport() {
+    let networks = [
+        network(1, "here", &json!({"local": {}})),
+        network(2, "far", &json!({"overlay": {"vni": 70}})),
+        network(3, "wire", &on("eth1", Some(100))),
+        network(
+            4,
+            "plain",
+            &json!({"uplink": {"selector": "device.attributes['netferry.dev'].ifName == 'eth0'"}}),
+        ),
+    ];
+    let found = wanted(&networks, &inventory(), AT, "netferry.dev");
+    assert_eq!(found.problems, Problems::new());
+    assert_eq!(found.remarks, Problems::new());
+    assert_eq!(found.tunnel, Some(Device { port: 4789, mtu: 1450 }));
+    let uplink =
+        |ifindex, ifname: &str, mtu, vlan| Way::Uplink { ifindex, ifname: ifname.to_owned(), mtu, vlan };
+    let ways = [
+        (2, (reference(2, "far"), Way::Overlay { vni: 70 })),
+        (3, (reference(3, "wire"), uplink(3, "eth1", 9000, 100))),
+        (4, (reference(4, "plain"), uplink(2, "eth0", 1500, 0))),
+    ];
+    assert_eq!(found.ways, BTreeMap::from(ways));
+    assert_eq!(wanted(&networks[..1], &inventory(), AT, "netferry.dev"), Wanted::default());
+}
+
+#[test]
+fn what_cannot_be_is_said() {
+    let networks = [
+        network(1, "none", &on("eth7", None)),
+        network(2, "first", &on("eth0", Some(5))),
+        network(3, "second", &on("eth0", Some(5))),
+        network(9, "far", &json!({"overlay": {"vni": 70}})),
+        network(8, "far", &json!({"overlay": {"vni": 70}})),
+    ];
+    let elsewhere = TunnelSettings { address: "198.51.100.1".parse().ok(), ..AT };
+    let found = wanted(&networks, &inventory(), elsewhere, "netferry.dev");
+    assert_eq!(found.ways.keys().copied().collect::<Vec<_>>(), [2, 8]);
+    for (id, name, said) in [
+        (1, "none", "no link of this node is selected"),
+        (3, "second", "VLAN 5 of link eth0 is that of network first"),
+        (8, "far", "no link of this node has 198.51.100.1"),
+        (9, "far", "no link of this node has 198.51.100.1"),
+    ] {
+        let problem = found.problems.get(&reference(id, name)).unwrap_or_else(|| panic!("{name}: {found:?}"));
+        assert!(problem.contains(said), "{problem}");
+    }
+    let nowhere =
+        wanted(&networks[3..4], &inventory(), TunnelSettings { address: None, ..AT }, "netferry.dev");
+    assert!(nowhere.problems[&reference(9, "far")].contains("--overlay-address"), "{nowhere:?}");
+    assert_eq!(nowhere.ways.len(), 1, "what other nodes drop is not taken down here");
+    let twice = wanted(&networks[3..], &inventory(), AT, "netferry.dev");
+    assert!(twice.problems[&reference(9, "far")].contains("that was deleted"), "{twice:?}");
+}
+
+#[test]
+fn the_mtu_of_tunnels_is_that_of_the_nodes_own_link() {
+    let mtu = |address: &str, change: fn(&mut Inventory)| {
+        let mut inventory = inventory();
+        change(&mut inventory);
+        let at = TunnelSettings { address: address.parse().ok(), ..AT };
+        let found =
+            wanted(&[network(1, "far", &json!({"overlay": {"vni": 1}}))], &inventory, at, "netferry.dev");
+        (found.tunnel.expect("a tunnel").mtu, found.remarks.len())
+    };
+    assert_eq!(mtu("192.0.2.7", |_| {}), (1450, 0));
+    assert_eq!(mtu("2001:db8::7", |_| {}), (8930, 0));
+    let routed_by_jumbo: fn(&mut Inventory) = |inventory| {
+        inventory.devices.get_mut("eth1").expect("eth1").default_route = true;
+    };
+    assert_eq!(mtu("192.0.2.7", routed_by_jumbo), (1450, 1), "ports have more than the tunnel");
+    assert_eq!(mtu("198.51.100.1", routed_by_jumbo), (8930, 0));
+    let on_loopback: fn(&mut Inventory) = |inventory| {
+        let mut lo = link(1, "lo", 65536, "203.0.113.1/32");
+        lo.loopback = true;
+        inventory.devices.insert("lo".to_owned(), lo);
+    };
+    assert_eq!(mtu("203.0.113.1", on_loopback), (1430, 0));
+}
