@@ -85,7 +85,6 @@ fn what_cannot_be_is_said() {
         (1, "none", "no link of this node is selected"),
         (3, "second", "VLAN 5 of link eth0 is that of network first"),
         (8, "far", "no link of this node has 198.51.100.1"),
-        (9, "far", "no link of this node has 198.51.100.1"),
     ] {
         let problem = found.problems.get(&reference(id, name)).unwrap_or_else(|| panic!("{name}: {found:?}"));
         assert!(problem.contains(said), "{problem}");
