@@ -19,11 +19,12 @@ mod random;
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
 use cluster::Cluster;
+use netferry::link::MacAddr;
 use node::{Node, Pod};
 use random::Random;
 use support::netns::may_make_namespaces;
@@ -31,7 +32,7 @@ use support::netns::may_make_namespaces;
 const MOMENTS: u32 = 3;
 
 /// Whether networks that are overlays are among the declared ones.
-const OVERLAYS: bool = false;
+const OVERLAYS: bool = true;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -67,6 +68,12 @@ impl Node {
 /// Where a member is, and its hardware address: here, on another node, or on another node behind a tunnel.
 type Place = (bool, Option<IpAddr>, String);
 
+/// The address that an interface makes of its hardware address (RFC 4291, appendix A). It is a member's, too.
+fn link_local(mac: &str) -> IpAddr {
+    let MacAddr([a, b, c, d, e, f]) = mac.parse().unwrap();
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]).into()
+}
+
 /// What of the node's map of members is not as declared.
 fn members_problem(node: &Node, nodes: &[Node; 2]) -> Option<String> {
     let shown = node.networks();
@@ -77,8 +84,11 @@ fn members_problem(node: &Node, nodes: &[Node; 2]) -> Option<String> {
         let known = node.pods.iter().any(|own| own.network == pod.network);
         if here || (known && pod.network.overlay) {
             let mac = node.cluster.told(&pod.claim).1?;
+            let network = *shown.get(&pod.network.name)?;
             let tunnel = (!here).then(|| Cluster::on_wire(pod.node));
-            wanted.insert((*shown.get(&pod.network.name)?, pod.address.into()), (here, tunnel, mac));
+            for address in [pod.address.into(), link_local(&mac)] {
+                wanted.insert((network, address), (here, tunnel, mac.clone()));
+            }
         }
     }
     let there = node.maps.members().unwrap().into_iter().map(|member| {
@@ -116,12 +126,9 @@ async fn who_reaches_whom_is_what_is_declared() {
         let most = ports / 2;
         let wanted = [0, 1].map(|_| if moment == 0 { most } else { most - random.below(most / 4 + 1) });
         let changes = if moment == 0 { most } else { ports / 4 };
-        let kill_once_in = (ports / 4).max(8);
+        let kills = 1 + ports / 100;
         let [first, second] = &mut nodes;
-        tokio::join!(
-            first.live(changes, wanted[0], kill_once_in),
-            second.live(changes, wanted[1], kill_once_in)
-        );
+        tokio::join!(first.live(changes, wanted[0], kills), second.live(changes, wanted[1], kills));
         let lived = began.elapsed();
         quiet(&nodes).await;
         let settled = began.elapsed();

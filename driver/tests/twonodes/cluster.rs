@@ -84,7 +84,7 @@ impl Cluster {
         server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}));
         for (number, name) in NODES.iter().enumerate() {
             let address = json!({"type": "InternalIP", "address": Self::on_wire(number).to_string()});
-            server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},
                 "status": {"addresses": [address]}}));
         }
         let networks: Vec<_> = (0..networks).map(Net::new).collect();

@@ -1,7 +1,7 @@
 //! A node: the daemon in the node's network namespace, and the parts of kubelet and runtime that the test plays.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, UdpSocket},
     path::Path,
     process::Command,
@@ -143,8 +143,9 @@ impl Node {
         self.counts.lock().unwrap()
     }
 
-    /// Pods come and go until so many changes are made and so many run, with a kill of the daemon now and then.
-    pub(crate) async fn live(&mut self, changes: usize, most: usize, kill_once_in: usize) {
+    /// Pods come and go until so many changes are made and so many run. During some of the changes the daemon is killed.
+    pub(crate) async fn live(&mut self, changes: usize, most: usize, kills: usize) {
+        let kills: BTreeSet<_> = (0..kills).map(|_| 1 + self.random.below(changes)).collect();
         let mut made = 0;
         while made < changes || self.pods.len() < most {
             made += 1;
@@ -152,7 +153,7 @@ impl Node {
             let full = self.pods.len() >= most;
             let index =
                 if full || (shrink && !self.pods.is_empty()) { self.vanish() } else { self.appear().await };
-            if self.random.once_in(kill_once_in) {
+            if kills.contains(&made) {
                 let after = Duration::from_millis(self.random.next() % 80);
                 let mut pod = self.pods.swap_remove(index);
                 let kill = async {

@@ -25,7 +25,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// One moment's matrix.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+#[expect(dead_code, reason = "it is printed")]
 pub(crate) struct Measured {
     /// Datagrams sent, one for each pod and address.
     pub(crate) probes: usize,
