@@ -218,17 +218,15 @@ impl Parts {
         );
         let watch = network_watch(config, &cluster, Arc::clone(&networks), identities, &store);
         tasks.spawn("network watch", watch.run(stop.clone()));
+        let file = config.state.promiscuous_file();
+        let kernel = Converger::open(KernelLinks::new(), Arc::clone(&datapath), &file);
         let transports = Transports {
             networks: Arc::clone(&networks),
             ports: ports_on_networks(&store),
             inventory: watcher.inventory.clone(),
             table: Arc::clone(&table),
             cluster: Arc::clone(&cluster),
-            kernel: Converger::open(
-                KernelLinks::new(),
-                Arc::clone(&datapath),
-                &config.state.promiscuous_file(),
-            )?,
+            kernel: kernel.context("cannot tell which links were made promiscuous")?,
             tunnels: config.overlay.settings(),
             driver: config.driver_name.clone(),
             node: node.to_owned(),
