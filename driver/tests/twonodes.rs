@@ -70,8 +70,9 @@ type Place = (bool, Option<IpAddr>, String);
 
 /// The address that an interface makes of its hardware address (RFC 4291, appendix A). It is a member's, too.
 fn link_local(mac: &str) -> IpAddr {
-    let MacAddr([a, b, c, d, e, f]) = mac.parse().unwrap();
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]).into()
+    let MacAddr([first, vendor @ .., x, y, z]) = mac.parse().unwrap();
+    let [second, third] = vendor;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, first ^ 2, second, third, 0xff, 0xfe, x, y, z]).into()
 }
 
 /// What of the node's map of members is not as declared.

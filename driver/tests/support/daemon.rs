@@ -173,7 +173,7 @@ impl Daemon {
     pub fn wait_ready(&mut self) {
         let start = Instant::now();
         let mut last = String::new();
-        while start.elapsed() < Duration::from_secs(60) {
+        while start.elapsed() < Duration::from_mins(1) {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 panic!("the daemon ended with {status}");
             }

@@ -135,7 +135,7 @@ impl Cluster {
         let pool = format!("networks/{}", network.name);
         let taken = self.taken(&pool);
         let free: Vec<_> = self.pool(&pool)?.into_iter().filter(|it| !taken.contains(&name(it))).collect();
-        let address = free.get(random.below(free.len().min(CHOICE).max(1)))?;
+        let address = free.get(random.below(free.len().clamp(1, CHOICE)))?;
         let text = ["address", "netferry.dev/address"].map(|key| &address["attributes"][key]["string"]);
         let text = text.into_iter().find_map(Value::as_str).unwrap();
         let share = format!("{:08x}-0000-4000-8000-{:012x}", random.next() >> 32, random.next() >> 16);

@@ -97,7 +97,7 @@ impl Drop for Node {
 impl Node {
     pub(crate) async fn start(cluster: &Arc<Cluster>, number: usize, seed: u64) -> Self {
         let mut home = Home::new();
-        home.node_name = NODES[number].to_owned();
+        NODES[number].clone_into(&mut home.node_name);
         home.cluster = ClusterArgs::Kubeconfig(cluster.server.kubeconfig(home.folder()));
         home.arguments = vec!["--publish".into(), "false".into()];
         let mut runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls).unwrap();

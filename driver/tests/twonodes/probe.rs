@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     process::{Command, Stdio},
@@ -132,7 +133,7 @@ fn tell(from: &Pod, to: &Pod) -> String {
 fn prepare(pod: &Pod, neighbours: &[(Ipv4Addr, &str)]) {
     let mut batch = String::from("route replace 10.0.0.0/8 dev net1\nneigh flush dev net1 nud all\n");
     for (address, mac) in neighbours {
-        batch += &format!("neigh replace {address} lladdr {mac} dev net1 nud permanent\n");
+        writeln!(batch, "neigh replace {address} lladdr {mac} dev net1 nud permanent").unwrap();
     }
     let out = pod.netns.scoped(|| {
         let mut ip = Command::new("ip")

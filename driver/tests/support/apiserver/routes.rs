@@ -150,7 +150,7 @@ impl State {
             ["apis", "netferry.dev", "v1alpha1", "networks", ref rest @ ..] => {
                 self.networks(rest, request).unwrap_or_else(|| Err(missing()))
             }
-            ["api", "v1", "nodes"] => self.list("nodes", ("NodeList", "v1"), None, request),
+            ["api", "v1", "nodes"] => Ok(self.list("nodes", ("NodeList", "v1"), None, request)),
             ["api", "v1", "nodes", name] => self.read("nodes", name, None),
             ["api", "v1", "namespaces", namespace, "pods", name] => {
                 self.read("pods", &format!("{namespace}/{name}"), None)
@@ -206,7 +206,7 @@ impl State {
                 ))
             }
             ("GET", ["resourceclaims"]) => {
-                self.list("resourceclaims", ("ResourceClaimList", version.api_version()), v, request)
+                Ok(self.list("resourceclaims", ("ResourceClaimList", version.api_version()), v, request))
             }
             ("GET", ["namespaces", namespace, "resourceclaims", name]) => {
                 self.read("resourceclaims", &format!("{namespace}/{name}"), v)

@@ -16,7 +16,7 @@ impl State {
         api: (&str, &str),
         version: Option<ApiVersion>,
         request: &Request<'_>,
-    ) -> Answer {
+    ) -> (u16, Value) {
         let number = |name: &str| request.query.get(name).and_then(|text| text.parse::<usize>().ok());
         let all: Vec<_> = self.objects.iter().filter(|((kind, _), _)| *kind == resource).collect();
         let (start, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX));
@@ -28,7 +28,7 @@ impl State {
         let token = if next < all.len() { next.to_string() } else { String::new() };
         let metadata = json!({"resourceVersion": self.version.to_string(), "continue": token});
         let (kind, api_version) = api;
-        Ok((200, json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items})))
+        (200, json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items}))
     }
 
     /// Leases of a namespace. A write of an old one is refused.
