@@ -89,7 +89,7 @@ impl Task {
         };
         task.set_ports(&nets.iter().map(|net| net.name).collect::<Vec<_>>());
         let (kill, killed) = oneshot::channel();
-        let (datapath, netns) = (Arc::new(node.open_again()), node.host.path.clone());
+        let (datapath, host) = (Arc::new(node.open_again()), node.host.path.clone());
         let (ports, asked) = (Arc::clone(&task.ports), Arc::clone(&task.asked));
         let part = async move {
             let stop = CancellationToken::new();
@@ -123,8 +123,8 @@ impl Task {
             transports.run(options, stop).await;
         };
         let thread = std::thread::spawn(move || {
-            let netns = std::fs::File::open(netns).expect("the node's namespace");
-            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
+            let host = std::fs::File::open(host).expect("the node's namespace");
+            nix::sched::setns(host, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
