@@ -87,9 +87,9 @@ pub(crate) fn cost_of_a_frame() {
     println!("\nThe same frame again and again: nanoseconds a frame less an empty program ({nothing})\n");
     println!("| case | ns |\n|---|---|");
     let show = |what: &str, spread: Spread| println!("| {what} | {} |", spread.less(nothing.median));
-    let bench = Bench::load();
+    let mut bench = Bench::load();
     show("no endpoint (a drop)", nanoseconds(bench.program("from_pod"), &udp4(POD, PEER)));
-    let bench = Bench::ready();
+    let mut bench = Bench::ready();
     for (what, direction, frame) in [
         ("untracked udp4", Direction::FromPod, udp4(POD, PEER)),
         ("untracked tcp4", Direction::FromPod, tcp4(POD, PEER)),

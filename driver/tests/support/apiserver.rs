@@ -1,12 +1,14 @@
-//! An API server stand-in over plain HTTP: discovery, nodes, namespaces, networks with a watch, claims with server-side apply of their device
-//! status, slices, Events. It refuses what the real one refuses, keeps resource versions, and can be told to
+//! An API server stand-in over plain HTTP: discovery, nodes, namespaces, networks, claims with server-side apply of their
+//! device status, slices, Leases, Events; watches over networks, claims and nodes. It refuses what the real one refuses, keeps resource versions, and can be told to
 //! fail. Objects are kept in the v1 shape and served in the version asked for.
 
 mod apply;
 mod networks;
 mod objects;
 mod routes;
+mod shared;
 mod validate;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -68,8 +70,8 @@ pub(crate) struct State {
     networks_served: bool,
     /// Whether the feature gate DRAConsumableCapacity is off: its fields are dropped from slices.
     no_shared_devices: bool,
-    /// What watches of networks are told, with the resource version.
-    changes: Vec<(u64, Value)>,
+    /// What watches are told.
+    changes: Vec<watch::Logged>,
 }
 
 /// The running server; it ends with this value.
@@ -87,10 +89,15 @@ impl ApiServer {
 
     /// Start at an address, for example that of a server that was stopped before.
     pub(crate) async fn start_at(address: SocketAddr, served: &[ApiVersion]) -> Self {
+        let listener = tokio::net::TcpListener::bind(address).await.expect("bind the API server");
+        Self::start_on(listener, served)
+    }
+
+    /// Start on a listener, which may be one of another network namespace.
+    pub(crate) fn start_on(listener: tokio::net::TcpListener, served: &[ApiVersion]) -> Self {
         let state =
             State { served: served.to_vec(), version: 100, networks_served: true, ..State::default() };
         let state = Arc::new(Mutex::new(state));
-        let listener = tokio::net::TcpListener::bind(address).await.expect("bind the API server");
         let address = listener.local_addr().expect("address of the API server");
         let router = axum::Router::new().fallback(routes::handle).with_state(Arc::clone(&state));
         let task = tokio::spawn(async move { axum::serve(listener, router).await.expect("serve") });

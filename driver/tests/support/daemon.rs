@@ -21,6 +21,8 @@ pub struct Home {
     folder: TempDir,
     bpffs: PathBuf,
     http: SocketAddr,
+    /// The node's name in the cluster.
+    pub node_name: String,
     /// Where claims come from.
     pub cluster: ClusterArgs,
     /// Further arguments.
@@ -54,6 +56,7 @@ impl Home {
             folder,
             bpffs,
             http,
+            node_name: "node-1".to_owned(),
             cluster: ClusterArgs::Standalone,
             arguments: Vec::new(),
             failpoints: String::new(),
@@ -93,7 +96,7 @@ impl Home {
 
     fn arguments(&self) -> Vec<String> {
         let path = |path: &Path| path.to_str().expect("UTF-8 path").to_owned();
-        let mut all = vec!["run".to_owned(), "--node-name".to_owned(), "node-1".to_owned()];
+        let mut all = vec!["run".to_owned(), "--node-name".to_owned(), self.node_name.clone()];
         let mut pair = |name: &str, value: String| all.extend([name.to_owned(), value]);
         pair("--kubelet-root-dir", path(&self.kubelet_root()));
         pair("--state-dir", path(&self.state_dir()));
@@ -170,7 +173,7 @@ impl Daemon {
     pub fn wait_ready(&mut self) {
         let start = Instant::now();
         let mut last = String::new();
-        while start.elapsed() < Duration::from_secs(20) {
+        while start.elapsed() < Duration::from_mins(1) {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 panic!("the daemon ended with {status}");
             }

@@ -37,7 +37,7 @@ pub const OLDER: &[&str] = &["v1beta1.DRAPlugin"];
 
 const HEALTH: &str = "v1alpha1.DRAResourceHealth";
 const SCAN: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A kubelet, as far as a DRA driver can tell. Stops when dropped, and leaves the sockets alone.
 pub struct Kubelet {

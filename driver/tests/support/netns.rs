@@ -95,6 +95,17 @@ impl NetNs {
         inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// Likewise with a closure that borrows. A process that it starts is in the namespace, too.
+    pub fn scoped<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            setns(File::open(&self.path).expect("namespace"), CloneFlags::CLONE_NEWNET).expect("setns");
+            work()
+        };
+        thread::scope(|scope| {
+            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Everything that must be the same after a link went and came back: the output of `ip -j`, byte for
     /// byte, for links (details without counters), addresses, routes of every table and neighbours.
     pub fn snapshot(&self) -> Snapshot {

@@ -189,7 +189,7 @@ impl Runtime {
             tells_request_timeout: self.tells_request_timeout,
             forgets_netns_at_stop: self.forgets_netns_at_stop,
             mux,
-            _server: server,
+            _server: Mutex::new(server),
         })
     }
 }
@@ -235,7 +235,8 @@ pub struct Plugin {
     tells_request_timeout: bool,
     forgets_netns_at_stop: bool,
     mux: JoinHandle<MuxError>,
-    _server: Server,
+    /// The lock is never taken: it makes the plugin one that tasks can share.
+    _server: Mutex<Server>,
 }
 
 impl Plugin {

@@ -1,28 +1,13 @@
-//! Networks, as the server of their CustomResourceDefinition keeps them, with a watch.
+//! Networks, as the server of their CustomResourceDefinition keeps them.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
-
-use axum::body::Body;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     State,
     routes::{Answer, Failure, Request},
 };
 
-pub(super) const PATH: &str = "/apis/netferry.dev/v1alpha1/networks";
-
 impl State {
-    /// Tell the watches of a change.
-    pub(super) fn log(&mut self, resource: &str, kind: &str, object: &Value) {
-        if resource == "networks" {
-            self.changes.push((self.version, json!({"type": kind, "object": object})));
-        }
-    }
-
     pub(super) fn networks(&mut self, rest: &[&str], request: &Request<'_>) -> Option<Answer> {
         if !self.networks_served {
             return None;
@@ -71,23 +56,4 @@ impl State {
         }
         Ok((200, self.replace("networks", name, object)))
     }
-}
-
-/// The answer to a watch: one event a line, for as long as somebody reads.
-pub(super) fn watch(state: Arc<Mutex<State>>, from: u64) -> Body {
-    let stream = futures::stream::unfold((state, from), |(state, seen)| async move {
-        loop {
-            let (news, now) = {
-                let state = state.lock().expect("state");
-                let news = state.changes.iter().filter(|(version, _)| *version > seen);
-                let lines: Vec<_> = news.map(|(_, event)| event.to_string() + "\n").collect();
-                (lines.concat(), state.version)
-            };
-            if !news.is_empty() {
-                return Some((Ok::<_, std::io::Error>(news), (state, now)));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    Body::from_stream(stream)
 }

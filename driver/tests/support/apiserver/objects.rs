@@ -103,7 +103,10 @@ impl State {
         let matches = |object: &&Value| {
             wanted
                 .iter()
-                .all(|(pointer, value)| object.pointer(pointer).and_then(Value::as_str) == Some(value))
+                // A field that is not set is selected by an empty value.
+                .all(|(pointer, value)| {
+                    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default() == *value
+                })
         };
         let all: Vec<_> = self
             .objects

@@ -14,7 +14,7 @@ use axum::{
 use netferry::cluster::versions::{self, ApiVersion};
 use serde_json::{Value, json};
 
-use super::{Fault, Recorded, State, networks};
+use super::{Fault, Recorded, State, watch};
 
 /// An error as the API server words it.
 #[derive(Debug)]
@@ -52,8 +52,8 @@ pub(super) async fn handle(
     bytes: Bytes,
 ) -> Response<Body> {
     let query = query(uri.query().unwrap_or_default());
-    let watched = (uri.path() == networks::PATH && query.contains_key("watch"))
-        .then(|| query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0));
+    let watched = watch::at(uri.path()).filter(|_| query.contains_key("watch"));
+    let from = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let shared = Arc::clone(&state);
     let content_type =
         headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
@@ -95,7 +95,7 @@ pub(super) async fn handle(
         tokio::time::sleep(Duration::from_hours(1)).await;
     }
     let body = match watched {
-        Some(from) if code == 200 => networks::watch(shared, from),
+        Some(watched) if code == 200 => watch::answer(shared, watched, from),
         _ => Body::from(answer.to_string()),
     };
     Response::builder().status(code).header(CONTENT_TYPE, "application/json").body(body).expect("response")
@@ -130,7 +130,7 @@ fn decode(text: &str) -> String {
 impl State {
     fn route(&mut self, path: &str, request: &Request<'_>) -> Answer {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        if request.query.contains_key("watch") && path != networks::PATH {
+        if request.query.contains_key("watch") && watch::at(path).is_none() {
             return Err(Failure::new(400, "BadRequest", "watch is not played here"));
         }
         let missing = || Failure::new(404, "NotFound", "the server could not find the requested resource");
@@ -150,9 +150,13 @@ impl State {
             ["apis", "netferry.dev", "v1alpha1", "networks", ref rest @ ..] => {
                 self.networks(rest, request).unwrap_or_else(|| Err(missing()))
             }
+            ["api", "v1", "nodes"] => Ok(self.list("nodes", ("NodeList", "v1"), None, request)),
             ["api", "v1", "nodes", name] => self.read("nodes", name, None),
             ["api", "v1", "namespaces", namespace, "pods", name] => {
                 self.read("pods", &format!("{namespace}/{name}"), None)
+            }
+            ["apis", "coordination.k8s.io", "v1", "namespaces", namespace, "leases", ref rest @ ..] => {
+                self.leases(namespace, rest, request).unwrap_or_else(|| Err(missing()))
             }
             ["apis", "events.k8s.io", "v1", "namespaces", namespace, "events"] => {
                 self.create_event(namespace, request)
@@ -200,6 +204,9 @@ impl State {
                     json!({"kind": "APIResourceList", "apiVersion": "v1",
                     "groupVersion": version.api_version(), "resources": resources}),
                 ))
+            }
+            ("GET", ["resourceclaims"]) => {
+                Ok(self.list("resourceclaims", ("ResourceClaimList", version.api_version()), v, request))
             }
             ("GET", ["namespaces", namespace, "resourceclaims", name]) => {
                 self.read("resourceclaims", &format!("{namespace}/{name}"), v)
