@@ -38,6 +38,7 @@ use crate::{
         identity::Identities,
         members::MemberTable,
         offer::Offers,
+        peers::PolicyPeers,
         share::Sharing,
         watch::{Counts, Held, NetworkWatch},
     },
@@ -167,6 +168,7 @@ impl Parts {
         tasks.spawn("election", parts.election);
         tasks.spawn("addresses", parts.addresses);
 
+        let watching = Arc::clone(&cluster) as _;
         let cluster: Arc<dyn Cluster> = cluster;
         let (reporter, writer) = Reporter::start(
             Arc::clone(&cluster),
@@ -177,7 +179,14 @@ impl Parts {
         let attacher =
             Attacher::new(Arc::new(KernelLinks::new()), Arc::clone(&datapath) as _, Arc::clone(&store));
         let guard = PodGuard { cgroups: config.cgroup_root.clone(), unguarded: config.unguarded_pods };
-        let attacher = Arc::new(attacher.guarding(guard));
+        let peers = Arc::new(PolicyPeers::new(
+            Arc::clone(&table),
+            Arc::clone(&store),
+            Arc::clone(&datapath) as _,
+            config.state.peers_file(),
+        ));
+        let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)));
+        tasks.spawn("policy peers", peers.run(watching, stop.clone()));
         let watcher = discover(config, &store, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),

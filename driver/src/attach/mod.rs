@@ -38,6 +38,7 @@ use crate::{
     },
     datapath::{Datapath, DatapathError, EndpointId},
     link::{Links, Namespace},
+    network::peers::PolicyPeers,
 };
 
 pub use self::{
@@ -69,6 +70,8 @@ pub struct Attacher {
     store: Arc<Store>,
     /// `None`: pods are not guarded, which only tests want.
     guard: Option<PodGuard>,
+    /// Who the peers with names in policies are; `None`: nobody knows.
+    peers: Option<Arc<PolicyPeers>>,
     /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
     turn: Mutex<()>,
     /// Highest endpoint id given out; ids are not used again while the process lives.
@@ -79,7 +82,22 @@ impl Attacher {
     /// An attacher over these parts.
     #[must_use]
     pub fn new(links: Arc<dyn Links>, datapath: Arc<dyn Datapath>, store: Arc<Store>) -> Self {
-        Self { links, datapath, store, guard: None, turn: Mutex::new(()), last_endpoint: AtomicU32::new(0) }
+        Self {
+            links,
+            datapath,
+            store,
+            guard: None,
+            peers: None,
+            turn: Mutex::new(()),
+            last_endpoint: AtomicU32::new(0),
+        }
+    }
+
+    /// The same, that knows who the peers with names in policies are.
+    #[must_use]
+    pub fn knowing(mut self, peers: Arc<PolicyPeers>) -> Self {
+        self.peers = Some(peers);
+        self
     }
 
     /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.

@@ -13,7 +13,9 @@ use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
-        ForeignProgram, Isolation, cgroup, limits::Limits, policy::Policy,
+        ForeignProgram, Isolation, cgroup,
+        limits::Limits,
+        policy::{Policy, Resolved},
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
@@ -270,6 +272,10 @@ impl Datapath for InHost {
     }
     fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_policy(id, policy))
+    }
+
+    fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.set_policy_for(id, policy, peers))
     }
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_limits(id, limits))
