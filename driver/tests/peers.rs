@@ -1,7 +1,5 @@
 //! Policies whose peers have names, on a real kernel: a network, pods by their labels, and what is not known yet.
 
-#[path = "attach/interrupted.rs"]
-mod interrupted;
 #[path = "port/world.rs"]
 mod pods;
 mod support;

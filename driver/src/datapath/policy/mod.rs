@@ -99,7 +99,7 @@ pub struct Peer {
     /// Every member of a network, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// Every endpoint on the same network whose pod has all of these labels. Only a port of a network has such peers.
+    /// Every endpoint on the same network whose pod has all of these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<BTreeMap<String, String>>,
 }
@@ -211,6 +211,13 @@ impl Policy {
             Some(at) if at < self.egress.rules.len() => Some(format!("egress.rules[{at}]")),
             Some(_) => None,
         }
+    }
+
+    /// The rule of a number.
+    #[must_use]
+    pub fn rule(&self, number: u32) -> Option<&Rule> {
+        let at = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.ingress.rules.iter().chain(&self.egress.rules).nth(at)
     }
 
     /// Checks what the types do not.
