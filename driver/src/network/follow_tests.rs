@@ -16,7 +16,7 @@ use crate::{
     link::MacAddr,
     network::{
         Network, NetworkId, NetworkRef,
-        facts::{ClaimFacts, NodeFacts, PortFacts, Seen},
+        facts::{ClaimFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
         spec::{NetworkSpec, Overlay, Transport},
     },

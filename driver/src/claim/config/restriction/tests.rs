@@ -87,7 +87,7 @@ fn names_the_path_the_value_and_what_is_allowed() {
 #[test]
 fn peers_may_have_names() {
     for named in [json!({"network": "blue"}), json!({"podSelector": {"app": "db"}})] {
-        let read = super::policy(&json!({"egress": {"rules": [{"action": "deny", "peers": [named]}]}}));
+        let read = policy(&json!({"egress": {"rules": [{"action": "deny", "peers": [named]}]}}));
         assert!(read.expect("a policy").names_peers());
     }
 }
