@@ -130,6 +130,12 @@ impl StateArgs {
     pub fn networks_file(&self) -> PathBuf {
         self.state_dir.join("networks.json")
     }
+
+    /// Where the daemon tells who the peers with names in policies are.
+    #[must_use]
+    pub fn peers_file(&self) -> PathBuf {
+        self.state_dir.join("peers.json")
+    }
 }
 
 /// Settings of `netferry run`.

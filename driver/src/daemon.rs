@@ -19,6 +19,7 @@ use crate::{
     claim::{Checkpoint, service::Claims, store::Store},
     cluster::{Cluster, WholeCluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
+    counted::{counts, network_drops},
     datapath::{AyaDatapath, sweep::FlowSweeper},
     device::{
         rule::Rule,
@@ -34,16 +35,17 @@ use crate::{
     metrics::{Metrics, Sources},
     network::{
         NetworkRef, Networks,
-        follow::SharedTable,
+        follow::{FollowStats, SharedTable},
         identity::Identities,
         members::MemberTable,
         offer::Offers,
+        peers::PolicyPeers,
         share::Sharing,
         transport::{
             Converger,
             task::{TransportOptions, Transports, ports_on_networks},
         },
-        watch::{Counts, Held, NetworkWatch},
+        watch::{Held, NetworkWatch},
     },
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
@@ -120,6 +122,7 @@ struct Parts {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     published: Arc<PublishStats>,
+    followed: Arc<FollowStats>,
     networks: Arc<Networks>,
     identities: Identities,
 }
@@ -137,7 +140,11 @@ impl Parts {
         upgrade(&datapath)?;
         let readiness = Arc::new(Readiness::new());
         let published = Arc::new(PublishStats::default());
+        let followed = Arc::new(FollowStats::default());
+        let networks = Arc::new(Networks::default());
         let sources = Sources {
+            followed: Arc::clone(&followed),
+            network_drops: network_drops(&networks, &datapath),
             readiness: Arc::clone(&readiness),
             publisher: Arc::clone(&published),
             holdings: {
@@ -148,15 +155,15 @@ impl Parts {
         let metrics = Arc::new(Metrics::new(sources));
         let identities =
             Identities::open(&config.state.networks_file()).context("cannot read the numbers of networks")?;
-        let networks = Arc::new(Networks::default());
         let known = identities.list();
         networks.replace_all(known.networks, known.retired);
-        Ok(Self { cluster, store, datapath, readiness, metrics, published, networks, identities })
+        Ok(Self { cluster, store, datapath, readiness, metrics, published, followed, networks, identities })
     }
 
     #[expect(clippy::too_many_lines, reason = "one list of parts, in the order in which they start")]
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
-        let Self { cluster, store, datapath, readiness, metrics, published, networks, identities } = self;
+        let Self { cluster, store, datapath, readiness, metrics, published, followed, networks, identities } =
+            self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
         let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(node)));
@@ -165,6 +172,7 @@ impl Parts {
             networks: Arc::clone(&networks),
             table: Arc::clone(&table),
             members: Arc::clone(&datapath) as _,
+            stats: followed,
             driver: config.driver_name.clone(),
             node: node.to_owned(),
         };
@@ -173,6 +181,7 @@ impl Parts {
         tasks.spawn("election", parts.election);
         tasks.spawn("addresses", parts.addresses);
 
+        let watching = Arc::clone(&cluster) as _;
         let cluster: Arc<dyn Cluster> = cluster;
         let (reporter, writer) = Reporter::start(
             Arc::clone(&cluster),
@@ -183,7 +192,14 @@ impl Parts {
         let attacher =
             Attacher::new(Arc::new(KernelLinks::new()), Arc::clone(&datapath) as _, Arc::clone(&store));
         let guard = PodGuard { cgroups: config.cgroup_root.clone(), unguarded: config.unguarded_pods };
-        let attacher = Arc::new(attacher.guarding(guard));
+        let peers = Arc::new(PolicyPeers::new(
+            Arc::clone(&table),
+            Arc::clone(&store),
+            Arc::clone(&datapath) as _,
+            config.state.peers_file(),
+        ));
+        let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)));
+        tasks.spawn("policy peers", peers.run(watching, stop.clone()));
         let watcher = discover(config, &store, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),
@@ -217,7 +233,15 @@ impl Parts {
                 stop.clone(),
             ),
         );
-        let watch = network_watch(config, &cluster, Arc::clone(&networks), identities, &store);
+        let watch = NetworkWatch {
+            cluster: Arc::clone(&cluster),
+            networks: Arc::clone(&networks),
+            identities,
+            held: has_ports(&store),
+            counts: counts(config.standalone.is_some(), &store, &table, parts.leading),
+            addresses: parts.conditions,
+            spread: NETWORK_STATUS_SPREAD,
+        };
         tasks.spawn("network watch", watch.run(stop.clone()));
         let file = config.state.promiscuous_file();
         let kernel = Converger::open(KernelLinks::new(), Arc::clone(&datapath), &file);
@@ -322,45 +346,18 @@ async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToke
     crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
 }
 
-fn network_watch(
-    config: &RunConfig,
-    cluster: &Arc<dyn Cluster>,
-    networks: Arc<Networks>,
-    identities: Identities,
-    store: &Arc<Store>,
-) -> NetworkWatch {
-    NetworkWatch {
-        cluster: Arc::clone(cluster),
-        networks,
-        identities,
-        held: has_ports(store),
-        counts: counts(config.standalone.is_some(), store),
-        spread: NETWORK_STATUS_SPREAD,
-    }
-}
-
 /// Whether a claim that is prepared has a port on a network.
 fn has_ports(store: &Arc<Store>) -> Held {
     let store = Arc::clone(store);
     Box::new(move |network| store.all().iter().any(|checkpoint| ports_on(checkpoint, network) > 0))
 }
 
-fn ports_on(checkpoint: &Checkpoint, network: &NetworkRef) -> usize {
+pub(crate) fn ports_on(checkpoint: &Checkpoint, network: &NetworkRef) -> usize {
     checkpoint
         .interfaces
         .iter()
         .filter(|interface| interface.plan.port().is_some_and(|port| port.network == *network))
         .count()
-}
-
-/// A folder has one node, which counts for all. In a cluster no node does so yet.
-fn counts(alone: bool, store: &Arc<Store>) -> Counts {
-    let store = Arc::clone(store);
-    Box::new(move |network| {
-        let checkpoints = if alone { store.all() } else { return None };
-        let ports: usize = checkpoints.iter().map(|checkpoint| ports_on(checkpoint, network)).sum();
-        Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)))
-    })
 }
 
 /// Tasks that run as long as the daemon. The end of one before the stop is the end of all: the kubelet or the

@@ -11,6 +11,7 @@ pub mod claim;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+mod counted;
 pub mod daemon;
 pub mod datapath;
 pub mod device;

@@ -22,7 +22,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{datapath::Traffic, holdings::Holding, publish::publisher::PublishStats, readiness::Readiness};
+use crate::{
+    datapath::Traffic, holdings::Holding, network::follow::FollowStats, publish::publisher::PublishStats,
+    readiness::Readiness,
+};
 
 /// How something ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -70,12 +73,19 @@ pub struct Metrics {
     drift: Family<Drift, Counter>,
 }
 
+/// Drops by network and reason.
+pub type NetworkDrops = Box<dyn Fn() -> Vec<(String, String, u64)> + Send + Sync>;
+
 /// What is read at each scrape.
 pub struct Sources {
     /// State of the parts.
     pub readiness: Arc<Readiness>,
     /// What the publisher has done.
     pub publisher: Arc<PublishStats>,
+    /// What following the members of networks came to.
+    pub followed: Arc<FollowStats>,
+    /// Drops that no interface can be named for.
+    pub network_drops: NetworkDrops,
     /// Interfaces in pods and their counters.
     pub holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
 }
@@ -231,6 +241,7 @@ impl Collector for Sources {
             let counter = ConstCounter::new(count.load(Ordering::Relaxed));
             counter.encode(family.encode_family(&[("kind", kind)])?)?;
         }
+        self.encode_networks(&mut encoder)?;
         let holdings = (self.holdings)();
         let help = "Interfaces that are in pods";
         let gauge = ConstGauge::new(i64::try_from(holdings.len()).unwrap_or(i64::MAX));
@@ -263,6 +274,35 @@ impl Collector for Sources {
             for (reason, dropped) in holding.stats.iter().flat_map(|stats| &stats.drops) {
                 count(&mut drops, holding, ("reason", reason), *dropped)?;
             }
+        }
+        Ok(())
+    }
+}
+
+impl Sources {
+    fn encode_networks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counter = |value: &AtomicU64| ConstCounter::new(value.load(Ordering::Relaxed));
+        let followed = &self.followed;
+        let kinds = [
+            ("change", &followed.changes),
+            ("failure", &followed.failures),
+            ("conflict", &followed.conflicts),
+            ("repair", &followed.repairs),
+        ];
+        let help =
+            "Members on other nodes: changes written, not written, addresses that two claims say, repairs";
+        let none = ConstCounter::new(0u64).metric_type();
+        let mut family = encoder.encode_descriptor("member_changes", help, None, none)?;
+        for (kind, count) in kinds {
+            counter(count).encode(family.encode_family(&[("kind", kind)])?)?;
+        }
+        let help =
+            "Frames from uplinks and tunnels that were dropped before their receiver was known, by reason";
+        let none = ConstCounter::new(0u64).metric_type();
+        let mut family = encoder.encode_descriptor("network_drops", help, None, none)?;
+        for (network, reason, count) in (self.network_drops)() {
+            let labels = [("network", network.as_str()), ("reason", reason.as_str())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -310,6 +350,8 @@ mod tests {
         let sources = Sources {
             readiness: Arc::new(Readiness::new()),
             publisher: Arc::default(),
+            followed: Arc::default(),
+            network_drops: Box::new(|| vec![("blue".to_owned(), "nobody".to_owned(), 3)]),
             holdings: Box::new(move || vec![holding()]),
         };
         let metrics = Metrics::new(sources);
@@ -319,6 +361,9 @@ mod tests {
         assert!(text.contains(drops), "{text}");
         assert!(text.contains(r#"netferry_attaches_total{result="ok"} 1"#), "{text}");
         assert!(text.contains(r#"netferry_ready{part="kubelet"} 0"#), "{text}");
+        let lost = r#"netferry_network_drops_total{network="blue",reason="nobody"} 3"#;
+        assert!(text.contains(lost), "{text}");
+        assert!(text.contains(r#"netferry_member_changes_total{kind="conflict"} 0"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -22,12 +22,12 @@ use world::{LINK, PEER_V4, POD_V4, WIRE_MAC, World, able, drain, flood, ifindex,
 struct Nobody;
 
 impl Peers for Nobody {
-    fn network(&self, _: &str) -> Vec<IpAddr> {
-        Vec::new()
+    fn network(&self, _: &str) -> Option<Vec<IpAddr>> {
+        Some(Vec::new())
     }
 
-    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
-        Vec::new()
+    fn selected(&self, _: &BTreeMap<String, String>, _: Action) -> Option<Vec<IpAddr>> {
+        Some(Vec::new())
     }
 }
 

@@ -104,12 +104,12 @@ impl Node {
 struct NoNames;
 
 impl Peers for NoNames {
-    fn network(&self, _: &str) -> Vec<IpAddr> {
-        Vec::new()
+    fn network(&self, _: &str) -> Option<Vec<IpAddr>> {
+        Some(Vec::new())
     }
 
-    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
-        Vec::new()
+    fn selected(&self, _: &BTreeMap<String, String>, _: Action) -> Option<Vec<IpAddr>> {
+        Some(Vec::new())
     }
 }
 

@@ -40,6 +40,7 @@ use crate::{
     },
     datapath::{Datapath, DatapathError, EndpointId},
     link::{Links, Namespace},
+    network::peers::PolicyPeers,
 };
 
 pub use self::{
@@ -75,6 +76,8 @@ pub struct Attacher {
     guard: Option<PodGuard>,
     /// Pods that this process has guarded.
     guarded: std::sync::Mutex<BTreeMap<EndpointId, guard::GuardedPod>>,
+    /// Who the peers with names in policies are; `None`: nobody knows.
+    peers: Option<Arc<PolicyPeers>>,
     /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
     turn: Mutex<()>,
     /// Highest endpoint id given out; ids are not used again while the process lives.
@@ -91,9 +94,17 @@ impl Attacher {
             store,
             guard: None,
             guarded: std::sync::Mutex::default(),
+            peers: None,
             turn: Mutex::new(()),
             last_endpoint: AtomicU32::new(0),
         }
+    }
+
+    /// The same, that knows who the peers with names in policies are.
+    #[must_use]
+    pub fn knowing(mut self, peers: Arc<PolicyPeers>) -> Self {
+        self.peers = Some(peers);
+        self
     }
 
     /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.

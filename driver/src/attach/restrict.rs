@@ -1,6 +1,8 @@
 //! What the plan allows an interface, put in force while its gate is still closed.
 
-use super::Attacher;
+use std::sync::Arc;
+
+use super::{Attacher, blocking};
 use crate::{
     claim::InterfacePlan,
     datapath::{DatapathError, EndpointId},
@@ -11,7 +13,14 @@ impl Attacher {
     /// them.
     pub(super) async fn restrict(&self, id: EndpointId, plan: &InterfacePlan) -> Result<(), DatapathError> {
         if let Some(policy) = plan.policy.clone() {
-            self.datapath(move |datapath| datapath.set_policy(id, &policy)).await?;
+            match &self.peers {
+                Some(peers) if policy.names_peers() => {
+                    let network = plan.port().map(|port| port.network.name.clone());
+                    let peers = Arc::clone(peers);
+                    blocking(move || peers.set(id, &policy, network.as_deref())).await?;
+                }
+                _ => self.datapath(move |datapath| datapath.set_policy(id, &policy)).await?,
+            }
         }
         if let Some(limits) = plan.limits {
             self.datapath(move |datapath| datapath.set_limits(id, &limits)).await?;

@@ -108,6 +108,12 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
             port::complete(interface, asked, place, &mut errors);
             sub_interface::complete(interface, asked, place, &mut errors);
             let request = &interface.result.request;
+            let selects = interface.config.policy.as_ref().is_some_and(|policy| policy.selects_pods());
+            if selects && !matches!(interface.source, Source::Port(_)) {
+                let allowed =
+                    "cidr and network: it selects endpoints on the network of a port, and this is none";
+                errors.push(of_request(request, PlanError::new("policy", "podSelector", allowed)));
+            }
             errors.extend(interface.config.check().into_iter().map(|error| of_request(request, error)));
         }
     }

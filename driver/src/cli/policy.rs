@@ -10,9 +10,10 @@ use crate::{
     datapath::{
         AyaDatapath, EndpointId, Explanation, Isolation,
         limits::Limits,
-        policy::{Action, Otherwise, Peer, Policy, Port, Protocol},
+        policy::{Action, Name, Otherwise, Peer, Policy, Port, Protocol, Rule},
     },
     holdings::{Holder, holders, holdings},
+    network::peers::{Told, told},
 };
 
 /// Print what policy says.
@@ -34,11 +35,14 @@ struct InForce<'a> {
     policy: Option<&'a Policy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Limits>,
+    /// Who the peers with names are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<Told>,
 }
 
 fn show_policy(args: &ShowPolicyArgs) -> Result<()> {
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
-    let of_pod = in_force(&checkpoints, &args.pod);
+    let of_pod = in_force(&checkpoints, &args.pod, &told(&args.state.peers_file()));
     if of_pod.is_empty() {
         bail!("{}", no_interface(&args.pod));
     }
@@ -51,11 +55,12 @@ fn no_interface(pod: &PodName) -> String {
 }
 
 /// The pod's interfaces that are in it, by name.
-fn in_force<'a>(checkpoints: &'a [Checkpoint], pod: &PodName) -> Vec<InForce<'a>> {
+fn in_force<'a>(checkpoints: &'a [Checkpoint], pod: &PodName, peers: &[Told]) -> Vec<InForce<'a>> {
     let interfaces = checkpoints.iter().flat_map(|it| it.interfaces.iter().map(|record| (&it.claim, record)));
     let mut all: Vec<_> = interfaces
         .filter(|(_, record)| record.attachment.as_ref().is_some_and(|it| pod.is(&it.sandbox.pod)))
-        .map(|(claim, InterfaceRecord { plan, .. })| InForce {
+        .map(|(claim, InterfaceRecord { plan, attachment, .. })| InForce {
+            peers: of_endpoint(peers, attachment.as_ref().and_then(|attachment| attachment.endpoint)),
             interface: &plan.name,
             claim,
             isolation: plan.isolation,
@@ -65,6 +70,10 @@ fn in_force<'a>(checkpoints: &'a [Checkpoint], pod: &PodName) -> Vec<InForce<'a>
         .collect();
     all.sort_by_key(|it| it.interface);
     all
+}
+
+fn of_endpoint(peers: &[Told], endpoint: Option<EndpointId>) -> Vec<Told> {
+    peers.iter().filter(|told| Some(told.endpoint) == endpoint).cloned().collect()
 }
 
 /// A row for each rule, and one for what no rule matches.
@@ -81,15 +90,10 @@ fn rules(of: &InForce<'_>) -> Vec<[String; 6]> {
                 Action::Allow => "allow",
                 Action::Deny => "deny",
             };
-            let peers = rule.peers.as_ref().map(|peers| show::list(peers.iter().map(peer)));
+            let peers = peers_of(rule, &of.peers);
             let ports = rule.ports.as_ref().map(|ports| show::list(ports.iter().map(port)));
             let all = || "all".to_owned();
-            rows.push(row(
-                format!("{direction}.rules[{nth}]"),
-                action,
-                peers.unwrap_or_else(all),
-                ports.unwrap_or_else(all),
-            ));
+            rows.push(row(format!("{direction}.rules[{nth}]"), action, peers, ports.unwrap_or_else(all)));
         }
         let action = match (of.isolation, side.otherwise()) {
             (Isolation::Strict | Isolation::BestEffort, Otherwise::Deny) => "deny",
@@ -99,6 +103,28 @@ fn rules(of: &InForce<'_>) -> Vec<[String; 6]> {
         rows.push(row("otherwise".to_owned(), action, "all".to_owned(), "all".to_owned()));
     }
     rows
+}
+
+/// Addresses of a name that are shown.
+const SHOWN: usize = 8;
+
+/// The peers of a rule as they are written, those with names with their addresses.
+fn peers_of(rule: &Rule, told: &[Told]) -> String {
+    let Some(peers) = &rule.peers else { return "all".to_owned() };
+    show::list(peers.iter().map(|it| {
+        let Some(name) = Name::of(it, rule.action) else { return peer(it) };
+        let addresses = told.iter().find(|told| told.name == name).and_then(|told| told.addresses.as_ref());
+        let who = match addresses {
+            None => "not known yet".to_owned(),
+            Some(none) if none.is_empty() => "nobody".to_owned(),
+            Some(all) => {
+                let shown: Vec<_> = all.iter().take(SHOWN).map(ToString::to_string).collect();
+                let more = all.len() - shown.len();
+                shown.join(" ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+            }
+        };
+        format!("{} ({who})", peer(it))
+    }))
 }
 
 fn peer(peer: &Peer) -> String {
@@ -136,6 +162,9 @@ struct Verdict {
     /// Where the rule is in the policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     rule_name: Option<String>,
+    /// The peers it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peers: Option<String>,
 }
 
 fn explain(args: &ExplainArgs) -> Result<()> {
@@ -163,25 +192,34 @@ fn explain(args: &ExplainArgs) -> Result<()> {
         bail!("pod {} has no address of the family of {} under isolation", args.from, args.to);
     }
     let holders = holders(&checkpoints);
+    let told = told(&args.state.peers_file());
     let verdicts: Vec<_> = said
         .into_iter()
         .map(|explanation| Verdict {
             holder: holders.get(&explanation.endpoint).cloned(),
             rule_name: explanation.rule.and_then(|rule| rule_name(&checkpoints, explanation.endpoint, rule)),
+            peers: explanation.rule.and_then(|rule| {
+                let policy = policy_of(&checkpoints, explanation.endpoint)?;
+                Some(peers_of(policy.rule(rule)?, &of_endpoint(&told, Some(explanation.endpoint))))
+            }),
             explanation,
         })
         .collect();
-    let header = ["POD", "INTERFACE", "DIRECTION", "VERDICT", "REASON", "RULE"];
+    let header = ["POD", "INTERFACE", "DIRECTION", "VERDICT", "REASON", "RULE", "PEERS"];
     show::print(args.output, &verdicts, header, verdicts.iter().map(row))
 }
 
 /// Where a rule is in the policy of an endpoint.
 fn rule_name(checkpoints: &[Checkpoint], endpoint: EndpointId, rule: u32) -> Option<String> {
+    policy_of(checkpoints, endpoint)?.rule_name(rule)
+}
+
+fn policy_of(checkpoints: &[Checkpoint], endpoint: EndpointId) -> Option<&Policy> {
     let mut records = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
     let of = |record: &&InterfaceRecord| {
         record.attachment.as_ref().is_some_and(|attachment| attachment.endpoint == Some(endpoint))
     };
-    records.find(of)?.plan.policy.as_ref()?.rule_name(rule)
+    records.find(of)?.plan.policy.as_ref()
 }
 
 /// Another wire may have the same address as sender: that is another flow.
@@ -194,8 +232,8 @@ fn merge(said: &mut Vec<Explanation>, sender: EndpointId, all: Vec<Explanation>)
     }
 }
 
-fn row(verdict: &Verdict) -> [String; 6] {
-    let Verdict { holder, explanation, rule_name } = verdict;
+fn row(verdict: &Verdict) -> [String; 7] {
+    let Verdict { holder, explanation, rule_name, peers } = verdict;
     [
         holder.as_ref().map_or_else(|| "-".to_owned(), |holder| holder.pod.to_string()),
         holder.as_ref().map_or_else(|| format!("endpoint {}", explanation.endpoint), |h| h.interface.clone()),
@@ -207,6 +245,7 @@ fn row(verdict: &Verdict) -> [String; 6] {
             (None, Some(rule)) => rule.to_string(),
             (None, None) => "-".to_owned(),
         },
+        peers.clone().unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
@@ -226,15 +265,25 @@ mod tests {
             isolation: Isolation::Strict,
             policy: Some(&policy),
             limits: None,
+            peers: vec![Told {
+                endpoint: 1,
+                name: Name::Pods {
+                    labels: [("app".to_owned(), "web".to_owned())].into(),
+                    action: Action::Deny,
+                },
+                addresses: Some(vec!["10.0.0.7".parse().unwrap(), "10.0.0.8".parse().unwrap()]),
+            }],
         };
         let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
         let expected = [
-            "ingress ingress.rules[0] deny 192.0.2.0/24,pods app=web all",
+            "ingress ingress.rules[0] deny 192.0.2.0/24,pods app=web (10.0.0.7 10.0.0.8) all",
             "ingress otherwise allow all all",
             "egress egress.rules[0] allow all tcp/80-90,icmp",
             "egress otherwise deny all all",
         ];
         assert_eq!(lines, expected);
+        of.peers.clear();
+        assert!(rules(&of)[0][4].ends_with("pods app=web (not known yet)"));
         of.policy = None;
         let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
         assert_eq!(lines, ["ingress otherwise allow all all", "egress otherwise allow all all"]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 
-use crate::network::facts::{ClaimFacts, NodeFacts, Seen};
+use crate::network::facts::{ClaimFacts, NodeFacts, PodFacts, Seen};
 
 /// Watches over objects of the whole cluster. Each begins with a list, and with another one whenever it has missed
 /// something. They go on until they are dropped; what cannot be read now is tried again.
@@ -13,4 +13,6 @@ pub trait Watch: Send + Sync {
     fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>>;
     /// Nodes, by name.
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>>;
+    /// Pods with their labels, by `namespace/name`. Watched only while a policy selects pods.
+    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>>;
 }

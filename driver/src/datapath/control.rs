@@ -1,6 +1,5 @@
 //! What is changed for endpoints while they run: policy, limits, members.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,26 +34,16 @@ pub struct NetworkMember {
     pub mac: MacAddr,
 }
 
-/// No network and no pod has a name yet. A policy that names one is refused before anybody is asked.
-struct NoNames;
-
-impl Peers for NoNames {
-    fn network(&self, _: &str) -> Vec<IpAddr> {
-        Vec::new()
-    }
-
-    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
-        Vec::new()
-    }
-}
-
 impl AyaDatapath {
     /// Compiles a policy and puts it in force, see [`Self::set_compiled`].
-    pub(super) fn compile_and_set(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+    pub(super) fn compile_and_set(
+        &self,
+        id: EndpointId,
+        policy: &Policy,
+        peers: &dyn Peers,
+    ) -> Result<(), DatapathError> {
         let refused = |source| bpf_error(format!("compile the policy of endpoint {id}"), source);
-        // A deny rule for peers that cannot be told would let them through.
-        policy.names_no_peers().map_err(refused)?;
-        let compiled = CompiledPolicy::new(policy, &NoNames, self.policy_room()?).map_err(refused)?;
+        let compiled = CompiledPolicy::new(policy, peers, self.policy_room()?).map_err(refused)?;
         self.set_compiled(id, &Arc::new(compiled))?;
         Ok(())
     }

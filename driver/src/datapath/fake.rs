@@ -7,7 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
     AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
-    limits::Limits, not_protected, policy::Policy, refuse_foreign,
+    limits::Limits,
+    not_protected,
+    policy::{Policy, Resolved},
+    refuse_foreign,
 };
 
 /// One verb of [`Datapath`], to say where to fail.
@@ -197,6 +200,10 @@ impl Datapath for FakeDatapath {
         let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
         endpoint.policy = Some(policy.clone());
         Ok(())
+    }
+
+    fn set_policy_for(&self, id: EndpointId, policy: &Policy, _: &Resolved) -> Result<(), DatapathError> {
+        self.set_policy(id, policy)
     }
 
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {

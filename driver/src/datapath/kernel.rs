@@ -15,7 +15,7 @@ use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
 use super::object::{ProgramLoader, check_pinned, load_patiently, program_name};
 use super::pins::{PinnedLink, Pins};
-use super::policy::{Policy, PolicyTables};
+use super::policy::{Policy, PolicyTables, Resolved};
 use super::state::{MapPart, Wanted};
 use super::sys::{self, Hook};
 use super::tables::Tables;
@@ -414,7 +414,11 @@ impl Datapath for AyaDatapath {
     }
 
     fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
-        self.compile_and_set(id, policy)
+        self.compile_and_set(id, policy, &Resolved::default())
+    }
+
+    fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
+        self.compile_and_set(id, policy, peers)
     }
 
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {

@@ -250,9 +250,17 @@ pub trait Datapath: Send + Sync {
         self.verify(id, ifindex)
     }
     /// Put a policy in force for an attached endpoint, in the place of the one before: a frame is judged by one
-    /// of them whole. Nothing is changed if it does not fit into the maps or names peers by anything but `cidr`.
+    /// of them whole. Nothing is changed if it does not fit into the maps. Peers with a name are not known: a rule that
+    /// allows is for none of them, one that denies for everybody.
     /// It is pinned with the endpoint, and goes with it at detach.
     fn set_policy(&self, id: EndpointId, policy: &policy::Policy) -> Result<(), DatapathError>;
+    /// As [`Datapath::set_policy`], with who the peers with a name are.
+    fn set_policy_for(
+        &self,
+        id: EndpointId,
+        policy: &policy::Policy,
+        peers: &policy::Resolved,
+    ) -> Result<(), DatapathError>;
     /// Set the rate limits of an attached endpoint, in the place of those before. Their state starts afresh. They
     /// are pinned with the endpoint, and go with it at detach.
     fn set_limits(&self, id: EndpointId, limits: &limits::Limits) -> Result<(), DatapathError>;

@@ -9,6 +9,8 @@ use crate::{metrics::Sources, readiness::Readiness};
 
 fn metrics() -> Arc<Metrics> {
     Arc::new(Metrics::new(Sources {
+        followed: Arc::default(),
+        network_drops: Box::new(Vec::new),
         readiness: Arc::new(Readiness::new()),
         publisher: Arc::default(),
         holdings: Box::new(Vec::new),

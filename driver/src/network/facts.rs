@@ -3,7 +3,7 @@
 //! A claim's status is written by many. Only this is believed: what the scheduler allocated, and of what is told about
 //! devices, the entries of devices that the claim was allocated from this driver.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::{
@@ -33,6 +33,8 @@ pub enum Seen<T, K> {
 /// A claim with devices of this driver's networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimFacts {
+    /// The pod it is reserved for, as `namespace/name`; `None` unless it is exactly one.
+    pub pod: Option<String>,
     /// Its UID.
     pub uid: String,
     /// `namespace/name`, for people.
@@ -65,6 +67,18 @@ pub struct NodeFacts {
     pub address: Option<IpAddr>,
 }
 
+/// The label that every pod has for a `podSelector`: its namespace. The runtime's name for it.
+pub const NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+
+/// What is kept of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// `namespace/name`.
+    pub name: String,
+    /// Its labels, and [`NAMESPACE_LABEL`].
+    pub labels: BTreeMap<String, String>,
+}
+
 /// What a claim has of this driver's networks. A claim that has no allocation has nothing.
 #[must_use]
 pub fn claim(metadata: &ObjectMeta, status: Option<&ResourceClaimStatus>, driver: &str) -> ClaimFacts {
@@ -74,6 +88,7 @@ pub fn claim(metadata: &ObjectMeta, status: Option<&ResourceClaimStatus>, driver
     let told: &[AllocatedDeviceStatus] =
         status.and_then(|status| status.devices.as_deref()).unwrap_or_default();
     let mut facts = ClaimFacts {
+        pod: reserved_pod(namespace, status),
         uid: metadata.uid.clone().unwrap_or_default(),
         name: format!("{namespace}/{name}"),
         since: allocation
@@ -116,6 +131,26 @@ pub fn node(metadata: &ObjectMeta, status: Option<&NodeStatus>) -> NodeFacts {
             .filter(internal)
             .find_map(|address| address.address.parse().ok()),
     }
+}
+
+/// The pod that a claim is reserved for.
+fn reserved_pod(namespace: &str, status: Option<&ResourceClaimStatus>) -> Option<String> {
+    match status?.reserved_for.as_deref()? {
+        [one] if one.resource == "pods" && one.api_group.as_deref().unwrap_or_default().is_empty() => {
+            Some(format!("{namespace}/{}", one.name))
+        }
+        _ => None,
+    }
+}
+
+/// The facts of a pod.
+#[must_use]
+pub fn pod(metadata: &ObjectMeta) -> PodFacts {
+    let namespace = metadata.namespace.as_deref().unwrap_or("default");
+    let mut labels = metadata.labels.clone().unwrap_or_default();
+    // Last: a label that the pod gives itself does not take its place.
+    labels.insert(NAMESPACE_LABEL.to_owned(), namespace.to_owned());
+    PodFacts { name: format!("{namespace}/{}", metadata.name.as_deref().unwrap_or_default()), labels }
 }
 
 fn port_network(device: &str) -> Option<&str> {

@@ -16,7 +16,7 @@ use crate::{
     link::MacAddr,
     network::{
         Network, NetworkId, NetworkRef,
-        facts::{ClaimFacts, NodeFacts, PortFacts, Seen},
+        facts::{ClaimFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
         spec::{NetworkSpec, Overlay, Transport},
     },
@@ -80,6 +80,10 @@ impl Watch for Told {
         UnboundedReceiverStream::new(receiver).boxed()
     }
 
+    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+        stream::pending().boxed()
+    }
+
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
         let node = |number: u8| NodeFacts {
             name: format!("n{number}"),
@@ -96,6 +100,7 @@ fn ip(host: u8) -> IpAddr {
 
 fn claim(number: u8, node: u8) -> ClaimFacts {
     ClaimFacts {
+        pod: None,
         uid: format!("u{number}"),
         name: format!("a/c{number}"),
         since: 0,

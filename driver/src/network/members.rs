@@ -9,6 +9,7 @@
 //! given to another node, whoever wins: what attach wrote stays.
 
 mod claims;
+mod pods;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,8 @@ use super::{
 };
 use crate::link::MacAddr;
 use claims::{Claim, ClaimKey};
+use pods::Pods;
+use tokio::sync::watch;
 
 /// How a member on another node is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +118,13 @@ pub struct MemberTable {
     claim_round: u8,
     node_round: u8,
     claims_listed: bool,
+    /// Whether every claim has come once: what was known then is not forgotten while they come again.
+    claims_known: bool,
     nodes_listed: bool,
     outcome: Outcome,
+    pods: Pods,
+    /// Tells that claims or pods are other than they were.
+    changed: watch::Sender<()>,
 }
 
 impl MemberTable {
@@ -134,6 +142,9 @@ impl MemberTable {
             claim_round: 0,
             node_round: 0,
             claims_listed: false,
+            claims_known: false,
+            pods: Pods::default(),
+            changed: watch::Sender::new(()),
             nodes_listed: false,
             outcome: Outcome::default(),
             this_node,

@@ -17,6 +17,7 @@ pub mod members;
 pub mod mtu;
 pub mod names;
 pub mod offer;
+pub mod peers;
 pub mod pools;
 pub mod share;
 pub mod spec;

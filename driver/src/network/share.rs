@@ -23,6 +23,8 @@ pub struct Sharing {
     pub table: SharedTable,
     /// The node's map of members.
     pub members: Arc<dyn Members>,
+    /// Counters of what is followed.
+    pub stats: Arc<FollowStats>,
     /// The driver.
     pub driver: String,
     /// This node, and its identity in the election.
@@ -42,19 +44,21 @@ pub struct SharingParts {
     pub addresses: Running,
     /// What the status of networks is to say of their addresses; empty on a node that is not elected.
     pub conditions: watch::Receiver<Conditions>,
+    /// Whether this node is elected.
+    pub leading: watch::Receiver<bool>,
 }
 
 impl Sharing {
     /// The parts, which end with `stop`.
     #[must_use]
     pub fn parts(self, stop: &CancellationToken) -> SharingParts {
-        let Self { cluster, networks, table, members, driver, node } = self;
+        let Self { cluster, networks, table, members, stats, driver, node } = self;
         let follow = Follow {
             watch: Arc::clone(&cluster) as _,
             networks: Arc::clone(&networks),
             table: Arc::clone(&table),
             members,
-            stats: Arc::new(FollowStats::default()),
+            stats,
         };
         let (leads, leading) = watch::channel(false);
         let candidate = Candidate::new(ADDRESSES, &node, Timing::default());
@@ -66,6 +70,7 @@ impl Sharing {
         );
         let (told, conditions) = watch::channel(Conditions::new());
         let token = stop.clone();
+        let elected = leading.clone();
         SharingParts {
             follow: once_needed(&networks, stop, follow.run(FollowOptions::default(), stop.clone())),
             election: once_needed(&networks, stop, async move {
@@ -80,6 +85,7 @@ impl Sharing {
                 stop.clone(),
             )),
             conditions,
+            leading: elected,
         }
     }
 }

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     accept::{Declared, Judged},
+    pools::Conditions,
     spec::NetworkStatus,
     transport::Troubles,
 };
@@ -21,6 +22,8 @@ pub const ACCEPTED: &str = "Accepted";
 pub const READY: &str = "Ready";
 
 const NOT_ACCEPTED: &str = "NotAccepted";
+/// Addresses of it are free; said by the node that is elected to publish them.
+pub const ADDRESSES: &str = "AddressesAvailable";
 
 /// Longest message of a condition (`maxLength` in its schema is 32768; people read less).
 const MAX_MESSAGE: usize = 4096;
@@ -32,6 +35,7 @@ pub fn wanted(
     declared: &Declared,
     judged: &Judged,
     published: &BTreeSet<String>,
+    addresses: &Conditions,
     now: Timestamp,
 ) -> NetworkStatus {
     let former = |name: &str| declared.status.conditions.iter().find(|condition| condition.type_ == name);
@@ -64,6 +68,14 @@ pub fn wanted(
             },
         ]
     };
+    // Who is not elected leaves what the elected node said.
+    let told = addresses.get(&declared.reference.name).map(|told| {
+        let since = former(&told.type_).filter(|former| former.status == told.status);
+        let last_transition_time = since.unwrap_or(told).last_transition_time.clone();
+        Condition { last_transition_time, observed_generation: declared.generation, ..told.clone() }
+    });
+    let mut conditions = conditions;
+    conditions.extend(told.or_else(|| former(ADDRESSES).cloned()));
     NetworkStatus { observed_generation: declared.generation, conditions, ..declared.status.clone() }
 }
 
@@ -118,6 +130,43 @@ mod tests {
     use crate::network::{NetworkRef, accept::judge};
 
     #[test]
+    fn the_elected_node_speaks_of_addresses_and_others_leave_it() {
+        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let (first, later) = (time("2026-01-01T00:00:00Z"), time("2026-01-02T00:00:00Z"));
+        let mut declared = Declared {
+            reference: NetworkRef { name: "blue".to_owned(), uid: "1".to_owned() },
+            generation: Some(3),
+            spec: json!({"subnets": ["10.1.0.0/16"], "transport": {"local": {}}}),
+            ..Declared::default()
+        };
+        let told = |status: &str, at| Condition {
+            type_: ADDRESSES.to_owned(),
+            status: status.to_owned(),
+            reason: "Because".to_owned(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(at),
+        };
+        let mut steps = Vec::new();
+        for (said, at) in [
+            (None, first),
+            (Some("True"), first),
+            (Some("True"), later),
+            (None, later),
+            (Some("False"), later),
+        ] {
+            let judged = judge(std::slice::from_ref(&declared), &BTreeMap::default()).remove(0);
+            let addresses = said.map(|status| ("blue".to_owned(), told(status, at))).into_iter().collect();
+            declared.status = wanted(&declared, &judged, &BTreeSet::new(), &addresses, at);
+            let found = declared.status.conditions.iter().find(|it| it.type_ == ADDRESSES);
+            steps.push(found.map(|it| (it.status.clone(), it.last_transition_time.0 == first)));
+        }
+        let row = |status: &str, first| Some((status.to_owned(), first));
+        let expected = [None, row("True", true), row("True", true), row("True", true), row("False", false)];
+        assert_eq!(steps, expected);
+    }
+
+    #[test]
     fn a_condition_keeps_the_time_of_its_last_change() {
         let time = |text: &str| text.parse::<Timestamp>().expect("a time");
         let (first, later) = (time("2026-01-01T00:00:00Z"), time("2026-01-02T00:00:00Z"));
@@ -130,7 +179,7 @@ mod tests {
         let status = |declared: &mut Declared, published: &[&str], now| {
             let judged = judge(std::slice::from_ref(declared), &BTreeMap::default()).remove(0);
             let published = published.iter().map(|name| (*name).to_owned()).collect();
-            declared.status = wanted(declared, &judged, &published, now);
+            declared.status = wanted(declared, &judged, &published, &Conditions::new(), now);
             declared
                 .status
                 .conditions
@@ -175,7 +224,8 @@ mod tests {
         let mut at = |node: &str, problem: Option<&str>, minutes: i64| {
             now += SignedDuration::from_mins(minutes);
             let judged = judge(std::slice::from_ref(&declared), &BTreeMap::default()).remove(0);
-            let status = wanted(&declared, &judged, &BTreeSet::from(["blue".to_owned()]), now);
+            let published = BTreeSet::from(["blue".to_owned()]);
+            let status = wanted(&declared, &judged, &published, &Conditions::default(), now);
             let problems = problem.map(|problem| (declared.reference.clone(), problem.to_owned()));
             let troubles = Troubles { node: node.to_owned(), problems: problems.into_iter().collect() };
             declared.status = with_troubles(status, &declared, &troubles, now);

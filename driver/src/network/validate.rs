@@ -71,7 +71,7 @@ pub fn validate(name: &str, spec: &NetworkSpec) -> Vec<FieldError> {
         namespaces(selector, &mut errors);
     }
     if let Some(policy) = &spec.policy {
-        let checked = policy.validate().and_then(|()| policy.names_no_peers());
+        let checked = policy.validate();
         errors.extend(checked.err().map(|error| match error {
             PolicyError::Invalid { field, value, allowed } => {
                 FieldError::new(format!("spec.policy.{field}"), value, allowed)

@@ -12,7 +12,10 @@ use std::{
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -20,6 +23,7 @@ use super::{
     Declared, Network, NetworkRef, Networks,
     accept::{Judged, judge},
     identity::{Identities, Numbered},
+    pools::Conditions,
     status::{wanted, with_troubles},
 };
 use crate::{
@@ -39,6 +43,8 @@ const TICK: Duration = Duration::from_secs(10);
 
 /// The watch over Network objects.
 pub struct NetworkWatch {
+    /// What is to be said of networks' addresses; empty unless this node is elected to publish them.
+    pub addresses: watch::Receiver<Conditions>,
     /// Where they are declared.
     pub cluster: Arc<dyn Cluster>,
     /// Where they are made known.
@@ -79,6 +85,7 @@ impl NetworkWatch {
         let mut stream = self.cluster.networks();
         let mut published = self.networks.published();
         let mut troubles = self.networks.troubles();
+        let mut addresses = self.addresses.clone();
         let mut tick = tokio::time::interval(TICK);
         loop {
             let due = seen.due;
@@ -103,6 +110,7 @@ impl NetworkWatch {
                     troubles.mark_unchanged();
                     seen.due = Some(Instant::now() + at_random(self.spread));
                 }
+                Ok(()) = addresses.changed() => seen.due = Some(Instant::now() + at_random(self.spread)),
                 _ = tick.tick() => {
                     self.decide(&mut seen).await;
                     self.count(&seen).await;
@@ -176,11 +184,12 @@ impl NetworkWatch {
     /// Write the statuses that are not as they should be. Returns when to try again, if one could not be written.
     async fn write(&self, seen: &mut Seen, published: &BTreeSet<String>) -> Option<Instant> {
         let mut again = None;
+        let addresses = self.addresses.borrow().clone();
         for judged in &seen.judged {
             let uid = &judged.reference.uid;
             let declared = seen.declared.iter().flatten().find(|declared| declared.reference.uid == *uid);
             let Some(declared) = declared else { continue };
-            let status = wanted(declared, judged, published, Timestamp::now());
+            let status = wanted(declared, judged, published, &addresses, Timestamp::now());
             let troubles = Arc::clone(&self.networks.troubles().borrow());
             let status = with_troubles(status, declared, &troubles, Timestamp::now());
             let meant = says(&status);

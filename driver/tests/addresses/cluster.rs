@@ -114,6 +114,7 @@ impl State {
 
     pub(crate) fn facts(&self) -> Vec<ClaimFacts> {
         let facts = |number: &u32, addresses: Vec<IpAddr>, ports| ClaimFacts {
+            pod: None,
             uid: format!("00000000-0000-4000-8000-{number:012x}"),
             name: format!("a/c{number}"),
             since: 0,

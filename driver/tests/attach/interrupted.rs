@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use netferry::{
     datapath::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
-        limits::Limits, policy::Policy,
+        limits::Limits,
+        policy::{Policy, Resolved},
     },
     link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper},
 };
@@ -141,6 +142,11 @@ impl<T: Datapath> Datapath for Interrupted<T> {
     fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
         self.bpf("set_policy")?;
         self.inner.set_policy(id, policy)
+    }
+
+    fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
+        self.bpf("set_policy")?;
+        self.inner.set_policy_for(id, policy, peers)
     }
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.bpf("set_limits")?;

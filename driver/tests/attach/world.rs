@@ -16,7 +16,7 @@ use netferry::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
         Features, ForeignProgram, Isolation, cgroup,
         limits::Limits,
-        policy::Policy,
+        policy::{Policy, Resolved},
         state::{MapPart, Wanted},
     },
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
@@ -297,6 +297,10 @@ impl Datapath for InHost {
     }
     fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_policy(id, policy))
+    }
+
+    fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.set_policy_for(id, policy, peers))
     }
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_limits(id, limits))

@@ -45,6 +45,8 @@ fn samples() -> BTreeMap<String, BTreeSet<String>> {
     let metrics = Metrics::new(Sources {
         readiness: Arc::new(Readiness::new()),
         publisher: Arc::default(),
+        followed: Arc::default(),
+        network_drops: Box::new(Vec::new),
         holdings: Box::new(|| vec![holding()]),
     });
     metrics.prepared(true, Duration::from_millis(1));

@@ -70,6 +70,7 @@ async fn from_a_file_to_allocated_ports() {
     let networks = Arc::new(Networks::default());
     let stop = CancellationToken::new();
     let watch = NetworkWatch {
+        addresses: tokio::sync::watch::channel(BTreeMap::new()).1,
         cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
         networks: Arc::clone(&networks),
         identities: Identities::open(&state.path().join("networks.json")).expect("numbers"),

@@ -51,6 +51,7 @@ impl Node {
             stop.clone(),
         );
         let watch = NetworkWatch {
+            addresses: tokio::sync::watch::channel(std::collections::BTreeMap::new()).1,
             cluster,
             networks: Arc::clone(&networks),
             identities: Identities::open(&state.join("networks.json")).expect("numbers"),

@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) fn policy(value: &Value) -> Result<Policy, Vec<FieldError>> {
     let policy: Policy = read("policy", value).map_err(|error| vec![error])?;
-    policy.validate().and_then(|()| policy.names_no_peers()).map_err(|error| {
+    policy.validate().map_err(|error| {
         vec![
             match error {
                 PolicyError::Invalid { field, value, allowed } => FieldError::new(field, value, allowed),

@@ -7,11 +7,14 @@ use futures::{
     Stream, StreamExt as _,
     stream::{self, BoxStream},
 };
-use k8s_openapi::api::{core::v1::NodeStatus, resource::v1::ResourceClaimStatus};
+use k8s_openapi::api::{
+    core::v1::{NodeStatus, Pod},
+    resource::v1::ResourceClaimStatus,
+};
 use kube::{
     Api, Resource,
     api::ApiResource,
-    core::Object,
+    core::{Object, PartialObjectMeta},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event, watcher},
@@ -23,7 +26,7 @@ use tracing::{debug, warn};
 use super::{KubeCluster, PAGE, resource};
 use crate::{
     cluster::watch::Watch,
-    network::facts::{self, ClaimFacts, NodeFacts, Seen},
+    network::facts::{self, ClaimFacts, NodeFacts, PodFacts, Seen},
 };
 
 /// A spec that nobody reads.
@@ -52,6 +55,13 @@ impl Watch for KubeCluster {
         stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.uid)).boxed()
     }
 
+    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+        // The server is asked for metadata alone.
+        let api = Api::<PartialObjectMeta<Pod>>::all(self.client.clone());
+        let facts = |pod: &PartialObjectMeta<Pod>| facts::pod(&pod.metadata);
+        watched(api, "pods").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+    }
+
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
         let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&());
         let api = Api::<Node>::all_with(self.client.clone(), &resource);
@@ -63,7 +73,7 @@ impl Watch for KubeCluster {
 /// The events of a watch that starts again after each failure, later each time.
 fn watched<K>(api: Api<K>, what: &'static str) -> impl Stream<Item = Event<K>> + Send
 where
-    K: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let config = watcher::Config::default().page_size(PAGE);
     watcher(api, config).default_backoff().filter_map(move |event| {

@@ -9,7 +9,11 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use k8s_openapi::{Resource as _, api::core::v1::Node};
+use k8s_openapi::{
+    Resource as _,
+    api::core::v1::{Node, Pod},
+};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::debug;
 
@@ -19,7 +23,7 @@ use super::{
 };
 use crate::{
     cluster::{ClusterError, watch::Watch},
-    network::facts::{self, ClaimFacts, NodeFacts, Seen},
+    network::facts::{self, ClaimFacts, NodeFacts, PodFacts, Seen},
 };
 
 /// Between two looks.
@@ -36,6 +40,14 @@ impl Watch for Standalone {
             Ok(facts.map(|facts| (facts.uid.clone(), facts)).collect())
         };
         looked(self, read)
+    }
+
+    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+        looked(self, |shared| {
+            let pods = objects::<Pod>(shared, Pod::KIND);
+            let facts = pods.iter().map(|pod| facts::pod(&pod.metadata));
+            Ok(facts.map(|facts| (facts.name.clone(), facts)).collect())
+        })
     }
 
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
@@ -88,24 +100,28 @@ fn difference<K: Clone + Hash + Ord, T: Clone + PartialEq>(
 }
 
 fn nodes(shared: &Shared) -> Facts<NodeFacts> {
-    let mut nodes = Facts::new();
+    let nodes = objects::<Node>(shared, Node::KIND);
+    let facts = nodes.iter().map(|node| facts::node(&node.metadata, node.status.as_ref()));
+    facts.map(|facts| (facts.name.clone(), facts)).collect()
+}
+
+/// The objects of a kind of the core group in the folder.
+fn objects<T: DeserializeOwned>(shared: &Shared, kind: &str) -> Vec<T> {
+    let mut found = Vec::new();
     for file in folder::files(&shared.root) {
         let Ok(text) = fs::read_to_string(file) else { continue };
         for text in document::split(&text) {
             let value = serde_yaml_ng::from_str::<Value>(&text).unwrap_or_default();
-            if value["kind"] != Node::KIND || value["apiVersion"] != Node::API_VERSION {
+            if value["kind"] != kind || value["apiVersion"] != Node::API_VERSION {
                 continue;
             }
-            match serde_json::from_value::<Node>(value) {
-                Ok(node) => {
-                    let facts = facts::node(&node.metadata, node.status.as_ref());
-                    nodes.insert(facts.name.clone(), facts);
-                }
-                Err(error) => debug!(%error, "a Node in the folder cannot be read"),
+            match serde_json::from_value(value) {
+                Ok(object) => found.push(object),
+                Err(error) => debug!(%error, kind, "an object in the folder cannot be read"),
             }
         }
     }
-    nodes
+    found
 }
 
 #[cfg(test)]

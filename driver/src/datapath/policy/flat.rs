@@ -9,12 +9,14 @@ use netferry_common::Direction;
 use super::prefix::Prefix;
 use super::{Action, Otherwise, Peer, Policy, PolicyError, Port, Rule};
 
-/// Who is behind the names in a policy, now.
+/// Who is behind the names in a policy, now. `None` is not known yet: then a rule that allows is for nobody, and one
+/// that denies is for everybody.
 pub trait Peers {
     /// Addresses of the members of a network.
-    fn network(&self, name: &str) -> Vec<IpAddr>;
-    /// Addresses of the endpoints on the policy's own network whose pods have these labels.
-    fn selected(&self, labels: &BTreeMap<String, String>) -> Vec<IpAddr>;
+    fn network(&self, name: &str) -> Option<Vec<IpAddr>>;
+    /// Addresses of the endpoints on the policy's own network whose pods have these labels. Those of which it is not
+    /// known count if the rule denies.
+    fn selected(&self, labels: &BTreeMap<String, String>, action: Action) -> Option<Vec<IpAddr>>;
 }
 
 /// One rule for one prefix and one range of ports of one protocol.
@@ -53,7 +55,7 @@ pub fn flatten(
     for (number, rule) in (policy.first_number(direction)..).zip(&rules.rules) {
         let from: Vec<Option<Prefix>> = match &rule.peers {
             None => vec![None],
-            Some(named) => named.iter().flat_map(|peer| prefixes(peer, peers)).map(Some).collect(),
+            Some(named) => named.iter().flat_map(|peer| prefixes(peer, rule.action, peers)).collect(),
         };
         for (protocol, ports) in port_ranges(rule) {
             flat.extend(from.iter().map(|peer| FlatRule {
@@ -70,11 +72,18 @@ pub fn flatten(
     Ok((flat, rules.otherwise()))
 }
 
-fn prefixes(peer: &Peer, peers: &dyn Peers) -> Vec<Prefix> {
-    let mut found: Vec<Prefix> = peer.cidr.into_iter().map(Prefix::from).collect();
-    let mut members = peer.network.as_deref().map_or_else(Vec::new, |name| peers.network(name));
-    members.extend(peer.pod_selector.as_ref().map_or_else(Vec::new, |labels| peers.selected(labels)));
-    found.extend(members.into_iter().map(Prefix::host));
+/// The prefixes of a peer; `None` among them is every peer.
+fn prefixes(peer: &Peer, action: Action, peers: &dyn Peers) -> Vec<Option<Prefix>> {
+    let mut found: Vec<Option<Prefix>> = peer.cidr.into_iter().map(|cidr| Some(cidr.into())).collect();
+    let members = peer.network.as_deref().map(|name| peers.network(name));
+    let selected = peer.pod_selector.as_ref().map(|labels| peers.selected(labels, action));
+    for named in [members, selected].into_iter().flatten() {
+        match (named, action) {
+            (Some(addresses), _) => found.extend(addresses.into_iter().map(|it| Some(Prefix::host(it)))),
+            (None, Action::Deny) => found.push(None),
+            (None, Action::Allow) => {}
+        }
+    }
     found
 }
 

@@ -1,7 +1,6 @@
 //! Policies in the kernel's maps: written beside the one in force, switched by one write, deleted in slices.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use netferry_common::policy::{
 };
 use netferry_common::{Addr, Direction, Peer, PeerKey, Rule, RuleKey, maps};
 
-use super::{Action, Compiled, Otherwise, Peers, Policy, PolicyError, Room, compile, flatten};
+use super::{Action, Compiled, Otherwise, Peers, Policy, PolicyError, Resolved, Room, compile, flatten};
 use crate::datapath::tables::{found, gone, take};
 use crate::datapath::{DatapathError, EndpointId, bpf_error};
 
@@ -81,19 +80,6 @@ impl CompiledPolicy {
                 (Key::new(bits, key), Rule { action, rule: entry.rule })
             })
         })
-    }
-}
-
-/// For policies that name no peers.
-struct Nobody;
-
-impl Peers for Nobody {
-    fn network(&self, _: &str) -> Vec<IpAddr> {
-        Vec::new()
-    }
-
-    fn selected(&self, _: &BTreeMap<String, String>) -> Vec<IpAddr> {
-        Vec::new()
     }
 }
 
@@ -237,8 +223,8 @@ impl PolicyTables {
         let compiled = match &installed.policy {
             Some(compiled) => Arc::clone(compiled),
             // Written by an earlier process: what it was is known if the policy alone says it.
-            None if policy.names_no_peers().is_ok() => {
-                let compiled = CompiledPolicy::new(policy, &Nobody, self.most);
+            None if !policy.names_peers() => {
+                let compiled = CompiledPolicy::new(policy, &Resolved::default(), self.most);
                 let failed = |source| bpf_error(format!("compile the policy of endpoint {id}"), source);
                 Arc::new(compiled.map_err(failed)?)
             }

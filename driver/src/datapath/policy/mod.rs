@@ -7,6 +7,7 @@
 mod compile;
 mod flat;
 mod install;
+mod peers;
 mod ports;
 mod prefix;
 
@@ -21,6 +22,7 @@ pub use compile::{Compiled, Room, RuleEntry, compile};
 pub use flat::{Decision, FlatRule, Peers, evaluate, flatten};
 pub use install::CompiledPolicy;
 pub(in crate::datapath) use install::PolicyTables;
+pub use peers::{Name, Resolved};
 pub use prefix::Prefix;
 
 /// Rules for both directions.
@@ -211,30 +213,18 @@ impl Policy {
         }
     }
 
+    /// The rule of a number.
+    #[must_use]
+    pub fn rule(&self, number: u32) -> Option<&Rule> {
+        let at = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.ingress.rules.iter().chain(&self.egress.rules).nth(at)
+    }
+
     /// Checks what the types do not.
     pub fn validate(&self) -> Result<(), PolicyError> {
         for (name, rules) in [("ingress", &self.ingress), ("egress", &self.egress)] {
             for (at, rule) in rules.rules.iter().enumerate() {
                 rule.validate(&format!("{name}.rules[{at}]"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses peers that are known by a name. Until networks are objects, nobody can say who they are.
-    pub fn names_no_peers(&self) -> Result<(), PolicyError> {
-        const ALLOWED: &str = "cidr: networks and pods cannot be named yet";
-        for (name, rules) in [("ingress", &self.ingress), ("egress", &self.egress)] {
-            for (at, rule) in rules.rules.iter().enumerate() {
-                for (nth, peer) in rule.peers.iter().flatten().enumerate() {
-                    let field = |field| format!("{name}.rules[{at}].peers[{nth}].{field}");
-                    if let Some(network) = &peer.network {
-                        return Err(invalid(field("network"), &format!("{network:?}"), ALLOWED));
-                    }
-                    if let Some(labels) = &peer.pod_selector {
-                        return Err(invalid(field("podSelector"), &format!("{labels:?}"), ALLOWED));
-                    }
-                }
             }
         }
         Ok(())

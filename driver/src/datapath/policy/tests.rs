@@ -132,12 +132,12 @@ proptest! {
 struct Named(BTreeMap<String, Vec<IpAddr>>);
 
 impl Peers for Named {
-    fn network(&self, name: &str) -> Vec<IpAddr> {
-        self.0.get(name).cloned().unwrap_or_default()
+    fn network(&self, name: &str) -> Option<Vec<IpAddr>> {
+        self.0.get(name).cloned()
     }
 
-    fn selected(&self, labels: &BTreeMap<String, String>) -> Vec<IpAddr> {
-        labels.values().flat_map(|value| self.network(value)).collect()
+    fn selected(&self, labels: &BTreeMap<String, String>, _: Action) -> Option<Vec<IpAddr>> {
+        self.network(labels.values().next()?)
     }
 }
 

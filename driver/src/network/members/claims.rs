@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use netferry_common::Addr;
 
-use super::{Conflict, MemberTable, Outcome, is_link_local};
+use super::{Conflict, MemberTable, Outcome, is_link_local, pods::PodKey};
 use crate::{
     link::MacAddr,
     network::facts::{ClaimFacts, Seen},
@@ -52,6 +52,11 @@ impl Held {
         self.what & ALLOCATED != 0
     }
 
+    /// Whether it stands for a port, which is no address.
+    pub(super) const fn is_port(&self) -> bool {
+        self.what == PORT
+    }
+
     pub(super) const fn is_told(&self) -> bool {
         self.what & TOLD != 0
     }
@@ -63,6 +68,8 @@ pub(super) struct Claim {
     since: i64,
     pub(super) node: Option<Arc<str>>,
     pub(super) held: Box<[Held]>,
+    /// The pod it is reserved for, where it is one.
+    pub(super) pod: Option<PodKey>,
     round: u8,
 }
 
@@ -96,6 +103,8 @@ impl MemberTable {
                     self.remove_claim(key);
                 }
                 self.claims_listed = true;
+                self.claims_known = true;
+                self.touch();
             }
         }
         std::mem::take(&mut self.outcome)
@@ -105,13 +114,17 @@ impl MemberTable {
         let key = ClaimKey::of(&facts.uid);
         let claim = self.claim(facts);
         if let Some(before) = self.claims.get_mut(&key) {
-            let same = before.since == claim.since && before.node == claim.node && before.held == claim.held;
+            let same = before.since == claim.since
+                && before.node == claim.node
+                && before.held == claim.held
+                && before.pod == claim.pod;
             if same {
                 // Most events are about other parts of the claim.
                 before.round = claim.round;
                 return;
             }
         }
+        self.touch();
         let mut touched = self.release(key);
         if !claim.held.is_empty() {
             touched.extend(claim.held.iter().copied());
@@ -122,6 +135,7 @@ impl MemberTable {
     }
 
     fn remove_claim(&mut self, key: ClaimKey) {
+        self.touch();
         let touched = self.release(key);
         self.refresh_all(&touched);
     }
@@ -170,7 +184,13 @@ impl MemberTable {
         }
         // All devices of a claim are on one node.
         let node = facts.ports.first().map(|port| self.name(&port.node));
-        Claim { since: facts.since, node, held: held.into(), round: self.claim_round }
+        Claim {
+            since: facts.since,
+            node,
+            held: held.into(),
+            pod: facts.pod.as_deref().map(|name| self.pods.key(name)),
+            round: self.claim_round,
+        }
     }
 
     /// Take a claim out. Returns what it had.

@@ -53,6 +53,7 @@ fn uid(number: u8) -> String {
 fn claim(number: u8, net: u8, node: u8, hosts: &[u8], allocated: &[u8]) -> ClaimFacts {
     let network = format!("net{net}");
     ClaimFacts {
+        pod: None,
         uid: uid(number),
         name: format!("a/c{number}"),
         since: i64::from(number % 3),
@@ -165,6 +166,7 @@ fn a_member_comes_with_claim_node_and_local_port_and_goes_with_each() {
         // Deallocated: the claim is still there.
         (
             table_event(Seen::Is(ClaimFacts {
+                pod: None,
                 ports: vec![],
                 addresses: vec![],
                 ..claim(1, 0, 1, &[], &[])

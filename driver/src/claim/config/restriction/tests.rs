@@ -85,14 +85,11 @@ fn names_the_path_the_value_and_what_is_allowed() {
 }
 
 #[test]
-fn peers_with_names_are_refused_for_now() {
-    let allowed = "is not allowed; cidr: networks and pods cannot be named yet";
-    let at = "policy.egress.rules[0].peers[0]";
-    assert_eq!(of_policy(&peer(&json!({"network": "blue"}))), format!("{at}.network: \"blue\" {allowed}"));
-    assert_eq!(
-        of_policy(&peer(&json!({"podSelector": {"app": "db"}}))),
-        format!("{at}.podSelector: {{\"app\": \"db\"}} {allowed}")
-    );
+fn peers_may_have_names() {
+    for named in [json!({"network": "blue"}), json!({"podSelector": {"app": "db"}})] {
+        let read = policy(&json!({"egress": {"rules": [{"action": "deny", "peers": [named]}]}}));
+        assert!(read.expect("a policy").names_peers());
+    }
 }
 
 #[test]

@@ -10,12 +10,12 @@ use crate::datapath::policy::{Decision, Peers, evaluate, flatten};
 struct Nobody;
 
 impl Peers for Nobody {
-    fn network(&self, _: &str) -> Vec<IpAddr> {
-        Vec::new()
+    fn network(&self, _: &str) -> Option<Vec<IpAddr>> {
+        Some(Vec::new())
     }
 
-    fn selected(&self, _: &std::collections::BTreeMap<String, String>) -> Vec<IpAddr> {
-        Vec::new()
+    fn selected(&self, _: &std::collections::BTreeMap<String, String>, _: Action) -> Option<Vec<IpAddr>> {
+        Some(Vec::new())
     }
 }
 

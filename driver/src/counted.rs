@@ -1,0 +1,54 @@
+//! What is counted of networks: nodes and members for their status, drops for the metrics.
+
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::{
+    claim::store::Store,
+    daemon::ports_on,
+    datapath::AyaDatapath,
+    metrics::NetworkDrops,
+    network::{Networks, follow::SharedTable, watch::Counts},
+    telemetry::chain,
+};
+
+/// A folder has one node, which counts for all. In a cluster the elected node does, by what all nodes have told.
+pub(crate) fn counts(
+    alone: bool,
+    store: &Arc<Store>,
+    table: &SharedTable,
+    leading: watch::Receiver<bool>,
+) -> Counts {
+    let (store, table) = (Arc::clone(store), Arc::clone(table));
+    Box::new(move |network| {
+        if alone {
+            let checkpoints = store.all();
+            let ports: usize = checkpoints.iter().map(|checkpoint| ports_on(checkpoint, network)).sum();
+            return Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)));
+        }
+        if !*leading.borrow() {
+            return None;
+        }
+        let table = table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.has_claims().then(|| table.counts(&network.name))
+    })
+}
+
+/// Drops on the way in that are nobody's, by network and reason. The empty name stands for what belongs to none.
+pub(crate) fn network_drops(networks: &Arc<Networks>, datapath: &Arc<AyaDatapath>) -> NetworkDrops {
+    let (networks, datapath) = (Arc::clone(networks), Arc::clone(datapath));
+    Box::new(move || {
+        let mut all = vec![(String::new(), 0)];
+        all.extend(networks.list().iter().map(|network| (network.reference.name.clone(), network.id)));
+        let mut drops = Vec::new();
+        for (name, id) in all {
+            match datapath.network_drops(id) {
+                Ok(of) => drops.extend(of.into_iter().map(|(reason, count)| (name.clone(), reason, count))),
+                Err(error) => debug!("{}", chain(&error)),
+            }
+        }
+        drops
+    })
+}
