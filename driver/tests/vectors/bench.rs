@@ -66,10 +66,8 @@ impl Bench {
                 Program::SchedClassifier(program) => program.load(),
                 Program::Xdp(program) => program.load(),
                 Program::CgroupSockopt(program) => program.load(),
-                // Needs the kernel's type information, and is loaded where it is used.
-                Program::LsmCgroup(_) => Ok(()),
-                // The sweep, which is for no frame.
-                Program::RawTracePoint(_) => Ok(()),
+                // One needs the kernel's type information, and is loaded where it is used; the sweep is for no frame.
+                Program::LsmCgroup(_) | Program::RawTracePoint(_) => Ok(()),
                 _ => panic!("{name}: a program of another kind"),
             };
             result.unwrap_or_else(|error| panic!("{name}: {error:?}"));
