@@ -351,7 +351,9 @@ fn selectors<'a>(object: &'a Value, found: &mut Vec<&'a str>) {
 fn selectors_compile() {
     let objects: Vec<_> = all().into_iter().map(|(_, object)| object).chain(documented()).collect();
     let mut found = Vec::new();
-    objects.iter().for_each(|object| selectors(object, &mut found));
+    for object in &objects {
+        selectors(object, &mut found);
+    }
     assert!(found.len() >= 10, "only {} selectors", found.len());
     for expression in found {
         Selector::compile(expression).unwrap_or_else(|error| panic!("{error}"));

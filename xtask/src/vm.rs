@@ -107,18 +107,20 @@ fn boot_one(
 ) -> Result<bool> {
     let kernel = debian::kernel(series)?;
     println!("== kernel {} (Debian {})", kernel.version, series.suite);
-    let by_name = |name| series.runs.iter().find(|run: &&Run| run.binary == name);
-    let chosen: Vec<(&str, &[&str], &[(&str, &str)])> = if options.tests.is_empty() {
-        series.runs.iter().map(|run| (run.binary, run.arguments, run.variables)).collect()
-    } else {
-        let named = options.tests.iter().map(String::as_str);
-        named.map(|name| (name, &[][..], by_name(name).map_or(&[][..], |run| run.variables))).collect()
-    };
     let mut contents = Contents::new(&kernel)?;
-    for (binary, arguments, variables) in chosen {
+    let mut add = |binary: &str, arguments: &[&str], variables| {
         let file = built.get(binary).with_context(|| format!("no binary {binary} was built"))?;
         let arguments = arguments.iter().copied().chain(options.filter.iter().map(String::as_str));
-        contents.run(binary, file, &arguments.collect::<Vec<_>>(), variables)?;
+        contents.run(binary, file, &arguments.collect::<Vec<_>>(), variables)
+    };
+    if options.tests.is_empty() {
+        for run in series.runs {
+            add(run.binary, run.arguments, run.variables)?;
+        }
+    }
+    for name in &options.tests {
+        let chosen = series.runs.iter().find(|run| run.binary == name);
+        add(name, &[], chosen.map_or(&[], |run| run.variables))?;
     }
     let image = root().join("target/kernels").join(series.name).join("initramfs");
     contents.write(&image)?;

@@ -18,6 +18,7 @@ use super::{
     made,
 };
 use crate::{
+    datapath::policy::Policy,
     device::Inventory,
     link::{MacAddr, Route, SubInterface},
     network::{access::Members, offer::Offer},
@@ -108,7 +109,7 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
             port::complete(interface, asked, place, &mut errors);
             sub_interface::complete(interface, asked, place, &mut errors);
             let request = &interface.result.request;
-            let selects = interface.config.policy.as_ref().is_some_and(|policy| policy.selects_pods());
+            let selects = interface.config.policy.as_ref().is_some_and(Policy::selects_pods);
             if selects && !matches!(interface.source, Source::Port(_)) {
                 let allowed =
                     "cidr and network: it selects endpoints on the network of a port, and this is none";

@@ -269,7 +269,9 @@ impl PolicyPeers {
                 () = stop.cancelled() => return,
                 Some(seen) = seen => {
                     let mut table = self.table();
-                    seen.into_iter().for_each(|seen| table.apply_pod(seen));
+                    for seen in seen {
+                        table.apply_pod(seen);
+                    }
                     continue;
                 }
                 Ok(()) = changes.changed() => sleep(TOGETHER).await,

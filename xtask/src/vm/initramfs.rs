@@ -87,7 +87,8 @@ impl Contents {
         }
         let arguments: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
         let arguments = arguments.join(" ");
-        let variables: String = variables.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
+        let variables =
+            variables.iter().fold(String::new(), |before, (name, value)| before + name + "='" + value + "' ");
         let _ = writeln!(self.init, "echo '{SAYS} run {name}'; {variables}/tests/{name} {arguments}");
         let _ = writeln!(self.init, "echo \"{SAYS} end {name} $?\"");
         Ok(())
