@@ -170,7 +170,7 @@ spec:
             None => "    constraints: [{requests: [port, address], matchAttribute: netferry.dev/network}]\n",
         };
         format!(
-            r#"---
+            r"---
 apiVersion: resource.k8s.io/v1
 kind: ResourceClaim
 metadata: {{namespace: demo, name: {pod}, uid: claim-{pod}}}
@@ -188,7 +188,7 @@ spec:
 {addresses}status:
   reservedFor:
   - {{resource: pods, name: {pod}, uid: pod-{pod}}}
-"#
+"
         )
     });
     networks.concat() + &claims.concat()
