@@ -9,8 +9,9 @@ use netferry_common::member::GATEWAY;
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
 use netferry_common::{Addr, Member};
 
-use super::kernel::{AyaDatapath, Written, load};
+use super::kernel::{AyaDatapath, Written};
 use super::limits::Limits;
+use super::load::load;
 use super::object::running_name;
 use super::policy::{CompiledPolicy, Otherwise, Peers, Policy, Room};
 use super::{AttachedProgram, Datapath as _, DatapathError, EndpointId, bpf_error, not_protected, sys};

@@ -11,7 +11,8 @@ use aya::Ebpf;
 use nix::sched::{CloneFlags, setns};
 
 use super::clsact::{self, Filter};
-use super::kernel::{AyaDatapath, Order, Written, load};
+use super::kernel::{AyaDatapath, Order, Written};
+use super::load::load;
 use super::object::program_name;
 use super::pins::PinnedProgram;
 use super::sys::Hook;

@@ -1,19 +1,19 @@
 //! [`Datapath`] on the kernel: tcx links, pinned, and the shared maps.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
-use aya::programs::SchedClassifier;
 
 use super::block::BlockTable;
 use super::fallback::unpin_filter;
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
-use super::object::{ProgramLoader, check_pinned, load_patiently, program_name};
+use super::load::{load, update};
+use super::object::{ProgramLoader, check_pinned, program_name};
 use super::pins::{PinnedLink, Pins};
 use super::policy::{Policy, PolicyTables, Resolved};
 use super::state::{MapPart, Wanted};
@@ -292,39 +292,6 @@ impl Written {
         self.attached.insert(info.program, (id, name));
         Ok(())
     }
-}
-
-/// Puts a program of this process in the place of what a link runs.
-pub(super) fn update(
-    link: &PinnedLink,
-    object: &mut Ebpf,
-    name: &'static str,
-    id: EndpointId,
-    written: &mut Written,
-) -> Result<(), DatapathError> {
-    let program = load(object, name, id)?;
-    sys::update(link.fd.as_fd(), program)
-        .map_err(|source| bpf_error(format!("update the link {}", link.path.display()), source))?;
-    written.attached.remove(&link.info.program);
-    written.remember(&link.fd, id, name)
-}
-
-/// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
-pub(super) fn load<'a>(
-    object: &'a mut Ebpf,
-    name: &str,
-    id: EndpointId,
-) -> Result<BorrowedFd<'a>, DatapathError> {
-    let failed = |doing| format!("{doing} the program {name} for endpoint {id}");
-    let program: &mut SchedClassifier = object
-        .program_mut(name)
-        .ok_or_else(|| bpf_error(failed("find"), "the eBPF object has no such program"))?
-        .try_into()
-        .map_err(|source| bpf_error(failed("use"), source))?;
-    if program.fd().is_err() {
-        load_patiently(program).map_err(|source| bpf_error(failed("load"), source))?;
-    }
-    Ok(program.fd().map_err(|source| bpf_error(failed("use"), source))?.as_fd())
 }
 
 /// A place at which a test can make an attach fail, or kill the process.

@@ -15,6 +15,7 @@ mod foreign;
 mod guard;
 mod kernel;
 pub mod limits;
+mod load;
 pub mod networks;
 mod object;
 mod pins;

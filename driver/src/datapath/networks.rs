@@ -8,7 +8,8 @@ use netferry_common::uplink::{BRIDGED, OVERLAY, ROUTED};
 use netferry_common::{Addr, Uplink, WireKey};
 
 use super::Upgrade;
-use super::kernel::{AyaDatapath, Written, load};
+use super::kernel::{AyaDatapath, Written};
+use super::load::load;
 use super::sys::{self, Hook};
 use super::{DatapathError, bpf_error};
 use crate::link::MacAddr;

@@ -1,7 +1,8 @@
 //! A new version of the programs, in the place of the old one and under its traffic.
 
 use super::fallback::Reached;
-use super::kernel::{AyaDatapath, Written, update};
+use super::kernel::{AyaDatapath, Written};
+use super::load::update;
 use super::object::running_name;
 use super::{DatapathError, EndpointId};
 

@@ -2,8 +2,11 @@
 
 pub mod kernel;
 pub mod underlay;
+
+mod mac;
 mod upper;
 
+pub use mac::MacAddr;
 pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};
 
 #[cfg(any(test, feature = "failpoints"))]
@@ -14,7 +17,6 @@ use std::{
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use async_trait::async_trait;
@@ -44,72 +46,6 @@ impl fmt::Display for Namespace {
             Self::Host => f.write_str("host"),
             Self::Path(path) => write!(f, "{}", path.display()),
         }
-    }
-}
-
-/// An Ethernet hardware address, in wire order.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct MacAddr(pub [u8; 6]);
-
-impl MacAddr {
-    /// Group bit set: not usable as a link's own address.
-    #[must_use]
-    pub const fn is_multicast(self) -> bool {
-        self.0[0] & 1 == 1
-    }
-
-    /// All zeros.
-    #[must_use]
-    pub fn is_zero(self) -> bool {
-        self.0 == [0; 6]
-    }
-}
-
-impl fmt::Display for MacAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.0.map(|byte| format!("{byte:02x}"));
-        f.write_str(&bytes.join(":"))
-    }
-}
-
-impl fmt::Debug for MacAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for MacAddr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not six colon-separated hexadecimal bytes");
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            // `from_str_radix` would take a sign for a digit.
-            let digits = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let part = parts.next().filter(digits).ok_or_else(bad)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
-        }
-        if parts.next().is_some() {
-            return Err(bad());
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl TryFrom<String> for MacAddr {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<MacAddr> for String {
-    fn from(mac: MacAddr) -> Self {
-        mac.to_string()
     }
 }
 
