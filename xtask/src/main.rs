@@ -18,9 +18,8 @@ mod test;
 mod toolchain;
 mod vm;
 
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Netferry's build, test and demo tasks")]
@@ -66,19 +65,16 @@ fn main() -> ExitCode {
         Task::Codegen => codegen::run(),
         Task::Manifests => manifests::run(),
     };
-    if let Err(error) = outcome {
+    if let Err(error) = &outcome {
         eprintln!("xtask: {error:#}");
-        return ExitCode::FAILURE;
     }
-    ExitCode::SUCCESS
+    ExitCode::from(u8::from(outcome.is_err()))
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     #[test]
     fn the_command_line_is_consistent() {
-        super::Arguments::command().debug_assert();
+        <super::Arguments as clap::CommandFactory>::command().debug_assert();
     }
 }

@@ -19,7 +19,7 @@ use clap::Args;
 use self::{
     initramfs::Contents,
     machine::Outcome,
-    series::{Run, SERIES, Series},
+    series::{SERIES, Series},
 };
 use crate::{
     build_ebpf,
