@@ -1,7 +1,5 @@
 //! Two endpoints of an isolated network, judged and delivered by Netferry's programs.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -9,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use anyhow::{Context, Result, ensure};
 use netferry::datapath::events::FlowEvents;
 use netferry::datapath::limits::{Limits, RateLimit};
-use netferry::datapath::policy::{Action, CompiledPolicy, Peer, Peers, Policy, Rule, Rules};
+use netferry::datapath::policy::{Action, Peer, Policy, Rule, Rules};
 use netferry::datapath::{AyaDatapath, Datapath as _, EndpointSpec, Placement};
 
 use super::netns::Netns;
@@ -89,27 +87,9 @@ impl Node {
         let limit = Some(RateLimit { new_flows_per_second: Some(10_000_000), ..RateLimit::default() });
         self.datapath.set_limits(id, &Limits { ingress: limit, egress: limit, ..Limits::default() })?;
         if let Some(rules) = rules {
-            self.datapath.set_compiled(id, &self.compiled(rules)?)?;
+            self.datapath.set_policy(id, &policy(rules)?)?;
         }
         Ok(self.datapath.set_ready(id, true)?)
-    }
-
-    fn compiled(&self, rules: u32) -> Result<Arc<CompiledPolicy>> {
-        let room = self.datapath.policy_room()?;
-        Ok(Arc::new(CompiledPolicy::new(&policy(rules)?, &NoNames, room)?))
-    }
-}
-
-/// Peers are addresses here.
-struct NoNames;
-
-impl Peers for NoNames {
-    fn network(&self, _: &str) -> Option<Vec<IpAddr>> {
-        Some(Vec::new())
-    }
-
-    fn selected(&self, _: &BTreeMap<String, String>, _: Action) -> Option<Vec<IpAddr>> {
-        Some(Vec::new())
     }
 }
 

@@ -44,9 +44,17 @@ impl AyaDatapath {
         peers: &dyn Peers,
     ) -> Result<(), DatapathError> {
         let refused = |source| bpf_error(format!("compile the policy of endpoint {id}"), source);
-        let compiled = CompiledPolicy::new(policy, peers, self.policy_room()?).map_err(refused)?;
+        let compiled = CompiledPolicy::new(policy, peers, self.policy_capacity()?).map_err(refused)?;
         self.set_compiled(id, &Arc::new(compiled))?;
         Ok(())
+    }
+
+    /// Entries that all policies together may have. One that is alike to another in force needs none of its own, so that
+    /// what is free is asked when it is written.
+    fn policy_capacity(&self) -> Result<Room, DatapathError> {
+        let mut written = self.written();
+        written.recover()?;
+        Ok(written.policies.capacity())
     }
 
     /// Entries that are free for a policy now.

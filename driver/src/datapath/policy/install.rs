@@ -168,6 +168,11 @@ impl PolicyTables {
         Room { peers: self.most.peers.saturating_sub(peers), rules: self.most.rules.saturating_sub(rules) }
     }
 
+    /// Entries that the maps can hold.
+    pub(in crate::datapath) const fn capacity(&self) -> Room {
+        self.most
+    }
+
     /// Sees that the entries of a policy are in the maps, and returns their version. Policies that are alike
     /// share one. The endpoint is not switched yet.
     pub(in crate::datapath) fn write(
