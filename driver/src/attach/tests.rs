@@ -20,6 +20,7 @@ mod guard;
 mod port;
 mod restrict;
 mod sub_interface;
+mod undone;
 
 struct World {
     links: Arc<FakeLinks>,

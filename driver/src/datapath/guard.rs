@@ -13,6 +13,7 @@ use aya::programs::{CgroupSockopt, LsmCgroup, Program, Xdp};
 use aya::{Btf, Ebpf};
 
 use super::kernel::AyaDatapath;
+use super::pins::read_pinned;
 use super::sys::{self, CgroupHook, GuardInfo};
 use super::{AttachedProgram, DatapathError, EndpointId, bpf_error, not_protected};
 
@@ -95,16 +96,8 @@ pub(super) struct CgroupPrograms(Mutex<Option<Ebpf>>);
 impl AyaDatapath {
     fn guard(&self, id: EndpointId, guard: Guard) -> Result<Option<Pinned>, DatapathError> {
         let path = self.pins.folder(id).join(guard.pin());
-        let read = || {
-            let fd = sys::get_pinned(&path)?;
-            let info = sys::guard_info(fd.as_fd())?;
-            Ok::<_, io::Error>((fd, info))
-        };
-        match read() {
-            Ok((fd, info)) => Ok(Some(Pinned { guard, path, fd, info })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(bpf_error(format!("read the pinned link {}", path.display()), source)),
-        }
+        let found = read_pinned(&path, sys::guard_info)?;
+        Ok(found.map(|(fd, info)| Pinned { guard, path, fd, info }))
     }
 
     fn guards_of(&self, id: EndpointId) -> Result<Vec<Pinned>, DatapathError> {

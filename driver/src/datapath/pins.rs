@@ -128,6 +128,23 @@ impl PinnedLink {
     }
 }
 
+/// A pinned bpf link and what the kernel says of it, if something is pinned there.
+pub(super) fn read_pinned<T>(
+    path: &Path,
+    info: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+) -> Result<Option<(OwnedFd, T)>, DatapathError> {
+    let read = || {
+        let fd = sys::get_pinned(path)?;
+        let info = info(fd.as_fd())?;
+        Ok::<_, io::Error>((fd, info))
+    };
+    match read() {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(bpf_error(format!("read the pinned link {}", path.display()), source)),
+    }
+}
+
 impl Pins {
     /// Checks that the root is on a bpf file system, and makes its folders.
     pub(super) fn create(root: &Path) -> Result<Self, DatapathError> {
@@ -202,16 +219,8 @@ impl Pins {
     }
 
     fn read(hook: Hook, path: PathBuf) -> Result<Option<PinnedLink>, DatapathError> {
-        let read = || {
-            let fd = sys::get_pinned(&path)?;
-            let info = sys::link_info(fd.as_fd())?;
-            Ok::<_, io::Error>((fd, info))
-        };
-        match read() {
-            Ok((fd, info)) => Ok(Some(PinnedLink { hook, path, fd, info })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(bpf_error(format!("read the pinned link {}", path.display()), source)),
-        }
+        let found = read_pinned(&path, sys::link_info)?;
+        Ok(found.map(|(fd, info)| PinnedLink { hook, path, fd, info }))
     }
 
     /// The pinned links of an endpoint, ingress first.

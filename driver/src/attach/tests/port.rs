@@ -1,6 +1,6 @@
 //! Ports: made in the sandbox, gone after it.
 
-use super::*;
+use super::{undone::every_failure_is_undone, *};
 use crate::{
     claim::{InterfaceKey, Made, Port, made},
     datapath::Placement,
@@ -78,30 +78,7 @@ async fn ports_are_made_and_deleted() {
 
 #[tokio::test]
 async fn a_failure_of_any_change_leaves_no_port() {
-    let mut failures = 0;
-    loop {
-        let world = World::new();
-        claims(&world);
-        let before = world.links.links_in(&Namespace::Host);
-        world.links.fail_change(failures);
-        if world.attacher.attach(&sandbox("s1", "web")).await.is_ok() {
-            break;
-        }
-        world.assert_all_home(&before, &format!("change {failures} failed"));
-        world.attacher.attach(&sandbox("s1", "web")).await.unwrap();
-        failures += 1;
-    }
-    assert!(failures > 30, "only {failures} changes were tried");
-    for verb in [Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady] {
-        for nth in 0..4 {
-            let world = World::new();
-            claims(&world);
-            let before = world.links.links_in(&Namespace::Host);
-            world.datapath.fail_after(verb, nth, 1);
-            world.attacher.attach(&sandbox("s1", "web")).await.unwrap_err();
-            world.assert_all_home(&before, &format!("call {nth} of {verb:?} failed"));
-        }
-    }
+    every_failure_is_undone(claims).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Sub-interfaces: made on a link that stays, gone after their sandbox.
 
-use super::*;
+use super::{undone::every_failure_is_undone, *};
 use crate::{
     claim::{InterfaceKey, Made, Upper, made},
     link::{Macvlan, SubInterface},
@@ -65,29 +65,7 @@ async fn sub_interfaces_are_made_and_deleted_and_their_parent_stays() {
 
 #[tokio::test]
 async fn a_failure_of_any_change_leaves_no_sub_interface() {
-    let mut failures = 0;
-    loop {
-        let world = World::new();
-        claims(&world);
-        let before = world.links.links_in(&Namespace::Host);
-        world.links.fail_change(failures);
-        if world.attacher.attach(&sandbox("s1", "web")).await.is_ok() {
-            break;
-        }
-        world.assert_all_home(&before, &format!("change {failures} failed"));
-        failures += 1;
-    }
-    assert!(failures > 30, "only {failures} changes were tried");
-    for verb in [Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady] {
-        for nth in 0..4 {
-            let world = World::new();
-            claims(&world);
-            let before = world.links.links_in(&Namespace::Host);
-            world.datapath.fail_after(verb, nth, 1);
-            world.attacher.attach(&sandbox("s1", "web")).await.unwrap_err();
-            world.assert_all_home(&before, &format!("call {nth} of {verb:?} failed"));
-        }
-    }
+    every_failure_is_undone(claims).await;
 }
 
 #[tokio::test]
