@@ -18,6 +18,7 @@ pub mod limit;
 pub mod maps;
 pub mod member;
 pub mod policy;
+pub mod slot;
 pub mod uplink;
 pub mod verdict;
 
@@ -34,6 +35,7 @@ pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Side};
 pub use limit::{Limit, LimitKey};
 pub use member::{Member, MemberKey};
 pub use policy::{Peer, PeerKey, Rule, RuleKey};
+pub use slot::{Fast, Slot};
 pub use uplink::{Uplink, Wire, WireKey};
 pub use verdict::{Direction, Reason};
 

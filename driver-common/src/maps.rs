@@ -2,6 +2,10 @@
 
 /// [`crate::Endpoint`] by endpoint id (`u32`). Written by user space.
 pub const ENDPOINTS: &str = "nf_endpoints";
+/// [`crate::Slot`] by [`crate::slot::of`] an endpoint's id (`u32`). Written by user space.
+pub const SLOTS: &str = "nf_slots";
+/// [`crate::Fast`] by [`crate::slot::of`] an endpoint's id (`u32`), per CPU.
+pub const FAST: &str = "nf_fast";
 /// [`crate::Address`] by [`crate::AddressKey`]. Written by user space.
 pub const ADDRESSES: &str = "nf_addresses";
 /// [`crate::Traffic`] by [`crate::CounterKey`], per CPU. Entries are made by the programs at the first frame.
@@ -45,7 +49,7 @@ pub const SCRATCH: &str = "nf_scratch";
 /// Every map of this version.
 pub const ALL: &[&str] = &[
     ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, UPLINKS, WIRES,
-    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH, BLOCKED,
+    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH, BLOCKED, SLOTS, FAST,
 ];
 
 /// Endpoints a node can have at a time.

@@ -1,9 +1,9 @@
 //! What user space needs to hand the types to aya.
 
 use crate::{
-    Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Drops, Endpoint, Event, Flow, FlowKey,
-    Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side, Traffic,
-    Uplink, Wire, WireKey,
+    Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Drops, Endpoint, Event, Fast, Flow,
+    FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side,
+    Slot, Traffic, Uplink, Wire, WireKey,
 };
 
 macro_rules! pod {
@@ -32,6 +32,7 @@ pod!(
     Drops,
     Endpoint,
     Event,
+    Fast,
     Flow,
     FlowKey,
     Fragment,
@@ -45,6 +46,7 @@ pod!(
     Rule,
     RuleKey,
     Side,
+    Slot,
     Traffic,
     Uplink,
     Wire,

@@ -216,6 +216,13 @@ impl SharedFlow {
         now.saturating_sub(self.seen.load()) <= lifetime(place.key.protocol as u8, state)
     }
 
+    /// Whether a frame that neither opens nor ends a flow belongs to this one, and nothing of it is to be written down.
+    #[inline(always)]
+    pub fn goes_on(&self, place: &Place, now: u64) -> bool {
+        let sent = place.sent();
+        self.state() & (sent | RESET) == sent && now.wrapping_sub(self.seen.load()) <= SEEN_EVERY
+    }
+
     #[inline(always)]
     fn side(&self, place: &Place, sender: bool) -> &Word {
         if place.is_from_low() == sender { &self.low } else { &self.high }

@@ -21,6 +21,7 @@ pub mod atomic;
 pub mod datagram;
 pub mod deliver;
 pub mod depart;
+pub mod established;
 pub mod flows;
 pub mod forward;
 pub mod fragments;

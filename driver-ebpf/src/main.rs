@@ -25,7 +25,7 @@ mod programs {
     use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::opaque::reread;
     use netferry_ebpf::packet::hook;
-    use netferry_ebpf::skb::{PACKET_HOST, Skb};
+    use netferry_ebpf::skb::{PACKET_HOST, Skb, nf_established};
     use netferry_ebpf::sockopt;
     use netferry_ebpf::tables::Tables as _;
     use netferry_ebpf::xdp::Buffer;
@@ -49,6 +49,10 @@ mod programs {
     /// Host end of a veth pair, ingress: what the pod sent.
     #[classifier]
     fn from_pod(context: TcContext) -> i32 {
+        let target = nf_established(context.skb.skb, ENDPOINT.load());
+        if target != 0 {
+            return redirect(&context, Verdict::Redirect(Target { ifindex: target, path: path::FAST }));
+        }
         run::<{ hook::PAIR }>(&context, Direction::FromPod)
     }
 

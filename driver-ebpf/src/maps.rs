@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
     BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ringbuf_query};
 use aya_ebpf::macros::btf_map;
 use netferry_common::block::BLOCK_BITS_ALL;
@@ -19,10 +19,11 @@ use netferry_common::maps::{
     MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
+use netferry_common::slot;
 use netferry_common::{
-    Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Flow,
-    FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey,
-    Traffic, Uplink, Wire, WireKey,
+    Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Fast,
+    Flow, FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule,
+    RuleKey, Slot, Traffic, Uplink, Wire, WireKey,
 };
 
 use crate::atomic::Word;
@@ -35,6 +36,12 @@ use crate::tables::Tables;
 
 #[btf_map(name = "nf_endpoints")]
 static ENDPOINTS: HashMap<u32, Endpoint, MAX_ENDPOINTS> = HashMap::new();
+
+#[btf_map(name = "nf_slots")]
+static SLOTS: Array<Slot, MAX_ENDPOINTS> = Array::new();
+
+#[btf_map(name = "nf_fast")]
+static FAST: PerCpuArray<Fast, MAX_ENDPOINTS> = PerCpuArray::new();
 
 #[btf_map(name = "nf_addresses")]
 static ADDRESSES: HashMap<AddressKey, Address, MAX_ADDRESSES> = HashMap::new();
@@ -124,6 +131,11 @@ impl Tables for Maps {
     fn endpoint(&self, id: u32) -> Option<&Endpoint> {
         // SAFETY: programs never write endpoints, and user space replaces an element instead of changing it.
         unsafe { ENDPOINTS.get(id) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, endpoint: u32) -> Option<&Slot> {
+        SLOTS.get(slot::of(endpoint)).filter(|slot| slot.endpoint == endpoint)
     }
 
     #[inline(always)]
@@ -262,6 +274,24 @@ impl Tables for Maps {
                     path::OVERLAY => (*traffic).overlay += packets,
                     _ => (*traffic).uplink += packets,
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn went_fast(&self, sender: u32, receiver: u32, bytes: u64) {
+        if let Some(fast) = FAST.get_ptr_mut(slot::of(receiver)) {
+            // SAFETY: as in `passed`.
+            unsafe {
+                (*fast).received += 1;
+                (*fast).received_bytes += bytes;
+            }
+        }
+        if let Some(fast) = FAST.get_ptr_mut(slot::of(sender)) {
+            // SAFETY: as in `passed`.
+            unsafe {
+                (*fast).sent += 1;
+                (*fast).sent_bytes += bytes;
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::judge::{Case, Note, Scratch};
 use crate::maps::{Maps, scratch};
 use crate::packet::{Ethernet, HEAD_LEN, HEAD_LEN_V4, Packet, ethertype, hook};
 use crate::tables::Tables;
-use crate::{admit, answer, beyond, deliver, nd, rate, related};
+use crate::{admit, answer, beyond, deliver, established, nd, rate, related};
 
 /// `PACKET_HOST` of linux/if_packet.h: taken for the host by the device that received it.
 pub const PACKET_HOST: u32 = 0;
@@ -412,6 +412,13 @@ extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) 
         return Reason::NoEndpoint.number();
     };
     code(answer::neighbor(&case, scratch.ip.offset as usize, &mut scratch.target))
+}
+
+/// [`established::established`]; 0 for nowhere.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nf_established(skb: *mut __sk_buff, id: u32) -> u32 {
+    established::established(&Inner { skb }, &Maps, id).unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]

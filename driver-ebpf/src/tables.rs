@@ -2,7 +2,7 @@
 
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Uplink,
+    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Uplink,
 };
 
 use crate::flows::SharedFlow;
@@ -13,6 +13,8 @@ pub trait Tables {
     fn now(&self) -> u64;
     /// The endpoint of an id.
     fn endpoint(&self, id: u32) -> Option<&Endpoint>;
+    /// The endpoint of an id where it is found without a search. `None`: ask for [`Self::endpoint`].
+    fn slot(&self, endpoint: u32) -> Option<&Slot>;
     /// What an endpoint may do with an address.
     fn address(&self, key: &AddressKey) -> Option<Address>;
     /// Who has an address on a network.
@@ -43,6 +45,8 @@ pub trait Tables {
     fn report(&self, event: &Event);
     /// Counts a frame that passed, and which way it went on (`netferry_common::counters::path`).
     fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64, path: u32);
+    /// Counts a frame for the endpoint that it went straight to, and for the one it came from; both have slots.
+    fn went_fast(&self, sender: u32, receiver: u32, bytes: u64);
     /// Counts a frame that was dropped.
     fn dropped(&self, endpoint: u32, direction: Direction, reason: Reason);
 }

@@ -7,7 +7,7 @@ use bytemuck::{AnyBitPattern, Pod};
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Uplink,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Uplink,
 };
 use proptest::prelude::*;
 
@@ -15,6 +15,8 @@ use crate::flows::SharedFlow;
 use crate::judge::{Scratch, Verdict, judge};
 use crate::packet::{Ethernet, Packet};
 use crate::tables::Tables;
+
+mod established;
 
 const ID: u32 = 7;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
@@ -71,6 +73,7 @@ impl Packet for Frame {
 #[derive(Default)]
 struct Memory {
     endpoints: HashMap<u32, Endpoint>,
+    slots: HashMap<u32, Slot>,
     addresses: HashMap<AddressKey, Address>,
     members: HashMap<MemberKey, Member>,
     peers: Vec<(u32, PeerKey, Peer)>,
@@ -111,6 +114,9 @@ impl Memory {
 impl Tables for Memory {
     fn endpoint(&self, id: u32) -> Option<&Endpoint> {
         self.endpoints.get(&id)
+    }
+    fn slot(&self, id: u32) -> Option<&Slot> {
+        self.slots.get(&id)
     }
     fn address(&self, key: &AddressKey) -> Option<Address> {
         self.addresses.get(key).copied()
@@ -165,6 +171,9 @@ impl Tables for Memory {
     }
     fn passed(&self, _: u32, _: Direction, _: u64, bytes: u64, _: u32) {
         self.counted.borrow_mut().push(Ok(bytes));
+    }
+    fn went_fast(&self, _: u32, _: u32, bytes: u64) {
+        self.counted.borrow_mut().extend([Ok(bytes), Ok(bytes)]);
     }
     fn dropped(&self, _: u32, _: Direction, reason: Reason) {
         self.counted.borrow_mut().push(Err(reason));

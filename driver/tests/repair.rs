@@ -19,7 +19,7 @@ use netferry::{
     device::watch::{WatchOptions, start},
     repair::{RepairWatch, Told},
 };
-use netferry_common::{AddressKey, LimitKey, Member, MemberKey, endpoint::ADDR_OWN, maps};
+use netferry_common::{AddressKey, LimitKey, Member, MemberKey, Slot, endpoint::ADDR_OWN, maps, slot};
 use pods::{BLUE, Node, port, v4};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -171,6 +171,14 @@ async fn map_entries_of_a_port_are_kept() {
     record[20] ^= 4;
     write(pins, maps::ENDPOINTS, key, record);
     repaired(&attacher, &["endpoint"], "another MAC was written").await;
+    let place = slot::of(id).to_ne_bytes();
+    let emptied = bytemuck::bytes_of(&Slot::default()).to_owned();
+    write(pins, maps::SLOTS, &place, &emptied);
+    assert!(pods.reaches(0, &v4(8)), "without a slot, by the record");
+    repaired(&attacher, &["endpoint"], "the slot was emptied").await;
+    let slots: Vec<Slot> =
+        entries(pins, maps::SLOTS).iter().map(|(_, it)| bytemuck::pod_read_unaligned(it)).collect();
+    assert_eq!(slots.iter().filter(|slot| slot.flags & 1 != 0).count(), 2, "one open for each pod");
     assert!(pods.reaches(0, &v4(8)) && pods.reaches(1, &v4(7)), "in the end");
     let stats = pods.places.datapath().stats(id).expect("stats");
     assert!(stats.from_pod.packets > counted, "the counters go on: {stats:?}");

@@ -175,6 +175,10 @@ impl<T: Datapath> Datapath for Watched<T> {
         let start = Instant::now();
         self.note("programs endpoints", start, self.inner.endpoints())
     }
+    fn last_endpoint(&self) -> Result<EndpointId, DatapathError> {
+        let start = Instant::now();
+        self.note("programs last_endpoint", start, self.inner.last_endpoint())
+    }
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         let start = Instant::now();
         self.note("programs stats", start, self.inner.stats(id))

@@ -31,6 +31,7 @@ use std::{
     },
 };
 
+use netferry_common::{flow::SCOPE_ENDPOINT, maps::MAX_ENDPOINTS, slot};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
 use crate::{
@@ -123,15 +124,19 @@ impl Attacher {
         blocking(move || store.update(&uid, change)).await
     }
 
-    /// An id that no checkpoint, pin or map entry has.
+    /// An id that no checkpoint, pin or map entry has or had, with a slot that is free.
     async fn new_endpoint(&self) -> Result<EndpointId, DatapathError> {
-        let mut used: BTreeSet<EndpointId> =
-            self.datapath(|datapath| datapath.endpoints()).await?.into_iter().collect();
+        let known = |datapath: &dyn Datapath| Ok((datapath.endpoints()?, datapath.last_endpoint()?));
+        let (mut used, last) = self.datapath(known).await?;
         used.extend(self.held_endpoints());
-        let highest = used.last().copied().unwrap_or(0).max(self.last_endpoint.load(Ordering::Relaxed));
-        let mut id = highest.wrapping_add(1);
-        while id == 0 || used.contains(&id) {
-            id = id.wrapping_add(1);
+        let slots: BTreeSet<u32> = used.iter().map(|id| slot::of(*id)).collect();
+        let highest = used.into_iter().fold(last, u32::max).max(self.last_endpoint.load(Ordering::Relaxed));
+        let mut id = next_id(highest);
+        for _ in 0..MAX_ENDPOINTS {
+            if !slots.contains(&slot::of(id)) {
+                break;
+            }
+            id = next_id(id);
         }
         self.last_endpoint.store(id, Ordering::Relaxed);
         Ok(id)
@@ -145,6 +150,11 @@ impl Attacher {
         };
         attachments.flat_map(endpoints).flatten().collect()
     }
+}
+
+/// Ids are numbers of 31 bits: the highest one says in a flow whose it is.
+fn next_id(id: EndpointId) -> EndpointId {
+    id.checked_add(1).filter(|id| *id < SCOPE_ENDPOINT).unwrap_or(1)
 }
 
 /// The namespace of a sandbox.

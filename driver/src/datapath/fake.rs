@@ -36,7 +36,7 @@ pub enum Verb {
     AttachedIfindex,
     /// [`Datapath::detach`].
     Detach,
-    /// [`Datapath::endpoints`].
+    /// [`Datapath::endpoints`] and [`Datapath::last_endpoint`].
     Endpoints,
     /// [`Datapath::stats`].
     Stats,
@@ -65,6 +65,7 @@ const UNKNOWN: &str = "it is not in the map of endpoints";
 #[derive(Default)]
 struct State {
     endpoints: BTreeMap<EndpointId, FakeEndpoint>,
+    last: EndpointId,
     foreign: BTreeMap<u32, Vec<ForeignProgram>>,
     stats: BTreeMap<EndpointId, EndpointStats>,
     /// Successful calls to let through before the failures, and how many failures.
@@ -181,6 +182,7 @@ impl Datapath for FakeDatapath {
         };
         let programs = endpoint.programs();
         state.endpoints.insert(spec.id, endpoint);
+        state.last = state.last.max(spec.id);
         Ok(programs)
     }
 
@@ -249,6 +251,10 @@ impl Datapath for FakeDatapath {
 
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
         Ok(self.enter(Verb::Endpoints, None)?.endpoints.keys().copied().collect())
+    }
+
+    fn last_endpoint(&self) -> Result<EndpointId, DatapathError> {
+        Ok(self.enter(Verb::Endpoints, None)?.last)
     }
 
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {

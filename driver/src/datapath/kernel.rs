@@ -437,6 +437,11 @@ impl Datapath for AyaDatapath {
         Ok(ids)
     }
 
+    fn last_endpoint(&self) -> Result<EndpointId, DatapathError> {
+        let written = self.written();
+        written.tables.last_endpoint().map_err(|source| bpf_error("read the slots", source))
+    }
+
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         self.written().tables.stats(id)
     }

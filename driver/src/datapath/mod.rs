@@ -304,6 +304,9 @@ pub trait Datapath: Send + Sync {
     fn detach(&self, id: EndpointId) -> Result<(), DatapathError>;
     /// Ids of all endpoints that have pins or map entries.
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError>;
+    /// The highest id that an endpoint has had since the maps were made: what is left of its flows must not become those of
+    /// another.
+    fn last_endpoint(&self) -> Result<EndpointId, DatapathError>;
     /// Counters of an endpoint.
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError>;
 }

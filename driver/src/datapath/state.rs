@@ -91,6 +91,8 @@ pub(super) struct Held {
     pub(super) limits: BTreeMap<LimitKey, (u64, u64)>,
     /// Most flows.
     pub(super) most: Option<u64>,
+    /// Whether its slot says what its record does.
+    pub(super) slot_follows: bool,
 }
 
 /// Flags of a record that limits make.
@@ -104,6 +106,7 @@ impl Held {
         let mut held = Self {
             record: Some(record(*ifindex, spec)),
             most: Some(limits.open_flows.unwrap_or(u64::from(flows / 2))),
+            slot_follows: true,
             ..Self::default()
         };
         let mut flags = READY;
@@ -153,7 +156,13 @@ impl Held {
             (MapPart::Members, self.members == wanted.members),
             (MapPart::Limits, self.limits == wanted.limits && self.most == wanted.most),
         ];
-        parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect()
+        let mut parts: Vec<_> = parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect();
+        // A gate that was closed by hand is open in the slot.
+        let told = parts.iter().any(|part| matches!(part, MapPart::Record | MapPart::Gate));
+        if self.slot_follows != wanted.slot_follows && !told {
+            parts.insert(0, MapPart::Record);
+        }
+        parts
     }
 }
 
@@ -171,7 +180,10 @@ impl Tables {
     fn held(&self) -> Result<BTreeMap<EndpointId, Held>, DatapathError> {
         let mut all = BTreeMap::<EndpointId, Held>::new();
         for (id, record) in entries(&self.endpoints, "endpoints")? {
-            all.entry(id).or_default().record = Some(record);
+            let follows = self.slot_follows(id, &record);
+            let held = all.entry(id).or_default();
+            held.slot_follows = follows.map_err(|source| bpf_error("read the slots", source))?;
+            held.record = Some(record);
         }
         for (key, value) in entries(&self.addresses, "addresses")? {
             all.entry(key.endpoint).or_default().addresses.insert(key, (value.flags, value.prefix));
@@ -238,8 +250,8 @@ impl Tables {
         let Some(goal) = goal.record else { return Ok(()) };
         let (kept, policy) = is.record.map_or((0, 0), |was| (was.flags & !LIMIT_FLAGS, was.policy));
         let put = Endpoint { flags: kept | goal.flags & LIMIT_FLAGS, policy, ..goal };
-        if is.record != Some(put) {
-            self.endpoints.insert(id, put, 0).map_err(failed)?;
+        if is.record != Some(put) || !is.slot_follows {
+            self.put_record(id, &put).map_err(failed)?;
         }
         Ok(())
     }

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use ipnetwork::IpNetwork;
 use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, NETWORK_WIRE, READY};
 use netferry_common::flow::TRACK;
 use netferry_common::limit::{self, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::{
-    Addr, Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Limit, LimitKey, Member,
-    MemberKey, Traffic as Counted, Uplink, Wire, WireKey, counters, maps,
+    Addr, Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Fast, Limit, LimitKey, Member,
+    MemberKey, Slot, Traffic as Counted, Uplink, Wire, WireKey, counters, maps,
 };
 
 use super::limits::Limits;
@@ -19,10 +19,14 @@ use super::{
 };
 
 mod beyond;
+mod slots;
 
 /// Typed handles of the pinned maps.
 pub(super) struct Tables {
     pub(super) endpoints: HashMap<MapData, EndpointId, Endpoint>,
+    /// The records once more, see [`Slot`].
+    slots: Array<MapData, Slot>,
+    fast: PerCpuArray<MapData, Fast>,
     pub(super) addresses: HashMap<MapData, AddressKey, Address>,
     pub(super) members: HashMap<MapData, MemberKey, Member>,
     pub(super) limits: HashMap<MapData, LimitKey, Limit>,
@@ -67,6 +71,8 @@ impl Tables {
         };
         Ok(Self {
             endpoints: take(object, maps::ENDPOINTS)?,
+            slots: take(object, maps::SLOTS)?,
+            fast: take(object, maps::FAST)?,
             addresses: take(object, maps::ADDRESSES)?,
             members: take(object, maps::MEMBERS)?,
             limits: take(object, maps::LIMITS)?,
@@ -101,7 +107,7 @@ impl Tables {
             fresh(&mut self.traffic, key, Counted::ZERO).map_err(failed("the counters"))?;
             fresh(&mut self.drops, key, Drops::ZERO).map_err(failed("the counters"))?;
         }
-        self.endpoints.insert(spec.id, record(ifindex, spec), 0).map_err(failed("the record"))
+        self.put_record(spec.id, &record(ifindex, spec)).map_err(failed("the record"))
     }
 
     /// The record of an endpoint, if it has one.
@@ -122,9 +128,7 @@ impl Tables {
             .ok_or_else(|| not_protected(id, "it is not in the map of endpoints, so it cannot be changed"))?;
         endpoint.flags = endpoint.flags & !clear | set;
         endpoint.policy = policy.unwrap_or(endpoint.policy);
-        self.endpoints
-            .insert(id, endpoint, 0)
-            .map_err(|source| bpf_error(format!("write endpoint {id}"), source))
+        self.put_record(id, &endpoint).map_err(|source| bpf_error(format!("write endpoint {id}"), source))
     }
 
     /// Opens or closes the gate. Closing that of an endpoint that is not there is done already.
@@ -231,7 +235,7 @@ impl Tables {
     /// Removes every entry of an endpoint: the record first, so that its programs drop from then on.
     pub(super) fn forget(&mut self, id: EndpointId) -> Result<(), DatapathError> {
         let failed = |source| bpf_error(format!("remove the map entries of endpoint {id}"), source);
-        gone(self.endpoints.remove(&id)).map_err(failed)?;
+        self.remove_record(id).map_err(failed)?;
         let members = self.members()?;
         for (key, _) in members.iter().filter(|(_, member)| member.endpoint == id) {
             gone(self.members.remove(key)).map_err(failed)?;
@@ -275,11 +279,15 @@ impl Tables {
     }
 
     /// What an endpoint's pod has sent, by the way it took.
-    pub(super) fn paths(&self, id: EndpointId) -> Result<netferry_common::Traffic, DatapathError> {
+    pub(super) fn paths(&self, id: EndpointId) -> Result<Counted, DatapathError> {
         let key = CounterKey { endpoint: id, direction: Direction::FromPod.number() };
         let cpus = found(self.traffic.get(&key, 0))
             .map_err(|source| bpf_error(format!("read the counters of endpoint {id}"), source))?;
-        Ok(cpus.iter().flat_map(|cpus| cpus.iter()).fold(netferry_common::Traffic::ZERO, |mut sum, cpu| {
+        let fast = self
+            .fast(id)
+            .map_err(|source| bpf_error(format!("read the counters of endpoint {id}"), source))?;
+        let start = Counted { packets: fast.sent, bytes: fast.sent_bytes, fast: fast.sent, ..Counted::ZERO };
+        Ok(cpus.iter().flat_map(|cpus| cpus.iter()).fold(start, |mut sum, cpu| {
             sum.packets += cpu.packets;
             sum.bytes += cpu.bytes;
             sum.dropped += cpu.dropped;
@@ -295,6 +303,10 @@ impl Tables {
     pub(super) fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         let failed = |source| bpf_error(format!("read the counters of endpoint {id}"), source);
         let mut stats = EndpointStats::default();
+        let fast = self.fast(id).map_err(failed)?;
+        let (sent, received) = (&mut stats.from_pod, &mut stats.to_pod);
+        (sent.packets, sent.bytes, sent.fast) = (fast.sent, fast.sent_bytes, fast.sent);
+        (received.packets, received.bytes) = (fast.received, fast.received_bytes);
         for direction in Direction::ALL {
             let key = CounterKey { endpoint: id, direction: direction.number() };
             if let Some(cpus) = found(self.traffic.get(&key, 0)).map_err(failed)? {

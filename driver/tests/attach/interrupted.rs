@@ -174,6 +174,10 @@ impl<T: Datapath> Datapath for Interrupted<T> {
         self.bpf("endpoints")?;
         self.inner.endpoints()
     }
+    fn last_endpoint(&self) -> Result<EndpointId, DatapathError> {
+        self.bpf("last_endpoint")?;
+        self.inner.last_endpoint()
+    }
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         self.inner.stats(id)
     }

@@ -335,6 +335,9 @@ impl Datapath for InHost {
     fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
         self.call(AyaDatapath::endpoints)
     }
+    fn last_endpoint(&self) -> Result<EndpointId, DatapathError> {
+        self.call(AyaDatapath::last_endpoint)
+    }
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {
         self.call(|datapath| datapath.stats(id))
     }

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, PerCpuHashMap, RingBuf};
+use aya::maps::{Array, HashMap, Map, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, READY};
 use netferry_common::policy::PEER_BITS;
 use netferry_common::{
-    Addr, Address, AddressKey, CounterKey, Direction, Drops, ENDPOINT_GLOBAL, Endpoint, Event, Flow, FlowKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Traffic, maps,
+    Addr, Address, AddressKey, CounterKey, Direction, Drops, ENDPOINT_GLOBAL, Endpoint, Event, Fast, Flow,
+    FlowKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Traffic, maps,
+    slot,
 };
 
 use super::frames::POD;
@@ -103,9 +104,7 @@ impl Bench {
 
     /// Writes the endpoint's record.
     pub fn set_endpoint(&mut self, flags: u32) {
-        let endpoint = Endpoint { flags, mtu: 1500, mac: POD.mac, ..Endpoint::default() };
-        let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
-        map.insert(ID, endpoint, 0).expect("room for an endpoint");
+        self.write(Endpoint { flags, ..Endpoint::default() });
     }
 
     /// Writes one of the endpoint's addresses.
@@ -117,14 +116,15 @@ impl Bench {
 
     /// Writes the endpoint's record as given.
     pub fn write(&mut self, endpoint: Endpoint) {
-        let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
-        map.insert(ID, Endpoint { mac: POD.mac, mtu: 1500, ..endpoint }, 0).expect("room for an endpoint");
+        self.write_other(ID, Endpoint { mac: POD.mac, mtu: 1500, ..endpoint });
     }
 
     /// Writes the record of another endpoint.
     pub fn write_other(&mut self, id: u32, endpoint: Endpoint) {
         let mut map = HashMap::<_, u32, Endpoint>::try_from(self.map(maps::ENDPOINTS)).expect("a hash map");
         map.insert(id, endpoint, 0).expect("room for an endpoint");
+        let mut map = Array::<_, Slot>::try_from(self.map(maps::SLOTS)).expect("an array");
+        map.set(slot::of(id), Slot::new(id, &endpoint), 0).expect("a slot of its own");
     }
 
     /// Writes a prefix of a policy.
@@ -213,11 +213,28 @@ impl Bench {
         self.traffic_of(ID, direction)
     }
 
+    /// What of an endpoint took the short way, summed over the CPUs.
+    pub fn fast(&mut self, endpoint: u32) -> Fast {
+        let map = PerCpuArray::<_, Fast>::try_from(self.map(maps::FAST)).expect("per CPU");
+        let cpus = map.get(&slot::of(endpoint), 0).expect("a slot");
+        cpus.iter().fold(Fast::ZERO, |sum, cpu| Fast {
+            sent: sum.sent + cpu.sent,
+            sent_bytes: sum.sent_bytes + cpu.sent_bytes,
+            received: sum.received + cpu.received,
+            received_bytes: sum.received_bytes + cpu.received_bytes,
+        })
+    }
+
     /// Counters of any endpoint.
     pub fn traffic_of(&mut self, endpoint: u32, direction: Direction) -> Traffic {
+        let fast = self.fast(endpoint);
+        let (packets, bytes, fast) = match direction {
+            Direction::FromPod => (fast.sent, fast.sent_bytes, fast.sent),
+            Direction::ToPod => (fast.received, fast.received_bytes, 0),
+        };
+        let mut sum = Traffic { packets, bytes, fast, ..Traffic::ZERO };
         let map =
             PerCpuHashMap::<_, CounterKey, Traffic>::try_from(self.map(maps::TRAFFIC)).expect("per CPU");
-        let mut sum = Traffic::default();
         if let Ok(values) = map.get(&CounterKey { endpoint, direction: direction.number() }, 0) {
             for one in values.iter() {
                 sum.packets += one.packets;

@@ -7,8 +7,8 @@ use netferry_common::limit::{BYTES, FRAMES, LIMIT_FROM_POD, LIMIT_TO_POD, Limit}
 use netferry_common::policy::DENY_TO_POD;
 use netferry_common::{Addr, Direction, Endpoint, Member, PEER_GLOBAL, Reason};
 
-use super::bench::Bench;
 use super::bench::Outcome::{Drop, Pass, Redirect};
+use super::bench::{Bench, ID};
 use super::frames::*;
 
 use Direction::{FromPod, ToPod};
@@ -33,7 +33,7 @@ pub fn pair() -> Bench {
 pub fn pair_in(mut bench: Bench) -> Bench {
     bench.write(record(POD, READY, 0));
     bench.write_other(PEER_ID, record(PEER, READY, 0));
-    for (host, endpoint) in [(POD, super::bench::ID), (PEER, PEER_ID), (OTHER, 0)] {
+    for (host, endpoint) in [(POD, ID), (PEER, PEER_ID), (OTHER, 0)] {
         let member = Member::new(endpoint, host.mac);
         bench.member(NETWORK, Addr::v4(host.v4), member);
         bench.member(NETWORK, Addr::v6(host.v6), member);
@@ -104,6 +104,33 @@ fn frames_go_straight_to_a_member_judged_for_both() {
     let everybody = Host { mac: BROADCAST, v4: [255; 4], v6: ALL_NODES };
     bench.expect_at_host_end(FromPod, &udp4(POD, everybody), &Drop(Reason::NoReceiver));
     bench.expect_at_host_end(ToPod, &udp6(PEER, everybody), &Drop(Reason::NoReceiver));
+}
+
+#[test]
+fn an_open_flow_takes_the_short_way() {
+    let mut bench = pair();
+    for (open, next) in [
+        (udp4(POD, PEER), udp4(POD, PEER)),
+        (udp6(POD, PEER), udp6(POD, PEER)),
+        (tcp_flags(tcp4(POD, PEER), 2), tcp_flags(tcp4(POD, PEER), 16)),
+        (tcp_flags(tcp6(POD, PEER), 2), tcp_flags(tcp6(POD, PEER), 16)),
+    ] {
+        let before = (bench.fast(ID).sent, bench.fast(PEER_ID).received);
+        bench.expect_at_host_end(FromPod, &open, &Redirect(open.clone()));
+        assert_eq!((bench.fast(ID).sent, bench.fast(PEER_ID).received), before, "the first frame is judged");
+        bench.expect_at_host_end(FromPod, &next, &Redirect(next.clone()));
+        let stale = patched(next.clone(), 0, &OTHER.mac);
+        bench.expect_at_host_end(FromPod, &stale, &Redirect(next.clone()));
+        assert_eq!((bench.fast(ID).sent, bench.fast(PEER_ID).received), (before.0 + 2, before.1 + 2));
+        bench.expect_at_host_end(FromPod, &patched(next.clone(), 6, &OTHER.mac), &Drop(Reason::SourceMac));
+    }
+    let fast = bench.fast(ID).sent;
+    for taken_away in [record(PEER, READY | DENY_TO_POD, 3), record(PEER, 0, 0)] {
+        bench.write_other(PEER_ID, taken_away);
+        let outcome = bench.run("from_pod", FromPod, &udp4(POD, PEER));
+        assert!(matches!(outcome, Drop(_)), "{taken_away:?}: {outcome:?}");
+    }
+    assert_eq!(bench.fast(ID).sent, fast);
 }
 
 #[test]

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use aya::maps::{HashMap, PerCpuHashMap};
+use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use netferry_common::endpoint::{ADDR_OWN, READY};
 use netferry_common::{
-    Addr, Address, AddressKey, CounterKey, Direction, ENDPOINT_GLOBAL, Endpoint, Member, MemberKey, Traffic,
-    maps,
+    Addr, Address, AddressKey, CounterKey, Direction, ENDPOINT_GLOBAL, Endpoint, Fast, Member, MemberKey,
+    Slot, Traffic, maps, slot,
 };
 
 use super::bench::object;
@@ -110,12 +110,21 @@ impl Wire {
         let endpoint =
             Endpoint { flags, network: NETWORK, mtu: 1500, policy: 0, ifindex, mac: mac(pod), pad: [0; 2] };
         map.insert(id, endpoint, 0).unwrap();
+        let mut slots = Array::<_, Slot>::try_from(self.map(maps::SLOTS)).unwrap();
+        slots.set(slot::of(id), Slot::new(id, &endpoint), 0).unwrap();
     }
 
     fn traffic(&mut self, pod: u8, direction: Direction) -> u64 {
+        let fast = PerCpuArray::<_, Fast>::try_from(self.map(maps::FAST)).unwrap();
+        let fast: u64 = fast
+            .get(&slot::of(pod.into()), 0)
+            .unwrap()
+            .iter()
+            .map(|one| if matches!(direction, Direction::FromPod) { one.sent } else { one.received })
+            .sum();
         let map = PerCpuHashMap::<_, CounterKey, Traffic>::try_from(self.map(maps::TRAFFIC)).unwrap();
         let key = CounterKey { endpoint: pod.into(), direction: direction.number() };
-        map.get(&key, 0).map_or(0, |values| values.iter().map(|one| one.packets).sum())
+        fast + map.get(&key, 0).map_or(0, |values| values.iter().map(|one| one.packets).sum::<u64>())
     }
 
     fn ping(&self, from: u8, options: &str, to: &str) -> bool {

@@ -176,3 +176,21 @@ async fn an_endpoint_is_reserved_ahead() {
     world.store.remove("c1").unwrap();
     world.assert_all_home(&before, "after unprepare");
 }
+
+/// What is left of an endpoint's flows would be the new one's: also after a restart, when no checkpoint has the id.
+#[tokio::test]
+async fn an_id_is_not_given_to_another_endpoint() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for round in 0..3 {
+        world.claim("c1", "web", vec![port("c1", "s1", "net1")]);
+        let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
+        ids.push(attached[0].endpoint.unwrap());
+        world.attacher.give_back("s1").await;
+        assert_eq!(world.attacher.give_back_claim("c1").await, Outcome::default());
+        world.store.remove("c1").unwrap();
+        assert!(world.datapath.endpoints().unwrap().is_empty(), "round {round}");
+        world.restart();
+    }
+    assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+}
