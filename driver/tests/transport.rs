@@ -7,6 +7,8 @@
 mod netns;
 #[path = "datapath/world.rs"]
 mod packets;
+#[path = "transport/routed.rs"]
+mod routed;
 #[path = "transport/task.rs"]
 mod task;
 #[path = "uplink/world.rs"]

@@ -13,8 +13,16 @@ use std::{
     sync::Arc,
 };
 
-use super::{Network, NetworkId, NetworkRef, mtu, uplink};
-use crate::{datapath::networks::overlay_mtu, device::Inventory, link::MacAddr};
+use super::{
+    Network, NetworkId, NetworkRef, mtu,
+    spec::{NetworkSpec, UplinkTransport},
+    uplink,
+};
+use crate::{
+    datapath::{Transport, networks::overlay_mtu},
+    device::Inventory,
+    link::MacAddr,
+};
 
 pub use converge::Converger;
 
@@ -22,6 +30,8 @@ pub use converge::Converger;
 pub const TUNNEL: &str = "nf-vxlan";
 /// Its hardware address, which says that it is this driver's: locally administered, and the letters `NFVXL`.
 pub const TUNNEL_MAC: MacAddr = MacAddr([0x02, b'N', b'F', b'V', b'X', b'L']);
+/// Hardware address of a gateway that a node is, the same on all nodes: locally administered, and the letters `NFGWY`.
+pub const GATEWAY_MAC: MacAddr = MacAddr([0x02, b'N', b'F', b'G', b'W', b'Y']);
 /// UDP port of VXLAN (RFC 7348, section 5).
 pub const VXLAN_PORT: u16 = 4789;
 
@@ -63,7 +73,7 @@ pub enum Way {
         /// Its number in them.
         vni: u32,
     },
-    /// Over a link, as one Ethernet.
+    /// Over a link.
     Uplink {
         /// Index of the link.
         ifindex: u32,
@@ -71,9 +81,19 @@ pub enum Way {
         ifname: String,
         /// Its MTU in bytes.
         mtu: u32,
-        /// VLAN id, 0 for untagged.
-        vlan: u16,
+        /// As one Ethernet, or by the host's routes.
+        how: Transport,
     },
+}
+
+impl Way {
+    /// Index of the link that it bridges to.
+    const fn bridges(&self) -> Option<u32> {
+        match self {
+            Self::Uplink { ifindex, how: Transport::Bridged { .. }, .. } => Some(*ifindex),
+            _ => None,
+        }
+    }
 }
 
 /// What the kernel is to have.
@@ -128,7 +148,7 @@ pub fn wanted(
                     ifindex: link.ifindex,
                     ifname: link.ifname.clone(),
                     mtu: link.mtu,
-                    vlan: on.vlan.unwrap_or(0),
+                    how: how(on, spec),
                 },
                 Err(problem) => {
                     wanted.problems.insert(reference.clone(), problem.to_string());
@@ -140,7 +160,7 @@ pub fn wanted(
         };
         let wire = match &way {
             Way::Overlay { vni } => (0, *vni),
-            Way::Uplink { ifindex, vlan, .. } => (*ifindex, u32::from(*vlan)),
+            Way::Uplink { ifindex, how, .. } => (*ifindex, vlan(how).into()),
         };
         match owners.entry(wire) {
             Entry::Vacant(free) => {
@@ -159,8 +179,33 @@ pub fn wanted(
 fn says(way: &Way) -> String {
     match way {
         Way::Overlay { vni } => format!("VNI {vni}"),
-        Way::Uplink { ifname, vlan: 0, .. } => format!("the untagged wire of link {ifname}"),
-        Way::Uplink { ifname, vlan, .. } => format!("VLAN {vlan} of link {ifname}"),
+        Way::Uplink { ifname, how, .. } => match vlan(how) {
+            0 => format!("the untagged wire of link {ifname}"),
+            vlan => format!("VLAN {vlan} of link {ifname}"),
+        },
+    }
+}
+
+/// What an uplink is to the network.
+fn how(uplink: &UplinkTransport, spec: &NetworkSpec) -> Transport {
+    if !uplink.is_routed() {
+        return Transport::Bridged { vlan: uplink.vlan.unwrap_or(0) };
+    }
+    let (mut v4, mut v6) = (None, None);
+    for gateway in &spec.gateways {
+        match gateway {
+            IpAddr::V4(gateway) => v4 = Some(*gateway),
+            IpAddr::V6(gateway) => v6 = Some(*gateway),
+        }
+    }
+    Transport::Routed { mac: GATEWAY_MAC, v4, v6 }
+}
+
+/// VLAN id of the frames on an uplink, 0 for untagged.
+const fn vlan(how: &Transport) -> u16 {
+    match how {
+        Transport::Bridged { vlan } => *vlan,
+        Transport::Routed { .. } | Transport::Overlay { .. } => 0,
     }
 }
 

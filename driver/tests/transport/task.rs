@@ -24,7 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{ENDS, world::Node};
 
+/// Gateways of all networks.
+pub(crate) const GATEWAYS: [&str; 2] = ["10.9.0.254", "fd09::fe"];
+
 /// A network as one node knows it.
+#[derive(Clone)]
 pub(crate) struct Net {
     pub(crate) id: u32,
     pub(crate) name: &'static str,
@@ -71,8 +75,10 @@ impl Task {
             Network {
                 reference: NetworkRef { name: net.name.to_owned(), uid: format!("uid-{}", net.name) },
                 id: net.id,
-                spec: parse(&json!({"subnets": ["10.9.0.0/24", "fd09::/64"], "transport": net.transport}))
-                    .expect("a spec"),
+                spec: parse(&json!({
+                    "subnets": ["10.9.0.0/24", "fd09::/64"], "gateways": GATEWAYS, "transport": net.transport,
+                }))
+                .expect("a spec"),
             }
         }));
         let mut table = MemberTable::new(name);
