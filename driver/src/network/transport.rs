@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     datapath::{Transport, networks::overlay_mtu},
-    device::Inventory,
+    device::{Device, Inventory},
     link::MacAddr,
 };
 
@@ -58,7 +58,7 @@ pub struct TunnelSettings {
 
 /// The device of all tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct TunnelDevice {
     /// UDP port.
     pub port: u16,
     /// The largest datagram that fits, in bytes.
@@ -100,7 +100,7 @@ impl Way {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The device of all tunnels, if there are any.
-    pub tunnel: Option<Device>,
+    pub tunnel: Option<TunnelDevice>,
     /// The way of each network.
     pub ways: BTreeMap<NetworkId, (NetworkRef, Way)>,
     /// Networks that can have none, and what cannot be as it is to.
@@ -125,7 +125,7 @@ pub fn wanted(
     for network in networks {
         let (reference, spec) = (&network.reference, &network.spec);
         let way = if let Some(overlay) = spec.transport.overlay {
-            let device = *wanted.tunnel.get_or_insert_with(|| Device {
+            let device = *wanted.tunnel.get_or_insert_with(|| TunnelDevice {
                 port: tunnels.port,
                 mtu: tunnel_mtu(inventory, tunnels.address),
             });
@@ -144,12 +144,13 @@ pub fn wanted(
             Way::Overlay { vni: overlay.vni }
         } else if let Some(on) = &spec.transport.uplink {
             match uplink::of(spec, inventory, driver) {
-                Ok(link) => Way::Uplink {
-                    ifindex: link.ifindex,
-                    ifname: link.ifname.clone(),
-                    mtu: link.mtu,
-                    how: how(on, spec),
-                },
+                Ok(link) => {
+                    let how = how(on, spec);
+                    if let Some(remark) = routes_remark(&how, link, inventory) {
+                        wanted.remarks.insert(reference.clone(), remark);
+                    }
+                    Way::Uplink { ifindex: link.ifindex, ifname: link.ifname.clone(), mtu: link.mtu, how }
+                }
                 Err(problem) => {
                     wanted.problems.insert(reference.clone(), problem.to_string());
                     continue;
@@ -201,6 +202,19 @@ fn how(uplink: &UplinkTransport, spec: &NetworkSpec) -> Transport {
     Transport::Routed { mac: GATEWAY_MAC, v4, v6 }
 }
 
+/// The kernel takes the best route of all for IPv6, whatever link it is over, and looks for its next hop on the uplink.
+fn routes_remark(how: &Transport, link: &Device, inventory: &Inventory) -> Option<String> {
+    let Transport::Routed { v6: Some(_), .. } = how else { return None };
+    let leads_away =
+        |other: &&Device| other.ifindex != link.ifindex && other.gateways.iter().any(IpAddr::is_ipv6);
+    let other = inventory.devices.values().find(leads_away)?;
+    Some(format!(
+        "the node has an IPv6 default route over {}; what leaves the network by it and not by a route over {} is lost, unless \
+         a rule (ip -6 rule add from SUBNET) gives the network a table of its own",
+        other.ifname, link.ifname
+    ))
+}
+
 /// VLAN id of the frames on an uplink, 0 for untagged.
 const fn vlan(how: &Transport) -> u16 {
     match how {
@@ -227,9 +241,8 @@ fn tunnel_mtu(inventory: &Inventory, address: Option<IpAddr>) -> u32 {
     }
 }
 
-fn holder(inventory: &Inventory, address: IpAddr) -> Option<&crate::device::Device> {
-    let has =
-        |device: &&crate::device::Device| device.addresses.iter().any(|network| network.ip() == address);
+fn holder(inventory: &Inventory, address: IpAddr) -> Option<&Device> {
+    let has = |device: &&Device| device.addresses.iter().any(|network| network.ip() == address);
     inventory.devices.values().find(has)
 }
 

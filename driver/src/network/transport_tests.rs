@@ -57,7 +57,7 @@ fn each_network_gets_the_way_of_its_transport() {
     let found = wanted(&networks, &inventory(), AT, "netferry.dev");
     assert_eq!(found.problems, Problems::new());
     assert_eq!(found.remarks, Problems::new());
-    assert_eq!(found.tunnel, Some(Device { port: 4789, mtu: 1450 }));
+    assert_eq!(found.tunnel, Some(TunnelDevice { port: 4789, mtu: 1450 }));
     let uplink =
         |ifindex, ifname: &str, mtu, how| Way::Uplink { ifindex, ifname: ifname.to_owned(), mtu, how };
     let bridged = |vlan| Transport::Bridged { vlan };
@@ -90,6 +90,16 @@ fn a_routed_network_has_its_gateways_and_shares_a_link_with_vlans_alone() {
     assert_eq!(found.ways, BTreeMap::from(ways));
     let problem = &found.problems[&reference(2, "second")];
     assert!(problem.contains("the untagged wire of link eth0 is that of network first"), "{problem}");
+    assert_eq!(found.remarks, Problems::new());
+
+    // IPv6 may leave by a route over another link, which is nothing for IPv4.
+    for (link, gateway, remarks) in [("eth0", "fe80::1", 0), ("eth1", "192.0.2.1", 0), ("eth1", "fe80::1", 1)]
+    {
+        let mut inventory = inventory();
+        inventory.devices.get_mut(link).expect(link).gateways = vec![gateway.parse().expect("an address")];
+        let found = wanted(&networks[..1], &inventory, AT, "netferry.dev");
+        assert_eq!((found.ways.len(), found.remarks.len()), (1, remarks), "{link} {gateway}: {found:?}");
+    }
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Networks whose node routes: set up and taken down as their object asks, and what they let out and in.
 
+use std::net::Ipv6Addr;
+
 use netferry::link::MacAddr;
 use netferry::network::transport::GATEWAY_MAC;
 use serde_json::json;
 
-use crate::netns::NetNs;
+use crate::netns::{NetNs, Veth};
 use crate::packets::{Raw, able, udp_frame};
 use crate::task::{GATEWAYS, Net, Task, until};
 use crate::world::{Node, Pod, UPLINK, answers, ping, silent, stream, wire};
@@ -132,22 +134,82 @@ fn spoofed(node: &Node, far: &NetNs, to: &Pod) {
     let dropped = || node.datapath.network_drops(BLUE[0]).unwrap().get("wire_source").copied().unwrap_or(0);
     node.policy(to, "ingress: {rules: [{action: allow}]}");
     let (inside, raw) = (to.netns.run(|| Raw::new("eth0")), far.run(|| Raw::new(UPLINK)));
-    let came = || inside.received(|frame| frame[12..14] == [0x08, 0] && frame[23] == 17);
-    until("an honest one comes", || {
-        raw.send(&udp_frame(from, node_mac, FAR[0], "10.9.0.2"));
-        came() > 0
-    });
-    for name in ["10.9.0.1", GATEWAYS[0]] {
-        let before = dropped();
-        until("it is dropped and counted", || {
-            raw.send(&udp_frame(from, node_mac, name, "10.9.0.2"));
-            dropped() > before
+    let came = || {
+        inside.received(|frame| match frame[12..14] {
+            [0x08, 0] => frame[23] == 17,
+            [0x86, 0xdd] => frame[20] == 17,
+            _ => false,
+        })
+    };
+    for (honest, liars) in FAR.into_iter().zip([["10.9.0.1", GATEWAYS[0]], ["fd09::1", GATEWAYS[1]]]) {
+        until("an honest one comes", || {
+            raw.send(&datagram(from, node_mac, honest));
+            came() > 0
         });
+        for name in liars {
+            let before = dropped();
+            until("it is dropped and counted", || {
+                raw.send(&datagram(from, node_mac, name));
+                dropped() > before
+            });
+        }
     }
     // What a switch sent here by mistake is not the router's to take.
-    raw.send(&udp_frame(from, mac(BLUE[0], 2), FAR[0], "10.9.0.2"));
+    for honest in FAR {
+        raw.send(&datagram(from, mac(BLUE[0], 2), honest));
+    }
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert_eq!(came(), 0);
+}
+
+/// To the second pod, in the name of an address of either family.
+fn datagram(from: MacAddr, to: MacAddr, source: &str) -> Vec<u8> {
+    let Ok(source) = source.parse::<Ipv6Addr>() else { return udp_frame(from, to, source, "10.9.0.2") };
+    let destination: Ipv6Addr = "fd09::2".parse().unwrap();
+    let builder = etherparse::PacketBuilder::ethernet2(from.0, to.0);
+    let builder = builder.ipv6(source.octets(), destination.octets(), 64).udp(4000, 4000);
+    let mut frame = Vec::new();
+    builder.write(&mut frame, b"nfry").unwrap();
+    frame
+}
+
+#[test]
+fn routes_of_the_host_over_the_uplink_decide() {
+    if !able("routes_of_the_host_over_the_uplink_decide") {
+        return;
+    }
+    let node = Node::new();
+    let _far = beyond(&node);
+    let pod = node.pod(1, BLUE[0], 1, 1500);
+    default_routes(&pod);
+    node.policy(&pod, ALLOW_OUT);
+    let _task = Task::start(&node, "n1", ENDS[0], &[over_routes(BLUE[0], "blue")]);
+    until("it goes on", || node.datapath.uplinks().unwrap().len() == 1);
+    let elsewhere = NetNs::new();
+    Veth::pair(&node.host, "v0", &elsewhere, "v0");
+    node.host.ip("link set v0 up");
+    for to in FAR {
+        assert!(answers(&pod.netns, "", to), "{to}");
+        node.host.ip(&format!("route add {to} dev v0"));
+        assert!(
+            node.host.ip(&format!("route get {to}")).contains("dev v0"),
+            "the host itself would go there"
+        );
+    }
+    assert!(answers(&pod.netns, "", FAR[0]), "IPv4 goes by the routes over the uplink");
+    // For IPv6 the kernel takes the best route, and looks for its next hop on the uplink. Rules decide which it is.
+    assert!(silent(&pod.netns, "", FAR[1]));
+    node.host.ip("-6 route add default via fd77::2 table 100");
+    node.host.ip("-6 rule add from fd09::/64 lookup 100");
+    assert!(answers(&pod.netns, "", FAR[1]), "by a table of the network's own");
+    node.host.ip("-6 rule del from fd09::/64 lookup 100");
+    for to in FAR {
+        node.host.ip(&format!("route del {to} dev v0"));
+    }
+    node.host.ip("route del default");
+    node.host.ip("-6 route del default");
+    assert!(answers(&pod.netns, "", FAR[0]), "IPv4 without a route over the uplink is on its wire");
+    assert!(silent(&pod.netns, "", FAR[1]), "and IPv6 goes nowhere");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Device, Problems, TUNNEL, TUNNEL_MAC, Wanted, Way, promiscuous::Promiscuous};
+use super::{Problems, TUNNEL, TUNNEL_MAC, TunnelDevice, Wanted, Way, promiscuous::Promiscuous};
 use crate::{
     datapath::{AyaDatapath, DatapathError, NetworkUplink, Transport},
     link::{
@@ -168,7 +168,7 @@ impl<L: Underlay> Converger<L> {
     }
 
     /// The device of all tunnels: programs first, then up.
-    async fn tunnel(&self, wanted: Device) -> Result<u32, Trouble> {
+    async fn tunnel(&self, wanted: TunnelDevice) -> Result<u32, Trouble> {
         let device = Tunnel { name: TUNNEL.to_owned(), port: wanted.port, mac: TUNNEL_MAC, mtu: wanted.mtu };
         let (ifindex, up) = match self.links.get(&Namespace::Host, &LinkRef::Name(TUNNEL.to_owned())).await {
             Ok(link) => match self.links.tunnel(link.ifindex).await? {
