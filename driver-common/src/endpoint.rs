@@ -35,6 +35,15 @@ pub struct Endpoint {
 
 const _: () = assert!(size_of::<Endpoint>() == 28);
 
+impl Endpoint {
+    /// Whether frames may pass at all; asked before anything else.
+    #[must_use]
+    #[inline]
+    pub const fn is_ready(&self) -> bool {
+        self.flags & READY != 0
+    }
+}
+
 /// Key of an own address.
 ///
 /// A map of {endpoint, address} rather than an array in the record: one hash look-up answers "is this mine?"

@@ -8,6 +8,8 @@
 //! [`crate::Direction::FromPod`] if the pod opened the flow, the peer is the other address, and the port is the
 //! destination port of the first frame (for ICMP and ICMPv6: type × 256 + code; for protocols without ports: 0).
 //!
+//! The order is that of [`decide`]:
+//!
 //! 1. [`PeerKey`] {version, direction, peer address}, longest prefix → [`Peer::class`]. No match: go to 3.
 //! 2. [`RuleKey`] {version, class, direction, protocol, port}, longest prefix → [`Rule`]. No match: go to 3.
 //!    Match: [`ALLOW`] or [`DENY`] decides.
@@ -26,7 +28,11 @@
 //! IPv4 prefixes are mapped: 10.0.0.0/8 is `::ffff:10.0.0.0` with 96 + 8 address bits. A rule for every peer needs
 //! `::/0` (0 address bits), which covers IPv4 too.
 
+mod decide;
+
 use bytemuck::{Pod, Zeroable};
+
+pub use decide::{Decision, Lookups, Question, decide};
 
 use crate::Addr;
 

@@ -23,6 +23,13 @@ impl Direction {
         self as u32
     }
 
+    /// Likewise, where the key has a byte for it.
+    #[must_use]
+    #[inline]
+    pub const fn byte(self) -> u8 {
+        self as u8
+    }
+
     /// Name in output: `from_pod` or `to_pod`.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -139,6 +146,13 @@ impl Reason {
     #[inline]
     pub const fn number(self) -> u32 {
         self as u32
+    }
+
+    /// Likewise, where the key has a byte for it.
+    #[must_use]
+    #[inline]
+    pub const fn byte(self) -> u8 {
+        self as u8
     }
 
     /// The reason of a number, `None` for one this version does not know.

@@ -1,7 +1,6 @@
 //! Frames from beyond the node: which network and which endpoint they are for, and whether they may say who sent them.
 
 use netferry_common::counters::path;
-use netferry_common::endpoint::READY;
 use netferry_common::uplink::{BRIDGED, ROUTED};
 use netferry_common::{Addr, Member, MemberKey, Reason, Uplink};
 
@@ -55,7 +54,7 @@ impl<P: Packet, T: Tables> Arrival<'_, P, T> {
     fn endpoint(&self, addr: Addr) -> Result<Option<Member>, Reason> {
         let Some(member) = self.member(addr).filter(Member::is_endpoint) else { return Ok(None) };
         let endpoint = self.tables.endpoint(member.endpoint).ok_or(Reason::TargetNotReady)?;
-        if endpoint.flags & READY == 0 || endpoint.network != self.network {
+        if !endpoint.is_ready() || endpoint.network != self.network {
             return Err(Reason::TargetNotReady);
         }
         if endpoint.ifindex == 0 {

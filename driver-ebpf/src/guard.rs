@@ -3,7 +3,7 @@
 //! Only what the program behind, [`crate::judge`], would drop as well, for the same reason, and what comes from the
 //! block list. All else is left to it: it sees flows and policy.
 
-use netferry_common::endpoint::{ADDR_OWN, READY};
+use netferry_common::endpoint::ADDR_OWN;
 use netferry_common::event::{self, Event};
 use netferry_common::{Direction, Reason};
 
@@ -53,7 +53,7 @@ fn inspect<P: Packet, T: Tables + BlockList>(
     ip: &mut Datagram,
 ) -> Result<(), Reason> {
     let endpoint = tables.endpoint(id).ok_or(Reason::NoEndpoint)?;
-    if endpoint.flags & READY == 0 {
+    if !endpoint.is_ready() {
         return Err(Reason::NotReady);
     }
     let eth: Ethernet = packet.head(0).ok_or(Reason::MalformedEthernet)?;

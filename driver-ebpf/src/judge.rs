@@ -1,6 +1,6 @@
 //! The one decision about a frame, whatever hook it came through.
 
-use netferry_common::endpoint::{ADDR_OWN, READY};
+use netferry_common::endpoint::ADDR_OWN;
 use netferry_common::event::{self, Event};
 use netferry_common::{Addr, Direction, Endpoint, Reason};
 
@@ -264,7 +264,7 @@ fn inspect<P: Packet, T: Tables>(
     scratch: &mut Scratch,
 ) -> Result<Verdict, Reason> {
     let endpoint = tables.endpoint(id).ok_or(Reason::NoEndpoint)?;
-    if endpoint.flags & READY == 0 {
+    if !endpoint.is_ready() {
         return Err(Reason::NotReady);
     }
     let eth: Ethernet = packet.head(0).ok_or(Reason::MalformedEthernet)?;

@@ -1,6 +1,8 @@
 //! Policy, limits and events on a real kernel. Needs root; skips without, and says so.
 #![allow(missing_docs, reason = "a test binary")]
 
+#[path = "policy/explained.rs"]
+mod explained;
 #[path = "datapath/world.rs"]
 mod world;
 

@@ -5,8 +5,12 @@
 #[path = "support/netns.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod netns;
+#[path = "transport/over_ipv6.rs"]
+mod over_ipv6;
 #[path = "datapath/world.rs"]
 mod packets;
+#[path = "transport/routed.rs"]
+mod routed;
 #[path = "transport/task.rs"]
 mod task;
 #[path = "uplink/world.rs"]
@@ -29,6 +33,7 @@ const BLUE: [u32; 2] = [7, 8];
 const RED: [u32; 2] = [9, 10];
 const VNI: u32 = 0x00ab_cdef;
 const ENDS: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+const ENDS_V6: [&str; 2] = ["fd77::1", "fd77::2"];
 const SOME: usize = 2_000_000;
 
 fn overlays(node: usize) -> [Net; 2] {

@@ -23,16 +23,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::Cluster;
+use cluster::{Cluster, Kind};
 use netferry::link::MacAddr;
 use node::{Node, Pod};
 use random::Random;
 use support::netns::may_make_namespaces;
 
 const MOMENTS: u32 = 3;
-
-/// Whether networks that are overlays are among the declared ones.
-const OVERLAYS: bool = true;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -83,11 +80,12 @@ fn members_problem(node: &Node, nodes: &[Node; 2]) -> Option<String> {
         let number = nodes.iter().position(|other| std::ptr::eq(other, node)).unwrap();
         let here = pod.node == number;
         let known = node.pods.iter().any(|own| own.network == pod.network);
-        if here || (known && pod.network.overlay) {
+        if here || (known && pod.network.is_wide()) {
             let mac = node.cluster.told(&pod.claim).1?;
             let network = *shown.get(&pod.network.name)?;
-            let tunnel = (!here).then(|| Cluster::on_wire(pod.node));
-            for address in [pod.address.into(), link_local(&mac)] {
+            let tunnelled = !here && pod.network.kind == Kind::Overlay;
+            let tunnel = tunnelled.then(|| Cluster::end(pod.node));
+            for address in pod.addresses.iter().copied().chain([link_local(&mac)]) {
                 wanted.insert((network, address), (here, tunnel, mac.clone()));
             }
         }
@@ -103,6 +101,9 @@ fn members_problem(node: &Node, nodes: &[Node; 2]) -> Option<String> {
 fn matrix(nodes: &[Node; 2], moment: u32, random: &mut Random) -> probe::Measured {
     let mut pods: Vec<_> = nodes.iter().flat_map(|node| &node.pods).collect();
     pods.sort_by_key(|pod| pod.id);
+    for pod in pods.iter().filter(|pod| pod.network.kind == Kind::Routed) {
+        pod.addresses.iter().for_each(|address| nodes[0].cluster.route(*address, pod.node));
+    }
     let mac = |pod: &Pod| nodes[0].cluster.told(&pod.claim).1.expect("a hardware address");
     let pods: Vec<_> = pods.into_iter().map(|pod| (pod, mac(pod))).collect();
     probe::check(&pods, moment, random)
@@ -122,6 +123,7 @@ async fn who_reaches_whom_is_what_is_declared() {
     let (first, second) = (random.next(), random.next());
     let (first, second) = tokio::join!(Node::start(&cluster, 0, first), Node::start(&cluster, 1, second));
     let mut nodes = [first, second];
+    let mut across = [0, 0];
     for moment in 0..MOMENTS {
         let began = Instant::now();
         let most = ports / 2;
@@ -134,6 +136,7 @@ async fn who_reaches_whom_is_what_is_declared() {
         quiet(&nodes).await;
         let settled = began.elapsed();
         let measured = tokio::task::block_in_place(|| matrix(&nodes, moment, &mut random));
+        across = [0, 1].map(|family: usize| across[family] + measured.across[family]);
         let alive: Vec<_> = nodes.iter().map(|node| node.pods.len()).collect();
         println!(
             "moment {moment}: {alive:?} ports, {measured:?}; {lived:.1?}, quiet at {settled:.1?}, {:.1?} in all",
@@ -145,6 +148,7 @@ async fn who_reaches_whom_is_what_is_declared() {
         node.live_none().await;
     }
     quiet(&nodes).await;
+    assert!(across.iter().all(|pairs| *pairs > 0), "IPv4 and IPv6 between the nodes: {across:?}");
     assert!(nodes.iter().all(|node| node.counts.lock().unwrap().kills > 0), "no daemon was killed");
     for node in &nodes {
         assert_eq!(node.pairs(), 0);

@@ -48,6 +48,7 @@ fn row(shown: &Shown) -> [String; 6] {
     let transport = match (&transport.uplink, transport.overlay) {
         (Some(uplink), _) => match uplink.vlan {
             Some(vlan) => format!("uplink, VLAN {vlan}"),
+            None if uplink.is_routed() => "uplink, routed".to_owned(),
             None => "uplink".to_owned(),
         },
         (None, Some(overlay)) => format!("overlay, VNI {}", overlay.vni),

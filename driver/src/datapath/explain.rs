@@ -2,12 +2,11 @@
 
 use std::net::IpAddr;
 
-use netferry_common::endpoint::READY;
-use netferry_common::policy::{ALLOW, DENY_FROM_POD, DENY_TO_POD};
-use netferry_common::{Direction, Reason};
+use netferry_common::policy::{Decision, Lookups, Question, decide};
+use netferry_common::{Direction, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey};
 use serde::Serialize;
 
-use super::kernel::AyaDatapath;
+use super::kernel::{AyaDatapath, Written};
 use super::{DatapathError, EndpointId, not_protected};
 
 /// What one endpoint says about a flow.
@@ -52,8 +51,7 @@ impl AyaDatapath {
         Ok(said)
     }
 
-    /// Asks one endpoint about a flow with a peer, in the order of [`netferry_common::policy`] and by the same
-    /// look-ups, in the maps as they are now.
+    /// Asks one endpoint about a flow with a peer: the programs' own [`decide`], on the maps as they are now.
     pub fn explain(
         &self,
         id: EndpointId,
@@ -67,34 +65,35 @@ impl AyaDatapath {
             .tables
             .record(id)?
             .ok_or_else(|| not_protected(id, "it is not in the map of endpoints"))?;
-        let say = |rule, denied: Option<Reason>| Explanation {
+        let said = |rule, denied: Option<Reason>| Explanation {
             endpoint: id,
             direction: direction.name(),
             policy: endpoint.policy,
             rule,
             denied: denied.map(Reason::name),
         };
-        if endpoint.flags & READY == 0 {
-            return Ok(say(None, Some(Reason::NotReady)));
+        if !endpoint.is_ready() {
+            return Ok(said(None, Some(Reason::NotReady)));
         }
-        if endpoint.policy != 0
-            && let Some(rule) =
-                written.policies.rule(endpoint.policy, direction, peer.into(), protocol, port)?
-        {
-            let denied = (rule.action != ALLOW).then_some(Reason::PolicyDenied);
-            return Ok(say((rule.rule > 0).then_some(rule.rule), denied));
-        }
-        let default_deny = match direction {
-            Direction::FromPod => DENY_FROM_POD,
-            Direction::ToPod => DENY_TO_POD,
-        };
-        let denied = if endpoint.flags & default_deny != 0 {
-            Some(Reason::PolicyDefault)
-        } else if endpoint.network == 0 || written.tables.is_member(endpoint.network, peer)? {
-            None
-        } else {
-            Some(Reason::NotMember)
-        };
-        Ok(say(None, denied))
+        let question = Question { direction, peer: peer.into(), protocol, port };
+        let Decision { denied, rule } = decide(&*written, &endpoint, &question)?;
+        Ok(said((rule > 0).then_some(rule), denied))
+    }
+}
+
+/// The pinned maps, as the programs look things up in them.
+impl Lookups for Written {
+    type Error = DatapathError;
+
+    fn peer(&self, key: PeerKey) -> Result<Option<Peer>, DatapathError> {
+        self.policies.peer(key)
+    }
+
+    fn rule(&self, key: RuleKey) -> Result<Option<Rule>, DatapathError> {
+        self.policies.rule(key)
+    }
+
+    fn member(&self, key: &MemberKey) -> Result<Option<Member>, DatapathError> {
+        self.tables.member(key.network, key.addr.into())
     }
 }

@@ -188,11 +188,6 @@ impl Tables {
         .map_err(|source| bpf_error(format!("write the member {addr} of network {network}"), source))
     }
 
-    /// Whether an address is a member's.
-    pub(super) fn is_member(&self, network: u32, addr: IpAddr) -> Result<bool, DatapathError> {
-        self.member(network, addr).map(|member| member.is_some())
-    }
-
     /// Who has an address of a network.
     pub(super) fn member(&self, network: u32, addr: IpAddr) -> Result<Option<Member>, DatapathError> {
         found(self.members.get(&MemberKey { network, addr: addr.into() }, 0))

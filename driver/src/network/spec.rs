@@ -14,6 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector},
 };
 use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -67,7 +68,14 @@ pub const KIND: &str = "Network";
          isCIDR(subnet) && cidr(subnet).ip().family() == 6)"
     )
     .message("IPv6 needs an MTU of at least 1280 (RFC 8200, section 5)")
-    .field_path(".mtu")
+    .field_path(".mtu"),
+    validation = Rule::new(
+        "!has(self.transport.uplink) || !has(self.transport.uplink.mode) || \
+         self.transport.uplink.mode != 'routed' || \
+         (has(self.gateways) && size(self.gateways) == size(self.subnets))"
+    )
+    .message("a routed network needs a gateway in each of its subnets: the node answers for it")
+    .field_path(".gateways")
 )]
 pub struct NetworkSpec {
     /// Its subnets: at most one of each family. They cannot be changed.
@@ -137,8 +145,13 @@ pub struct Transport {
 pub struct Local {}
 
 /// Over a link of each node.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.vlan) || !has(self.mode) || self.mode != 'routed'")
+        .message("a routed network has no VLAN of its own; select a VLAN link as the uplink")
+        .field_path(".vlan")
+)]
 pub struct UplinkTransport {
     /// CEL expression over a device's attributes, as in a DeviceClass, that is true for the uplink of a node.
     #[schemars(length(min = 1, max = 10240))]
@@ -147,6 +160,28 @@ pub struct UplinkTransport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 1, max = 4094))]
     pub vlan: Option<u16>,
+    /// What the node is to the network. Left out: `bridged`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<UplinkMode>,
+}
+
+impl UplinkTransport {
+    /// Whether the node routes.
+    #[must_use]
+    pub fn is_routed(&self) -> bool {
+        self.mode == Some(UplinkMode::Routed)
+    }
+}
+
+/// What a node is to a network that goes on over its uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkMode {
+    /// A bridge: the network is one Ethernet with what is on the uplink's wire.
+    Bridged,
+    /// A router: it is the network's gateway, and sends on by the host's own routes over the uplink. What is outside has to
+    /// route the addresses of ports to their nodes.
+    Routed,
 }
 
 /// Through VXLAN tunnels between the nodes.

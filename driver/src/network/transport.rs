@@ -13,8 +13,16 @@ use std::{
     sync::Arc,
 };
 
-use super::{Network, NetworkId, NetworkRef, mtu, uplink};
-use crate::{datapath::networks::overlay_mtu, device::Inventory, link::MacAddr};
+use super::{
+    Network, NetworkId, NetworkRef, mtu,
+    spec::{NetworkSpec, UplinkTransport},
+    uplink,
+};
+use crate::{
+    datapath::{Transport, networks::overlay_mtu},
+    device::{Device, Inventory},
+    link::MacAddr,
+};
 
 pub use converge::Converger;
 
@@ -22,6 +30,8 @@ pub use converge::Converger;
 pub const TUNNEL: &str = "nf-vxlan";
 /// Its hardware address, which says that it is this driver's: locally administered, and the letters `NFVXL`.
 pub const TUNNEL_MAC: MacAddr = MacAddr([0x02, b'N', b'F', b'V', b'X', b'L']);
+/// Hardware address of a gateway that a node is, the same on all nodes: locally administered, and the letters `NFGWY`.
+pub const GATEWAY_MAC: MacAddr = MacAddr([0x02, b'N', b'F', b'G', b'W', b'Y']);
 /// UDP port of VXLAN (RFC 7348, section 5).
 pub const VXLAN_PORT: u16 = 4789;
 
@@ -48,7 +58,7 @@ pub struct TunnelSettings {
 
 /// The device of all tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct TunnelDevice {
     /// UDP port.
     pub port: u16,
     /// The largest datagram that fits, in bytes.
@@ -63,7 +73,7 @@ pub enum Way {
         /// Its number in them.
         vni: u32,
     },
-    /// Over a link, as one Ethernet.
+    /// Over a link.
     Uplink {
         /// Index of the link.
         ifindex: u32,
@@ -71,16 +81,26 @@ pub enum Way {
         ifname: String,
         /// Its MTU in bytes.
         mtu: u32,
-        /// VLAN id, 0 for untagged.
-        vlan: u16,
+        /// As one Ethernet, or by the host's routes.
+        how: Transport,
     },
+}
+
+impl Way {
+    /// Index of the link that it bridges to.
+    const fn bridges(&self) -> Option<u32> {
+        match self {
+            Self::Uplink { ifindex, how: Transport::Bridged { .. }, .. } => Some(*ifindex),
+            _ => None,
+        }
+    }
 }
 
 /// What the kernel is to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The device of all tunnels, if there are any.
-    pub tunnel: Option<Device>,
+    pub tunnel: Option<TunnelDevice>,
     /// The way of each network.
     pub ways: BTreeMap<NetworkId, (NetworkRef, Way)>,
     /// Networks that can have none, and what cannot be as it is to.
@@ -105,7 +125,7 @@ pub fn wanted(
     for network in networks {
         let (reference, spec) = (&network.reference, &network.spec);
         let way = if let Some(overlay) = spec.transport.overlay {
-            let device = *wanted.tunnel.get_or_insert_with(|| Device {
+            let device = *wanted.tunnel.get_or_insert_with(|| TunnelDevice {
                 port: tunnels.port,
                 mtu: tunnel_mtu(inventory, tunnels.address),
             });
@@ -124,12 +144,13 @@ pub fn wanted(
             Way::Overlay { vni: overlay.vni }
         } else if let Some(on) = &spec.transport.uplink {
             match uplink::of(spec, inventory, driver) {
-                Ok(link) => Way::Uplink {
-                    ifindex: link.ifindex,
-                    ifname: link.ifname.clone(),
-                    mtu: link.mtu,
-                    vlan: on.vlan.unwrap_or(0),
-                },
+                Ok(link) => {
+                    let how = how(on, spec);
+                    if let Some(remark) = routes_remark(&how, link, inventory) {
+                        wanted.remarks.insert(reference.clone(), remark);
+                    }
+                    Way::Uplink { ifindex: link.ifindex, ifname: link.ifname.clone(), mtu: link.mtu, how }
+                }
                 Err(problem) => {
                     wanted.problems.insert(reference.clone(), problem.to_string());
                     continue;
@@ -140,7 +161,7 @@ pub fn wanted(
         };
         let wire = match &way {
             Way::Overlay { vni } => (0, *vni),
-            Way::Uplink { ifindex, vlan, .. } => (*ifindex, u32::from(*vlan)),
+            Way::Uplink { ifindex, how, .. } => (*ifindex, vlan(how).into()),
         };
         match owners.entry(wire) {
             Entry::Vacant(free) => {
@@ -159,8 +180,46 @@ pub fn wanted(
 fn says(way: &Way) -> String {
     match way {
         Way::Overlay { vni } => format!("VNI {vni}"),
-        Way::Uplink { ifname, vlan: 0, .. } => format!("the untagged wire of link {ifname}"),
-        Way::Uplink { ifname, vlan, .. } => format!("VLAN {vlan} of link {ifname}"),
+        Way::Uplink { ifname, how, .. } => match vlan(how) {
+            0 => format!("the untagged wire of link {ifname}"),
+            vlan => format!("VLAN {vlan} of link {ifname}"),
+        },
+    }
+}
+
+/// What an uplink is to the network.
+fn how(uplink: &UplinkTransport, spec: &NetworkSpec) -> Transport {
+    if !uplink.is_routed() {
+        return Transport::Bridged { vlan: uplink.vlan.unwrap_or(0) };
+    }
+    let (mut v4, mut v6) = (None, None);
+    for gateway in &spec.gateways {
+        match gateway {
+            IpAddr::V4(gateway) => v4 = Some(*gateway),
+            IpAddr::V6(gateway) => v6 = Some(*gateway),
+        }
+    }
+    Transport::Routed { mac: GATEWAY_MAC, v4, v6 }
+}
+
+/// The kernel takes the best route of all for IPv6, whatever link it is over, and looks for its next hop on the uplink.
+fn routes_remark(how: &Transport, link: &Device, inventory: &Inventory) -> Option<String> {
+    let Transport::Routed { v6: Some(_), .. } = how else { return None };
+    let leads_away =
+        |other: &&Device| other.ifindex != link.ifindex && other.gateways.iter().any(IpAddr::is_ipv6);
+    let other = inventory.devices.values().find(leads_away)?;
+    Some(format!(
+        "the node has an IPv6 default route over {}; what leaves the network by it and not by a route over {} is lost, unless \
+         a rule (ip -6 rule add from SUBNET) gives the network a table of its own",
+        other.ifname, link.ifname
+    ))
+}
+
+/// VLAN id of the frames on an uplink, 0 for untagged.
+const fn vlan(how: &Transport) -> u16 {
+    match how {
+        Transport::Bridged { vlan } => *vlan,
+        Transport::Routed { .. } | Transport::Overlay { .. } => 0,
     }
 }
 
@@ -182,9 +241,8 @@ fn tunnel_mtu(inventory: &Inventory, address: Option<IpAddr>) -> u32 {
     }
 }
 
-fn holder(inventory: &Inventory, address: IpAddr) -> Option<&crate::device::Device> {
-    let has =
-        |device: &&crate::device::Device| device.addresses.iter().any(|network| network.ip() == address);
+fn holder(inventory: &Inventory, address: IpAddr) -> Option<&Device> {
+    let has = |device: &&Device| device.addresses.iter().any(|network| network.ip() == address);
     inventory.devices.values().find(has)
 }
 

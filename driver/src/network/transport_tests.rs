@@ -57,16 +57,49 @@ fn each_network_gets_the_way_of_its_transport() {
     let found = wanted(&networks, &inventory(), AT, "netferry.dev");
     assert_eq!(found.problems, Problems::new());
     assert_eq!(found.remarks, Problems::new());
-    assert_eq!(found.tunnel, Some(Device { port: 4789, mtu: 1450 }));
+    assert_eq!(found.tunnel, Some(TunnelDevice { port: 4789, mtu: 1450 }));
     let uplink =
-        |ifindex, ifname: &str, mtu, vlan| Way::Uplink { ifindex, ifname: ifname.to_owned(), mtu, vlan };
+        |ifindex, ifname: &str, mtu, how| Way::Uplink { ifindex, ifname: ifname.to_owned(), mtu, how };
+    let bridged = |vlan| Transport::Bridged { vlan };
     let ways = [
         (2, (reference(2, "far"), Way::Overlay { vni: 70 })),
-        (3, (reference(3, "wire"), uplink(3, "eth1", 9000, 100))),
-        (4, (reference(4, "plain"), uplink(2, "eth0", 1500, 0))),
+        (3, (reference(3, "wire"), uplink(3, "eth1", 9000, bridged(100)))),
+        (4, (reference(4, "plain"), uplink(2, "eth0", 1500, bridged(0)))),
     ];
     assert_eq!(found.ways, BTreeMap::from(ways));
     assert_eq!(wanted(&networks[..1], &inventory(), AT, "netferry.dev"), Wanted::default());
+}
+
+#[test]
+fn a_routed_network_has_its_gateways_and_shares_a_link_with_vlans_alone() {
+    let selector = "device.attributes['netferry.dev'].ifName == 'eth0'";
+    let routed = |id, name: &str| {
+        let mut network =
+            (*network(id, name, &json!({"uplink": {"selector": selector, "mode": "routed"}}))).clone();
+        network.spec.gateways = vec!["fd00::1".parse().expect("v6"), "10.1.0.1".parse().expect("v4")];
+        Arc::new(network)
+    };
+    let networks = [routed(1, "first"), routed(2, "second"), network(3, "tagged", &on("eth0", Some(5)))];
+    let found = wanted(&networks, &inventory(), AT, "netferry.dev");
+    let how = Transport::Routed { mac: GATEWAY_MAC, v4: "10.1.0.1".parse().ok(), v6: "fd00::1".parse().ok() };
+    let way = |how| Way::Uplink { ifindex: 2, ifname: "eth0".to_owned(), mtu: 1500, how };
+    let ways = [
+        (1, (reference(1, "first"), way(how))),
+        (3, (reference(3, "tagged"), way(Transport::Bridged { vlan: 5 }))),
+    ];
+    assert_eq!(found.ways, BTreeMap::from(ways));
+    let problem = &found.problems[&reference(2, "second")];
+    assert!(problem.contains("the untagged wire of link eth0 is that of network first"), "{problem}");
+    assert_eq!(found.remarks, Problems::new());
+
+    // IPv6 may leave by a route over another link, which is nothing for IPv4.
+    for (link, gateway, remarks) in [("eth0", "fe80::1", 0), ("eth1", "192.0.2.1", 0), ("eth1", "fe80::1", 1)]
+    {
+        let mut inventory = inventory();
+        inventory.devices.get_mut(link).expect(link).gateways = vec![gateway.parse().expect("an address")];
+        let found = wanted(&networks[..1], &inventory, AT, "netferry.dev");
+        assert_eq!((found.ways.len(), found.remarks.len()), (1, remarks), "{link} {gateway}: {found:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     join, mtu, names,
-    spec::{NetworkSpec, Transport},
+    spec::{NetworkSpec, Transport, UplinkTransport},
 };
 use crate::{
     claim::config::FieldError,
@@ -144,6 +144,14 @@ fn gateways(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
             Some(_) => {}
         }
     }
+    if spec.transport.uplink.as_ref().is_some_and(UplinkTransport::is_routed)
+        && let Some(without) =
+            spec.subnets.iter().find(|subnet| !spec.gateways.iter().any(|gateway| subnet.contains(*gateway)))
+    {
+        let given: Vec<_> = spec.gateways.iter().map(ToString::to_string).collect();
+        let allowed = format!("a gateway in {without}, too: the node answers for it where mode is routed");
+        errors.push(FieldError::new("spec.gateways", format!("[{}]", given.join(", ")), allowed));
+    }
 }
 
 fn transport(transport: &Transport, errors: &mut Vec<FieldError>) {
@@ -163,8 +171,17 @@ fn transport(transport: &Transport, errors: &mut Vec<FieldError>) {
                 format!("a CEL expression (line {}, column {}: {})", error.line, error.column, error.message);
             errors.push(FieldError::new(field, &uplink.selector, allowed));
         }
-        if let Some(vlan) = uplink.vlan.filter(|vlan| !(1..=MAX_VLAN).contains(vlan)) {
-            errors.push(FieldError::new("spec.transport.uplink.vlan", vlan, format!("1 to {MAX_VLAN}")));
+        let field = "spec.transport.uplink.vlan";
+        match uplink.vlan {
+            Some(vlan) if uplink.is_routed() => {
+                let allowed =
+                    "none where mode is routed; to route over a VLAN, select a VLAN link as the uplink";
+                errors.push(FieldError::new(field, vlan, allowed));
+            }
+            Some(vlan) if !(1..=MAX_VLAN).contains(&vlan) => {
+                errors.push(FieldError::new(field, vlan, format!("1 to {MAX_VLAN}")));
+            }
+            _ => {}
         }
     }
     if let Some(overlay) = transport.overlay
@@ -225,8 +242,15 @@ pub fn conflict(spec: &NetworkSpec, older_name: &str, older: &NetworkSpec) -> Op
         return Some(FieldError::new("spec.transport.overlay.vni", ours.vni, allowed));
     }
     if let (Some(ours), Some(theirs)) = (&ours.uplink, &theirs.uplink)
-        && ours == theirs
+        && (&ours.selector, ours.vlan) == (&theirs.selector, theirs.vlan)
     {
+        if ours.is_routed() {
+            let allowed = format!(
+                "an uplink of its own (a VLAN link is one); the untagged frames of this one are those of the older network \
+                 {older_name:?}"
+            );
+            return Some(FieldError::new("spec.transport.uplink.selector", &ours.selector, allowed));
+        }
         let value = ours.vlan.map_or_else(|| "untagged".to_owned(), |vlan| vlan.to_string());
         let allowed = format!(
             "a VLAN of its own on these uplinks; the older network {older_name:?} has it with the same selector"

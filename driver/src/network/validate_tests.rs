@@ -26,12 +26,28 @@ fn a_good_one_is_good() {
     let uplink =
         json!({"uplink": {"selector": "device.attributes[\"netferry.dev\"].ifName == \"eth1\"", "vlan": 7}});
     assert_eq!(errors(|spec| spec["transport"] = uplink), [""; 0]);
+    for mode in ["bridged", "routed"] {
+        let uplink = json!({"uplink": {"selector": "true", "mode": mode}});
+        assert_eq!(errors(|spec| spec["transport"] = uplink), [""; 0], "{mode}");
+    }
+}
+
+/// A change that makes a good one bad: then the field, its value, and what is allowed.
+type Case = (fn(&mut Value), &'static str, &'static str, &'static str);
+
+fn check(cases: &[Case]) {
+    for (change, field, value, allowed) in cases {
+        let errors = errors(change);
+        assert!(
+            errors.iter().any(|e| e.starts_with(field) && e.contains(value) && e.contains(allowed)),
+            "{field}, {value}, {allowed}: {errors:?}"
+        );
+    }
 }
 
 #[test]
 fn each_error_names_field_value_and_what_is_allowed() {
-    type Change = fn(&mut Value);
-    let cases: &[(Change, &str, &str, &str)] = &[
+    let cases: &[Case] = &[
         (|s| s["subnets"] = json!([]), "spec.subnets", "0 subnets", "one at least"),
         (|s| s["subnets"] = json!(["10.1.0.1/16"]), "spec.subnets[0]", "10.1.0.1/16", "host bits"),
         (
@@ -66,24 +82,6 @@ fn each_error_names_field_value_and_what_is_allowed() {
             "16777216",
             "1 to 16777215",
         ),
-        (
-            |s| s["transport"] = json!({"uplink": {"selector": "true", "vlan": 4095}}),
-            "spec.transport.uplink.vlan",
-            "4095",
-            "1 to 4094",
-        ),
-        (
-            |s| s["transport"] = json!({"uplink": {"selector": "device."}}),
-            "spec.transport.uplink.selector",
-            "device.",
-            "a CEL expression (line 1",
-        ),
-        (
-            |s| s["transport"] = json!({"uplink": {"selector": ""}}),
-            "spec.transport.uplink.selector",
-            "",
-            "1 to 10240",
-        ),
         (|s| s["transport"]["wormhole"] = json!({}), "spec.transport", "wormhole", "unknown field"),
         (|s| s["vni"] = json!(7), "spec.vni", "7", "unknown field"),
         (
@@ -117,13 +115,52 @@ fn each_error_names_field_value_and_what_is_allowed() {
             "8000 to",
         ),
     ];
-    for (change, field, value, allowed) in cases {
-        let errors = errors(change);
-        assert!(
-            errors.iter().any(|e| e.starts_with(field) && e.contains(value) && e.contains(allowed)),
-            "{field}, {value}, {allowed}: {errors:?}"
-        );
-    }
+    check(cases);
+}
+
+#[test]
+fn errors_of_uplinks_are_named() {
+    check(&[
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": "true", "vlan": 4095}}),
+            "spec.transport.uplink.vlan",
+            "4095",
+            "1 to 4094",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": "device."}}),
+            "spec.transport.uplink.selector",
+            "device.",
+            "a CEL expression (line 1",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": ""}}),
+            "spec.transport.uplink.selector",
+            "",
+            "1 to 10240",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": "true", "mode": "routed", "vlan": 7}}),
+            "spec.transport.uplink.vlan",
+            "7",
+            "none where mode is routed",
+        ),
+        (
+            |s| s["transport"] = json!({"uplink": {"selector": "true", "mode": "Routed"}}),
+            "spec.transport",
+            "Routed",
+            "`bridged` or `routed`",
+        ),
+        (
+            |s| {
+                s["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}});
+                s["gateways"] = json!(["10.1.0.1"]);
+            },
+            "spec.gateways",
+            "[10.1.0.1]",
+            "a gateway in fd00:1::/64, too",
+        ),
+    ]);
 }
 
 #[test]
@@ -133,5 +170,34 @@ fn a_name_becomes_part_of_a_devices_name() {
         [("blue", true), ("a.b", false), ("Blue", false), (&"a".repeat(58), true), (&"a".repeat(59), false)]
     {
         assert_eq!(validate(name, &spec).is_empty(), good, "{name}");
+    }
+}
+
+#[test]
+fn two_networks_have_no_wire_in_common() {
+    let spec = |uplink: Value| {
+        let all =
+            json!({"subnets": ["10.1.0.0/16"], "gateways": ["10.1.0.1"], "transport": {"uplink": uplink}});
+        parse(&all).expect("a spec")
+    };
+    let on = |selector: &str, vlan: Option<u16>| spec(json!({"selector": selector, "vlan": vlan}));
+    let routed = |selector: &str| spec(json!({"selector": selector, "mode": "routed"}));
+    let said =
+        |ours: &NetworkSpec, theirs: &NetworkSpec| conflict(ours, "old", theirs).map(|it| it.to_string());
+    for (ours, theirs, field) in [
+        (on("true", Some(7)), on("true", Some(7)), "spec.transport.uplink.vlan"),
+        (on("true", None), routed("true"), "spec.transport.uplink.vlan"),
+        (routed("true"), on("true", None), "spec.transport.uplink.selector"),
+        (routed("true"), routed("true"), "spec.transport.uplink.selector"),
+    ] {
+        let problem = said(&ours, &theirs).expect("a conflict");
+        assert!(problem.starts_with(field) && problem.contains("\"old\""), "{problem}");
+    }
+    for (ours, theirs) in [
+        (on("true", Some(7)), on("true", Some(8))),
+        (routed("true"), on("true", Some(7))),
+        (routed("true"), routed("false")),
+    ] {
+        assert_eq!(said(&ours, &theirs), None);
     }
 }

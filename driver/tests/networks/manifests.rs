@@ -72,7 +72,11 @@ type Change = fn(&mut Value);
 #[test]
 fn the_rules_refuse_what_the_driver_refuses() {
     assert_eq!(refused(&network(), None), [""; 0]);
-    let cases: [(Change, &str); 9] = [
+    let mut routed = network();
+    routed["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}});
+    routed["spec"]["gateways"] = json!(["10.1.0.1", "fd00:1::1"]);
+    assert_eq!(refused(&routed, None), [""; 0]);
+    let cases: [(Change, &str); 11] = [
         (|n| n["metadata"]["name"] = "a".repeat(59).into(), "at most 58"),
         (|n| n["metadata"]["name"] = "a.b".into(), "DNS label"),
         (|n| n["spec"]["subnets"] = json!(["10.1.0.1/16", "fd00:1::/64"]), "host bits"),
@@ -82,6 +86,17 @@ fn the_rules_refuse_what_the_driver_refuses() {
         (|n| n["spec"]["mtu"] = json!(1279), "at least 1280"),
         (|n| n["spec"]["transport"] = json!({}), "exactly one"),
         (|n| n["spec"]["transport"] = json!({"local": {}, "overlay": {"vni": 7}}), "exactly one"),
+        (
+            |n| {
+                n["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed", "vlan": 7}});
+                n["spec"]["gateways"] = json!(["10.1.0.1", "fd00:1::1"]);
+            },
+            "no VLAN of its own",
+        ),
+        (
+            |n| n["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}}),
+            "a gateway in each of its subnets",
+        ),
     ];
     for (change, wanted) in cases {
         let mut bad = network();
@@ -223,9 +238,12 @@ fn the_policy_admits_whom_the_driver_lets_join() {
 }
 
 #[test]
-fn the_example_is_a_network() {
-    let example = documents("examples/network.yaml").remove(0);
-    assert_eq!(refused(&example, None), [""; 0]);
-    let spec = validate::parse(&example["spec"]).expect("a spec");
-    assert_eq!(validate::validate("blue", &spec), []);
+fn the_examples_are_networks() {
+    for (file, name) in [("examples/network.yaml", "blue"), ("examples/routed-network.yaml", "public")] {
+        let example = documents(file).remove(0);
+        assert_eq!(example["metadata"]["name"], name);
+        assert_eq!(refused(&example, None), [""; 0]);
+        let spec = validate::parse(&example["spec"]).expect("a spec");
+        assert_eq!(validate::validate(name, &spec), []);
+    }
 }

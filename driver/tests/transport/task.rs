@@ -1,6 +1,7 @@
 //! The part of a daemon that sees to transports, on a thread in its node's namespace. It can be killed at any moment.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -8,13 +9,14 @@ use std::time::Duration;
 
 use netferry::DRIVER_NAME;
 use netferry::cluster::standalone::Standalone;
+use netferry::config::OverlayArgs;
 use netferry::device::sysfs::Sysfs;
 use netferry::device::watch::{WatchOptions, start};
 use netferry::link::kernel::KernelLinks;
 use netferry::network::facts::{NodeFacts, Seen};
 use netferry::network::members::MemberTable;
 use netferry::network::transport::task::{TransportOptions, Transports};
-use netferry::network::transport::{Converger, TunnelSettings, VXLAN_PORT};
+use netferry::network::transport::{Converger, VXLAN_PORT};
 use netferry::network::validate::parse;
 use netferry::network::{Network, NetworkRef, Networks};
 use serde_json::{Value, json};
@@ -22,9 +24,13 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ENDS, world::Node};
+use crate::{ENDS, ENDS_V6, world::Node};
+
+/// Gateways of all networks.
+pub(crate) const GATEWAYS: [&str; 2] = ["10.9.0.254", "fd09::fe"];
 
 /// A network as one node knows it.
+#[derive(Clone)]
 pub(crate) struct Net {
     pub(crate) id: u32,
     pub(crate) name: &'static str,
@@ -52,7 +58,7 @@ pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 impl Task {
-    /// With ports on all of these networks.
+    /// With ports on all of these networks. An IPv6 address is given as `--overlay-address`.
     pub(crate) fn start(node: &Node, name: &'static str, address: &str, nets: &[Net]) -> Self {
         let folder = tempfile::Builder::new().prefix("nf-").tempdir().expect("a folder");
         Self::start_on(node, name, address, nets, Arc::new(folder))
@@ -71,12 +77,23 @@ impl Task {
             Network {
                 reference: NetworkRef { name: net.name.to_owned(), uid: format!("uid-{}", net.name) },
                 id: net.id,
-                spec: parse(&json!({"subnets": ["10.9.0.0/24", "fd09::/64"], "transport": net.transport}))
-                    .expect("a spec"),
+                spec: parse(&json!({
+                    "subnets": ["10.9.0.0/24", "fd09::/64"], "gateways": GATEWAYS, "transport": net.transport,
+                }))
+                .expect("a spec"),
             }
         }));
         let mut table = MemberTable::new(name);
-        for (name, address) in [(name, address), ("other-1", ENDS[0]), ("other-2", ENDS[1])] {
+        // The node's own object has its IPv4 address; the setting comes before it.
+        let setting: Option<IpAddr> = address.parse().ok().filter(IpAddr::is_ipv6);
+        let own = if setting.is_some() {
+            ENDS[ENDS_V6.iter().position(|end| *end == address).unwrap()]
+        } else {
+            address
+        };
+        let others =
+            [("other-1", ENDS[0]), ("other-2", ENDS[1]), ("other-3", ENDS_V6[0]), ("other-4", ENDS_V6[1])];
+        for (name, address) in others.into_iter().chain([(name, own)]) {
             table.apply_node(Seen::Is(NodeFacts { name: name.to_owned(), address: address.parse().ok() }));
         }
         let mut task = Self {
@@ -114,7 +131,7 @@ impl Task {
                     &folder.path().join("state/promiscuous.json"),
                 )
                 .expect("the state"),
-                tunnels: TunnelSettings { port: VXLAN_PORT, address: None },
+                tunnels: OverlayArgs { overlay_port: VXLAN_PORT, overlay_address: setting }.settings(),
                 driver: DRIVER_NAME.to_owned(),
                 node: name.to_owned(),
             };

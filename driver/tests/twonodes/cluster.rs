@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    iter,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use ipnetwork::IpNetwork;
 use netferry::{DRIVER_NAME, claim::ClaimRef, cluster::versions::ApiVersion};
 use serde_json::{Value, json};
 
@@ -21,32 +23,64 @@ pub(crate) const NODES: [&str; 2] = ["node-a", "node-b"];
 /// The scheduler takes one of so many free addresses: few, so that networks with one subnet have the same ones.
 const CHOICE: usize = 16;
 
+/// How a network goes on beyond a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Local,
+    Overlay,
+    /// Each node routes, over the wire between them. There is one, as its frames have no tag.
+    Routed,
+}
+
 /// A network as it is declared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Net {
     pub(crate) name: String,
-    pub(crate) overlay: bool,
-    subnet: String,
+    pub(crate) kind: Kind,
+    /// One of each family that it has.
+    subnets: Vec<IpNetwork>,
     vni: u32,
 }
 
 impl Net {
-    /// Of four that follow each other, all have one subnet; every other is an overlay.
+    /// Of four that follow each other, all have the same subnets, as far as they have their families: of eight, two have IPv4,
+    /// two IPv6, and four both. Every other is an overlay.
     fn new(number: u32) -> Self {
-        Self {
-            name: format!("net{number}"),
-            overlay: crate::OVERLAYS && number.is_multiple_of(2),
-            subnet: format!("10.{}.0.0/24", number / 4),
-            vni: 1000 + number,
-        }
+        let kind = match number {
+            3 => Kind::Routed,
+            _ if number.is_multiple_of(2) => Kind::Overlay,
+            _ => Kind::Local,
+        };
+        let v4 = format!("10.{}.0.0/24", number / 4);
+        let v6 = format!("fd00:{:x}::/64", number / 4);
+        let subnets = match number / 2 % 4 {
+            0 => vec![v4],
+            2 => vec![v6],
+            _ => vec![v4, v6],
+        };
+        let subnets = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
+        Self { name: format!("net{number}"), kind, subnets, vni: 1000 + number }
+    }
+
+    /// Whether its members on different nodes reach each other.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.kind != Kind::Local
     }
 
     fn object(&self) -> Value {
-        let transport =
-            if self.overlay { json!({"overlay": {"vni": self.vni}}) } else { json!({"local": {}}) };
+        let transport = match self.kind {
+            Kind::Local => json!({"local": {}}),
+            Kind::Overlay => json!({"overlay": {"vni": self.vni}}),
+            Kind::Routed => json!({"uplink": {
+                "selector": r#"device.attributes["netferry.dev"].ifName == "wire0""#, "mode": "routed"}}),
+        };
+        let gateways: Vec<_> = match self.kind {
+            Kind::Routed => self.subnets.iter().filter_map(|subnet| subnet.iter().nth(1)).collect(),
+            _ => Vec::new(),
+        };
         json!({
             "apiVersion": "netferry.dev/v1alpha1", "kind": "Network", "metadata": {"name": self.name},
-            "spec": {"subnets": [self.subnet], "transport": transport, "namespaceSelector": {}},
+            "spec": {"subnets": self.subnets, "gateways": gateways, "transport": transport, "namespaceSelector": {}},
         })
     }
 }
@@ -74,7 +108,9 @@ impl Cluster {
             control.ip(&format!("link set to{host} master br0 up"));
             node.ip(&format!("address add 203.0.113.{}/24 dev control0", 10 + host));
             node.ip("link set control0 up");
-            node.ip(&format!("address add {}/24 dev wire0", Self::on_wire(number)));
+            let [v4, v6] = Self::on_wire(number);
+            node.ip(&format!("address add {v4}/24 dev wire0"));
+            node.ip(&format!("address add {v6}/64 dev wire0 nodad"));
             node.ip("link set wire0 up");
         }
         let listener = control.scoped(|| std::net::TcpListener::bind("203.0.113.1:0").unwrap());
@@ -83,7 +119,7 @@ impl Cluster {
         let server = ApiServer::start_on(listener, &[ApiVersion::V1]);
         server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}));
         for (number, name) in NODES.iter().enumerate() {
-            let address = json!({"type": "InternalIP", "address": Self::on_wire(number).to_string()});
+            let address = json!({"type": "InternalIP", "address": Self::end(number).to_string()});
             server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},
                 "status": {"addresses": [address]}}));
         }
@@ -100,33 +136,48 @@ impl Cluster {
         })
     }
 
-    /// Where a node takes tunnelled frames.
-    pub(crate) fn on_wire(node: usize) -> IpAddr {
-        IpAddr::from([192, 0, 2, u8::try_from(node).unwrap() + 1])
+    /// A node's addresses on the wire, one of each family.
+    fn on_wire(node: usize) -> [IpAddr; 2] {
+        let last = u8::try_from(node).unwrap() + 1;
+        [[192, 0, 2, last].into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()).into()]
+    }
+
+    /// Where it takes tunnelled frames.
+    pub(crate) fn end(node: usize) -> IpAddr {
+        Self::on_wire(node)[0]
+    }
+
+    /// Have the other node's host know that an address is at this one, as whoever runs the wire has to.
+    pub(crate) fn route(&self, address: IpAddr, node: usize) {
+        let via = Self::on_wire(node)[usize::from(address.is_ipv6())];
+        self.nodes[1 - node].ip(&format!("route replace {address} via {via} dev wire0"));
     }
 
     /// Make a claim for a pod of the same name and allocate it, as soon as the slices have what it wants.
-    pub(crate) async fn claim(&self, name: &str, network: &Net, node: usize) -> (ClaimRef, Ipv4Addr) {
+    pub(crate) async fn claim(&self, name: &str, network: &Net, node: usize) -> (ClaimRef, Vec<IpAddr>) {
         let request = |name: &str| json!({"name": name, "exactly": {"deviceClassName": "netferry.dev"}});
+        let requests: Vec<_> = iter::once(request("port"))
+            .chain((0..network.subnets.len()).map(|nth| request(&format!("address{nth}"))))
+            .collect();
         let stored = self.server.put(json!({
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
             "metadata": {"namespace": NAMESPACE, "name": name},
-            "spec": {"devices": {"requests": [request("port"), request("address")],
+            "spec": {"devices": {"requests": requests,
                 "constraints": [{"matchAttribute": "netferry.dev/network"}]}},
         }));
         let uid = stored["metadata"]["uid"].as_str().unwrap().to_owned();
         let claim = ClaimRef { namespace: NAMESPACE.into(), name: name.into(), uid };
         let start = Instant::now();
         loop {
-            if let Some(address) = self.schedule(&stored, network, node) {
-                return (claim, address);
+            if let Some(addresses) = self.schedule(&stored, network, node) {
+                return (claim, addresses);
             }
             assert!(start.elapsed() < Duration::from_mins(2), "{claim} cannot be allocated from {network:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    fn schedule(&self, claim: &Value, network: &Net, node: usize) -> Option<Ipv4Addr> {
+    fn schedule(&self, claim: &Value, network: &Net, node: usize) -> Option<Vec<IpAddr>> {
         let mut random = self.scheduler.lock().unwrap();
         let port = format!("port-{}", network.name);
         let ports = self.pool(NODES[node])?;
@@ -135,26 +186,32 @@ impl Cluster {
         let pool = format!("networks/{}", network.name);
         let taken = self.taken(&pool);
         let free: Vec<_> = self.pool(&pool)?.into_iter().filter(|it| !taken.contains(&name(it))).collect();
-        let address = free.get(random.below(free.len().clamp(1, CHOICE)))?;
-        let text = ["address", "netferry.dev/address"].map(|key| &address["attributes"][key]["string"]);
-        let text = text.into_iter().find_map(Value::as_str).unwrap();
+        let (mut addresses, mut results) = (Vec::new(), Vec::new());
+        for (nth, subnet) in network.subnets.iter().enumerate() {
+            let free: Vec<_> = free.iter().filter(|it| subnet.contains(address(it))).collect();
+            let device = free.get(random.below(free.len().clamp(1, CHOICE)))?;
+            addresses.push(address(device));
+            results.push(json!({"request": format!("address{nth}"), "driver": DRIVER_NAME, "pool": pool,
+                "device": device["name"]}));
+        }
         let share = format!("{:08x}-0000-4000-8000-{:012x}", random.next() >> 32, random.next() >> 16);
         let mut allocated = claim.clone();
         let pod = claim["metadata"]["name"].as_str().unwrap();
         let config =
             json!({"apiVersion": "netferry.dev/v1alpha1", "kind": "InterfaceConfig", "name": "net1"});
+        results.push(
+            json!({"request": "port", "driver": DRIVER_NAME, "pool": NODES[node], "device": port["name"],
+            "shareID": share, "consumedCapacity": {"ports": "1"}}),
+        );
         allocated["status"] = json!({
             "allocation": {"devices": {
-                "results": [
-                    {"request": "port", "driver": DRIVER_NAME, "pool": NODES[node], "device": port["name"],
-                        "shareID": share, "consumedCapacity": {"ports": "1"}},
-                    {"request": "address", "driver": DRIVER_NAME, "pool": pool, "device": address["name"]}],
+                "results": results,
                 "config": [{"source": "FromClaim", "requests": ["port"],
                     "opaque": {"driver": DRIVER_NAME, "parameters": config}}]}},
             "reservedFor": [{"resource": "pods", "name": pod, "uid": format!("pod-{pod}")}],
         });
         self.server.put(allocated);
-        Some(text.split('/').next().unwrap().parse().unwrap())
+        Some(addresses)
     }
 
     /// The devices of a pool, if it is whole.
@@ -191,6 +248,13 @@ impl Cluster {
         let attached = port["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(ready));
         (attached, port["networkData"]["hardwareAddress"].as_str().map(str::to_owned))
     }
+}
+
+/// The address that a device of a network's pool stands for.
+fn address(device: &Value) -> IpAddr {
+    let text = ["address", "netferry.dev/address"].map(|key| &device["attributes"][key]["string"]);
+    let text = text.into_iter().find_map(Value::as_str).unwrap();
+    text.split('/').next().unwrap().parse().unwrap()
 }
 
 fn name_of(value: &Value) -> &str {

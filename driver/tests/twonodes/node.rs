@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
@@ -43,10 +43,11 @@ pub(crate) struct Pod {
     pub(crate) id: u32,
     pub(crate) node: usize,
     pub(crate) network: Net,
-    pub(crate) address: Ipv4Addr,
+    /// One of each family that its network has.
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) claim: ClaimRef,
     pub(crate) netns: NetNs,
-    /// Takes and sends what the matrix is made of.
+    /// Takes and sends what the matrix is made of, in both families.
     pub(crate) socket: UdpSocket,
     sandbox: PodSandboxSpec,
     stage: Stage,
@@ -183,9 +184,9 @@ impl Node {
         self.serial += 1;
         let name = format!("{}-{}", ["a", "b"][self.number], self.serial);
         let network = self.cluster.networks[self.random.below(self.cluster.networks.len())].clone();
-        let (claim, address) = self.cluster.claim(&name, &network, self.number).await;
+        let (claim, addresses) = self.cluster.claim(&name, &network, self.number).await;
         let netns = NetNs::new();
-        let socket = netns.scoped(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+        let socket = netns.scoped(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap());
         socket.set_nonblocking(true).unwrap();
         let sandbox = PodSandboxSpec::new(NAMESPACE, &name, &format!("pod-{name}"), Some(&netns.path));
         let id = self.serial * 2 + u32::try_from(self.number).unwrap();
@@ -195,7 +196,7 @@ impl Node {
             id,
             node,
             network,
-            address,
+            addresses,
             claim,
             netns,
             socket,

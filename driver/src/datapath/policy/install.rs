@@ -65,11 +65,10 @@ impl CompiledPolicy {
                         (protocol, first, RULE_BITS_PROTOCOL + u32::from(length))
                     }
                 };
-                let direction = number(direction);
                 let key = RuleKey {
                     policy: version,
                     class: entry.class,
-                    direction,
+                    direction: direction.byte(),
                     protocol,
                     port: port.to_be_bytes(),
                 };
@@ -320,28 +319,16 @@ impl PolicyTables {
         Ok(false)
     }
 
-    /// The entry that decides about a flow under a version, found by the kernel's own look-ups.
-    pub(in crate::datapath) fn rule(
-        &self,
-        version: u32,
-        direction: Direction,
-        addr: Addr,
-        protocol: u8,
-        port: u16,
-    ) -> Result<Option<Rule>, DatapathError> {
-        let failed = |source| bpf_error("look up a policy", source);
-        let key = PeerKey { policy: version, direction: direction.number(), addr };
-        let Some(peer) = found(self.peers.get(&Key::new(PEER_BITS_ALL, key), 0)).map_err(failed)? else {
-            return Ok(None);
-        };
-        let key = RuleKey {
-            policy: version,
-            class: peer.class,
-            direction: number(direction),
-            protocol,
-            port: port.to_be_bytes(),
-        };
-        found(self.rules.get(&Key::new(RULE_BITS_ALL, key), 0)).map_err(failed)
+    /// The class of an address, by the kernel's own look-up.
+    pub(in crate::datapath) fn peer(&self, key: PeerKey) -> Result<Option<Peer>, DatapathError> {
+        found(self.peers.get(&Key::new(PEER_BITS_ALL, key), 0))
+            .map_err(|source| bpf_error("look up a peer of a policy", source))
+    }
+
+    /// The rule for a port, likewise.
+    pub(in crate::datapath) fn rule(&self, key: RuleKey) -> Result<Option<Rule>, DatapathError> {
+        found(self.rules.get(&Key::new(RULE_BITS_ALL, key), 0))
+            .map_err(|source| bpf_error("look up a rule of a policy", source))
     }
 
     /// Never used before since the machine started: flows in the table remember theirs. So it follows the clock,
@@ -353,9 +340,4 @@ impl PolicyTables {
         self.last = self.last.saturating_add(1).max(clock).max(1);
         self.last
     }
-}
-
-/// A direction in a [`RuleKey`].
-fn number(direction: Direction) -> u8 {
-    u8::from(direction == Direction::ToPod)
 }

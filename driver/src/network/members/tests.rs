@@ -16,7 +16,7 @@ fn network(number: u8, id: NetworkId) -> Arc<Network> {
     let transport = match number {
         0 => Transport { overlay: Some(Overlay { vni: 7 }), ..Transport::default() },
         1 => {
-            let uplink = UplinkTransport { selector: "true".to_owned(), vlan: None };
+            let uplink = UplinkTransport { selector: "true".to_owned(), ..UplinkTransport::default() };
             Transport { uplink: Some(uplink), ..Transport::default() }
         }
         _ => Transport { local: Some(Local {}), ..Transport::default() },

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Device, Problems, TUNNEL, TUNNEL_MAC, Wanted, Way, promiscuous::Promiscuous};
+use super::{Problems, TUNNEL, TUNNEL_MAC, TunnelDevice, Wanted, Way, promiscuous::Promiscuous};
 use crate::{
     datapath::{AyaDatapath, DatapathError, NetworkUplink, Transport},
     link::{
@@ -99,7 +99,8 @@ impl<L: Underlay> Converger<L> {
             if let Way::Uplink { ifindex, ifname, .. } = way
                 && !links.contains_key(ifindex)
             {
-                links.insert(*ifindex, self.uplink(*ifindex, ifname).await);
+                let bridged = wanted.ways.values().any(|(_, way)| way.bridges() == Some(*ifindex));
+                links.insert(*ifindex, self.uplink(*ifindex, ifname, bridged).await);
             }
         }
 
@@ -116,12 +117,8 @@ impl<L: Underlay> Converger<L> {
                     (index.is_ok(), index)
                 }
                 (Way::Overlay { .. }, None) => continue,
-                (Way::Uplink { ifindex, mtu, vlan, .. }, _) => {
-                    let way = NetworkUplink {
-                        ifindex: *ifindex,
-                        mtu: *mtu,
-                        transport: Transport::Bridged { vlan: *vlan },
-                    };
+                (Way::Uplink { ifindex, mtu, how, .. }, _) => {
+                    let way = NetworkUplink { ifindex: *ifindex, mtu: *mtu, transport: *how };
                     match links.get(ifindex) {
                         Some(Err(Trouble::Idle(problem))) => {
                             say(network, problem.clone());
@@ -164,17 +161,14 @@ impl<L: Underlay> Converger<L> {
             }
         }
 
-        let in_use: BTreeSet<u32> = meant
-            .values()
-            .map(|way| way.ifindex)
-            .chain(kept.iter().filter_map(|id| Some(there.get(id)?.ifindex)))
-            .collect();
+        let in_use: Vec<&NetworkUplink> =
+            meant.values().chain(kept.iter().filter_map(|id| there.get(id))).collect();
         self.take_down(wanted.tunnel.is_some(), &in_use, &mut rest).await;
         Outcome { problems, rest: rest.0 }
     }
 
     /// The device of all tunnels: programs first, then up.
-    async fn tunnel(&self, wanted: Device) -> Result<u32, Trouble> {
+    async fn tunnel(&self, wanted: TunnelDevice) -> Result<u32, Trouble> {
         let device = Tunnel { name: TUNNEL.to_owned(), port: wanted.port, mac: TUNNEL_MAC, mtu: wanted.mtu };
         let (ifindex, up) = match self.links.get(&Namespace::Host, &LinkRef::Name(TUNNEL.to_owned())).await {
             Ok(link) => match self.links.tunnel(link.ifindex).await? {
@@ -211,8 +205,8 @@ impl<L: Underlay> Converger<L> {
         self.links.make_tunnel(device).await.map_err(|error| port_taken(error, device.port))
     }
 
-    /// A link that networks go on over.
-    async fn uplink(&mut self, ifindex: u32, ifname: &str) -> Result<(), Trouble> {
+    /// A link that networks go on over. What is bridged there is for hardware addresses that are not its own.
+    async fn uplink(&mut self, ifindex: u32, ifname: &str, bridged: bool) -> Result<(), Trouble> {
         let link: Link = self.links.get(&Namespace::Host, &LinkRef::Index(ifindex)).await.map_err(
             |error| match error {
                 LinkError::NotFound { .. } => {
@@ -228,7 +222,7 @@ impl<L: Underlay> Converger<L> {
             )));
         }
         self.attach(ifindex, AyaDatapath::attach_uplink).await?;
-        if !self.links.is_promiscuous(ifindex).await? {
+        if bridged && !self.links.is_promiscuous(ifindex).await? {
             let written = self.promiscuous.add(ifindex, ifname);
             written.map_err(|error| {
                 Trouble::Failed(format!("cannot write down that {ifname} is promiscuous: {error}"))
@@ -250,7 +244,10 @@ impl<L: Underlay> Converger<L> {
     }
 
     /// Take away what is not in use: the device of tunnels before its program, and promiscuous mode after it.
-    async fn take_down(&mut self, tunnels: bool, in_use: &BTreeSet<u32>, rest: &mut Rest) {
+    async fn take_down(&mut self, tunnels: bool, ways: &[&NetworkUplink], rest: &mut Rest) {
+        let in_use: BTreeSet<u32> = ways.iter().map(|way| way.ifindex).collect();
+        let bridged = |way: &&&NetworkUplink| matches!(way.transport, Transport::Bridged { .. });
+        let promiscuous: BTreeSet<u32> = ways.iter().filter(bridged).map(|way| way.ifindex).collect();
         if !tunnels {
             let named = self.links.get(&Namespace::Host, &LinkRef::Name(TUNNEL.to_owned())).await;
             let named =
@@ -265,7 +262,7 @@ impl<L: Underlay> Converger<L> {
             }
         }
         let (uplinks, devices) = rest.note(self.datapath.borders()).unwrap_or_default();
-        for ifindex in uplinks.difference(in_use) {
+        for ifindex in uplinks.difference(&in_use) {
             rest.note(self.datapath.detach_uplink(*ifindex));
         }
         // One that is wanted and cannot be had now keeps its program: without, its frames would be the host's.
@@ -275,13 +272,13 @@ impl<L: Underlay> Converger<L> {
                 Err(LinkError::NotFound { .. })
             )
         };
-        for ifindex in devices.difference(in_use) {
+        for ifindex in devices.difference(&in_use) {
             if !tunnels || gone(*ifindex).await {
                 rest.note(self.datapath.detach_overlay(*ifindex));
             }
         }
         let ours = self.promiscuous.links().clone();
-        for (ifindex, name) in ours.iter().filter(|(ifindex, _)| !in_use.contains(ifindex)) {
+        for (ifindex, name) in ours.iter().filter(|(ifindex, _)| !promiscuous.contains(ifindex)) {
             rest.note(self.not_promiscuous(*ifindex, name).await);
         }
     }

@@ -14,10 +14,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Converger, Problems, Troubles, TunnelSettings, Wanted, Way, wanted};
+use super::{Converger, Problems, Troubles, TunnelSettings, Wanted, Way, vlan, wanted};
 use crate::{
     claim::store::Store,
     cluster::{Cluster, Event, EventType, Subject},
+    datapath::Transport,
     device::Inventory,
     link::underlay::Underlay,
     network::{Network, Networks, follow::SharedTable},
@@ -219,8 +220,11 @@ fn say(said: &mut Said, wanted: &Wanted, problems: &Problems, rest: Option<Strin
             Way::Overlay { vni } => {
                 format!("network {} goes on through tunnels with VNI {vni}", network.name)
             }
-            Way::Uplink { ifname, vlan, .. } => {
-                format!("network {} goes on over {ifname}, VLAN {vlan}", network.name)
+            Way::Uplink { ifname, how: Transport::Routed { .. }, .. } => {
+                format!("network {} goes on over {ifname} by the routes of the host", network.name)
+            }
+            Way::Uplink { ifname, how, .. } => {
+                format!("network {} goes on over {ifname}, VLAN {}", network.name, vlan(how))
             }
         })
         .collect();
