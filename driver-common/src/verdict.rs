@@ -148,13 +148,6 @@ impl Reason {
         self as u32
     }
 
-    /// Likewise, where the key has a byte for it.
-    #[must_use]
-    #[inline]
-    pub const fn byte(self) -> u8 {
-        self as u8
-    }
-
     /// The reason of a number, `None` for one this version does not know.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
