@@ -46,7 +46,7 @@ impl Net {
             if self.overlay { json!({"overlay": {"vni": self.vni}}) } else { json!({"local": {}}) };
         json!({
             "apiVersion": "netferry.dev/v1alpha1", "kind": "Network", "metadata": {"name": self.name},
-            "spec": {"subnets": [self.subnet], "transport": transport, "namespaceSelector": {}},
+            "spec": {"subnets": [self.subnet], "transport": transport, "namespaceSelector": {"matchLabels": {"team": NAMESPACE}}},
         })
     }
 }
@@ -81,7 +81,8 @@ impl Cluster {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let server = ApiServer::start_on(listener, &[ApiVersion::V1]);
-        server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}));
+        server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE,
+            "labels": {"team": NAMESPACE}}}));
         for (number, name) in NODES.iter().enumerate() {
             let address = json!({"type": "InternalIP", "address": Self::on_wire(number).to_string()});
             server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},
