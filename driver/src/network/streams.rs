@@ -131,8 +131,13 @@ impl Streams {
             self.claims.remove(scope);
             outcomes.push(table.close(scope));
         }
-        if steps.open.contains(&Scope::Cluster) || steps.close.contains(&Scope::Cluster) {
-            info!(all = self.claims.contains_key(&Scope::Cluster), "claims are watched");
+        if steps.open.contains(&Scope::Cluster) {
+            info!("watching the claims of all namespaces");
+        } else if steps.close.contains(&Scope::Cluster) {
+            info!(
+                namespaces = self.claims.len(),
+                "watching the claims of the namespaces that matter on this node"
+            );
         }
         if steps != Steps::default() {
             debug!(?steps, "other claims are watched");
