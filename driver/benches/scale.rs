@@ -7,6 +7,7 @@
 mod objects;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     process::Command,
     sync::Arc,
@@ -21,11 +22,12 @@ use netferry::{
         Network, NetworkRef,
         facts::{self, ClaimFacts, Seen},
         members::{MemberTable, Outcome},
+        scope::{Admits, Need, Scope},
         spec::{NetworkSpec, Overlay, Transport},
     },
 };
 use netferry_common::maps::MAX_MEMBERS;
-use objects::{Place, Stage, network_name, node_name};
+use objects::{Place, Stage, namespace_name, network_name, node_name};
 use serde::{Deserialize, Serialize};
 
 const NODES: u32 = 5_000;
@@ -33,6 +35,11 @@ const CLAIMS: u32 = 100_000;
 const CHANGES: u32 = 20_000;
 /// Changes a second that the goal names.
 const RATE: u32 = 1_000;
+
+/// Namespaces of alike size, each with a network that takes its claims alone.
+const NAMESPACES: u32 = 500;
+/// Those that the networks on a node need.
+const NEEDED: u32 = 8;
 
 /// As the daemon's watch reads them.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -42,17 +49,22 @@ type Node = Object<Unread, NodeStatus>;
 
 /// Set for a process that simulates one cluster: another's memory must not be counted.
 const NETWORKS: &str = "NETFERRY_SCALE_NETWORKS";
+/// Its value for a node that watches a part of the claims.
+const PART: &str = "part";
 
 fn main() {
     if let Ok(networks) = std::env::var(NETWORKS) {
-        return simulate(networks.parse().expect("a number of networks"));
+        return match networks.as_str() {
+            PART => simulate_part(),
+            number => simulate(number.parse().expect("a number of networks")),
+        };
     }
     println!("{NODES} nodes, {CLAIMS} claims, seen from one node");
     traffic();
-    for networks in [5_000, 1_000, 100, 20] {
+    for simulated in [PART, "5000", "1000", "100", "20"] {
         println!();
         let this = std::env::current_exe().expect("this program");
-        let status = Command::new(this).env(NETWORKS, networks.to_string()).status().expect("a process");
+        let status = Command::new(this).env(NETWORKS, simulated).status().expect("a process");
         assert!(status.success());
     }
 }
@@ -80,12 +92,7 @@ fn simulate(networks: u32) {
     let before = resident();
     let mut table = MemberTable::new(&node_name(0));
     table.set_networks(&declared);
-    table.apply_node(Seen::Listing);
-    for number in 0..NODES {
-        let node: Node = serde_json::from_slice(&bytes(&objects::node(number))).expect("a node");
-        table.apply_node(Seen::Is(facts::node(&node.metadata, node.status.as_ref())));
-    }
-    table.apply_node(Seen::Listed);
+    take_in_nodes(&mut table);
     table.apply(Seen::Listing);
     let (mut read, mut kept) = (Duration::ZERO, Duration::ZERO);
     for claim in 0..CLAIMS {
@@ -115,6 +122,49 @@ fn simulate(networks: u32) {
         kept.as_secs_f64()
     );
     churn(&mut table, networks);
+}
+
+fn take_in_nodes(table: &mut MemberTable) {
+    table.apply_node(Seen::Listing);
+    for number in 0..NODES {
+        let node: Node = serde_json::from_slice(&bytes(&objects::node(number))).expect("a node");
+        table.apply_node(Seen::Is(facts::node(&node.metadata, node.status.as_ref())));
+    }
+    table.apply_node(Seen::Listed);
+}
+
+/// A node with ports on as many networks as it needs namespaces.
+fn simulate_part() {
+    let declared = declared(NAMESPACES);
+    let _ = read_claim(&bytes(&objects::claim(place(0, NAMESPACES), Stage::Told)));
+    let before = resident();
+    let mut table = MemberTable::new(&node_name(0));
+    table.set_networks(&declared);
+    take_in_nodes(&mut table);
+    let need = |network| {
+        let admits = Admits::Only(BTreeSet::from([namespace_name(network)]));
+        (network_name(network), Need { here: true, admits })
+    };
+    table.set_needs(&(0..NEEDED).map(need).collect::<BTreeMap<_, _>>());
+    for network in 0..NEEDED {
+        let scope = Scope::Namespace(namespace_name(network));
+        table.open(&scope);
+        table.apply_from(&scope, Seen::Listing);
+        for place in (0..CLAIMS).map(|claim| place(claim, NAMESPACES)).filter(|it| it.network == network) {
+            let sent = bytes(&objects::claim(place, Stage::Told));
+            table.apply_from(&scope, Seen::Is(read_claim(&sent)));
+        }
+        table.apply_from(&scope, Seen::Listed);
+    }
+    assert!(table.is_complete());
+    let kilobytes = resident().saturating_sub(before);
+    println!("{NEEDED} of {NAMESPACES} namespaces");
+    println!(
+        "  table: {:.1} MB resident, {} claims and {NODES} nodes",
+        f64::from(kilobytes) / 1024.0,
+        table.claims()
+    );
+    println!("  map of members: {} of {MAX_MEMBERS} entries", table.wanted().count());
 }
 
 /// Claims are deleted, made, allocated and told: one event is one change.
@@ -212,6 +262,36 @@ fn traffic() {
         bytes_a_second(node * NODES as usize / 300),
         bytes_a_second(node * NODES as usize / 300 * NODES as usize)
     );
+    traffic_of_part(life, told, node);
+}
+
+/// The same for nodes that watch the namespaces they need, by the bytes of a claim's life, of one event, and of a node.
+fn traffic_of_part(life: usize, told: usize, node: usize) {
+    let (nodes, namespaces, needed) = (NODES as usize, NAMESPACES as usize, NEEDED as usize);
+    let namespace = bytes(&objects::namespace(4_711)).len();
+    println!();
+    println!("{namespaces} namespaces of alike size, of which the networks on a node need {needed}:");
+    let both = |what: String, all: usize| {
+        let one = all * needed / namespaces;
+        println!(
+            "{what}: {} to one node, {} to all {NODES}, {} of it to the elected one",
+            bytes_a_second(one),
+            bytes_a_second(one * nodes + all),
+            bytes_a_second(all)
+        );
+    };
+    both(format!("{RATE} events a second"), life / 7 * RATE as usize);
+    both("10 pods a second, each with one claim".to_owned(), life * 10);
+    let claims = told * CLAIMS as usize;
+    let one = claims * needed / namespaces + namespace * namespaces + node * nodes;
+    println!(
+        "first list: {} of claims, {} of namespaces and {} of nodes to one node, {} to all {NODES}",
+        size(claims * needed / namespaces),
+        size(namespace * namespaces),
+        size(node * nodes),
+        size(one * nodes + claims)
+    );
+    println!("watches: {} of claims by all nodes, a connection each", needed * nodes + 1);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]

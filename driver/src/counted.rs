@@ -1,6 +1,6 @@
 //! What is counted of networks: nodes and members for their status, drops for the metrics.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::debug;
@@ -10,7 +10,7 @@ use crate::{
     daemon::ports_on,
     datapath::AyaDatapath,
     metrics::NetworkDrops,
-    network::{Networks, follow::SharedTable, watch::Counts},
+    network::{Networks, follow::SharedTable, share, watch::Counts},
     telemetry::chain,
 };
 
@@ -21,18 +21,14 @@ pub(crate) fn counts(
     table: &SharedTable,
     leading: watch::Receiver<bool>,
 ) -> Counts {
-    let (store, table) = (Arc::clone(store), Arc::clone(table));
+    if !alone {
+        return share::counts(Arc::clone(table), leading);
+    }
+    let store = Arc::clone(store);
     Box::new(move |network| {
-        if alone {
-            let checkpoints = store.all();
-            let ports: usize = checkpoints.iter().map(|checkpoint| ports_on(checkpoint, network)).sum();
-            return Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)));
-        }
-        if !*leading.borrow() {
-            return None;
-        }
-        let table = table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.has_claims().then(|| table.counts(&network.name))
+        let checkpoints = store.all();
+        let ports: usize = checkpoints.iter().map(|checkpoint| ports_on(checkpoint, network)).sum();
+        Some((u32::from(ports > 0), u32::try_from(ports).unwrap_or(u32::MAX)))
     })
 }
 

@@ -35,6 +35,7 @@ use crate::{
     metrics::{Metrics, Sources},
     network::{
         NetworkRef, Networks,
+        demand::ports_here,
         follow::{FollowStats, SharedTable},
         identity::Identities,
         members::MemberTable,
@@ -172,6 +173,7 @@ impl Parts {
             networks: Arc::clone(&networks),
             table: Arc::clone(&table),
             members: Arc::clone(&datapath) as _,
+            ports: ports_here(&store),
             stats: followed,
             driver: config.driver_name.clone(),
             node: node.to_owned(),
@@ -288,6 +290,7 @@ impl Parts {
             cluster: Arc::clone(&cluster),
             inventory: watcher.inventory.clone(),
             members: table,
+            demand: parts.demand,
             driver: config.driver_name.clone(),
         };
         let claims = Claims {

@@ -7,6 +7,8 @@ mod support;
 mod daemon;
 #[path = "networks/folder.rs"]
 mod folder;
+#[path = "networks/follow.rs"]
+mod follow;
 #[path = "networks/manifests.rs"]
 mod manifests;
 #[path = "networks/server.rs"]

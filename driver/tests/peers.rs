@@ -15,7 +15,10 @@ use std::{
 };
 
 use netferry::{
+    DRIVER_NAME,
     attach::Attacher,
+    cluster::{kube::KubeCluster, versions::ApiVersion},
+    datapath::policy::Action,
     network::{
         facts::{self, Seen},
         follow::SharedTable,
@@ -24,7 +27,8 @@ use netferry::{
     },
 };
 use pods::{BLUE, Node, RED, port, v4};
-use support::netns::NetNs;
+use support::{apiserver::ApiServer, netns::NetNs};
+use tokio_util::sync::CancellationToken;
 
 const SERVICE: u16 = 7879;
 
@@ -154,6 +158,37 @@ async fn a_label_lets_in_and_its_loss_cuts_open_flows() {
     assert_eq!(stand.peers.refresh(), 1);
     assert!(!echoes(&mut stream), "the open flow is cut");
     assert!(!stand.reaches());
+    stand.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_are_watched_at_the_api_server() {
+    const POLICY: &str = "ingress: {rules: [{action: allow, peers: [{podSelector: {role: db}}]}]}";
+    let Some(stand) = Stand::new("labels_are_watched_at_the_api_server", POLICY) else { return };
+    let server = ApiServer::start(&[ApiVersion::V1]).await;
+    let put = |role: &str| {
+        server.put(serde_json::json!({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": []},
+            "metadata": {"namespace": "default", "name": "pod1", "labels": {"role": role}}}));
+    };
+    put("web");
+    let kubeconfig = server.kubeconfig(stand.dir.path());
+    let cluster = KubeCluster::connect(Some(&kubeconfig), DRIVER_NAME, "node").await.expect("connect");
+    stand.attach().await;
+    stand.claims_come();
+    let stop = CancellationToken::new();
+    let following = tokio::spawn(Arc::clone(&stand.peers).run(Arc::new(cluster), stop.clone()));
+    let label = std::collections::BTreeMap::from([("role".to_owned(), "web".to_owned())]);
+    let is = |action| stand.table.lock().expect("table").is_selected("default/pod1", &label, action);
+    server.until("the list", |_| is(Action::Allow) == Some(true)).await;
+    assert!(!stand.reaches());
+    put("db");
+    server.until("the label lets in", |_| stand.reaches()).await;
+    server.remove("pods", "default/pod1");
+    server.until("the pod is gone", |_| !stand.reaches()).await;
+    let asked = server.asked("GET", "/pods");
+    assert!(asked.iter().all(|request| request.path == "/api/v1/pods"), "{asked:?}");
+    stop.cancel();
+    following.await.expect("ends in order");
     stand.end().await;
 }
 

@@ -34,6 +34,25 @@ pub(crate) fn network_name(network: u32) -> String {
     format!("tenant-{network:05}")
 }
 
+/// The namespace whose claims may join a network.
+pub(crate) fn namespace_name(network: u32) -> String {
+    format!("{}-prod", network_name(network))
+}
+
+/// A namespace as who asks for metadata alone gets it.
+pub(crate) fn namespace(number: u32) -> Value {
+    let name = namespace_name(number);
+    let labels = json!({"kubernetes.io/metadata.name": name, "team": network_name(number),
+        "pod-security.kubernetes.io/enforce": "restricted"});
+    let fields = json!({"f:metadata": {"f:labels": {".": {}, "f:kubernetes.io/metadata.name": {}, "f:team": {},
+        "f:pod-security.kubernetes.io/enforce": {}}}});
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {
+        "name": name, "uid": format!("8d0f2b61-5a3c-4e7f-b219-{number:012x}"), "resourceVersion": "700000001",
+        "creationTimestamp": "2026-01-01T08:00:00Z", "labels": labels, "managedFields": [
+            {"manager": "kubectl-create", "operation": "Update", "apiVersion": "v1",
+                "time": "2026-01-01T08:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": fields}]}})
+}
+
 fn address(host: u32) -> [u8; 4] {
     (0x0a00_0000 | host).to_be_bytes()
 }
@@ -41,6 +60,7 @@ fn address(host: u32) -> [u8; 4] {
 /// A claim with a port and an address of its network.
 pub(crate) fn claim(place: Place, stage: Stage) -> Value {
     let Place { claim, node, network, host } = place;
+    let space = namespace_name(network);
     let (node, network) = (node_name(node), network_name(network));
     let [a, b, c, d] = address(host);
     let uid = format!("5f3c1e8a-7b2d-4c6e-9a10-{claim:012x}");
@@ -54,7 +74,7 @@ pub(crate) fn claim(place: Place, stage: Stage) -> Value {
         "kind": "ResourceClaim",
         "apiVersion": "resource.k8s.io/v1",
         "metadata": {
-            "name": name, "generateName": "web-7d9f8b6c5d-net-", "namespace": format!("{network}-prod"),
+            "name": name, "generateName": "web-7d9f8b6c5d-net-", "namespace": space,
             "uid": uid, "resourceVersion": format!("{}", 700_000_000 + claim),
             "creationTimestamp": "2026-11-01T08:15:42Z",
             "annotations": {"resource.kubernetes.io/pod-claim-name": "net"},

@@ -4,13 +4,20 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 
-use crate::network::facts::{ClaimFacts, NodeFacts, PodFacts, Seen};
+use crate::network::{
+    facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+    scope::Scope,
+};
 
-/// Watches over objects of the whole cluster. Each begins with a list, and with another one whenever it has missed
+/// Watches over objects of the cluster. Each begins with a list, and with another one whenever it has missed
 /// something. They go on until they are dropped; what cannot be read now is tried again.
 pub trait Watch: Send + Sync {
-    /// Claims of all namespaces, by UID.
-    fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>>;
+    /// Whether a watch over a part of the claims costs less than one over all. Else only all of them are watched.
+    fn narrows(&self) -> bool;
+    /// Claims, by UID.
+    fn claims(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<ClaimFacts, String>>;
+    /// Namespaces with their labels, by name. Watched only while a network selects some of them.
+    fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>>;
     /// Nodes, by name.
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>>;
     /// Pods with their labels, by `namespace/name`. Watched only while a policy selects pods.

@@ -37,14 +37,25 @@ pub struct ClaimFacts {
     pub pod: Option<String>,
     /// Its UID.
     pub uid: String,
-    /// `namespace/name`, for people.
+    /// `namespace/name`.
     pub name: String,
+    /// Its resource version; 0 where there is none. Of one object a larger one is newer, which the scheduler's cache
+    /// of claims goes by, too (`pkg/scheduler/util/assumecache`).
+    pub version: u64,
     /// When it was allocated, or, where the cluster does not tell, made: seconds since the epoch.
     pub since: i64,
     /// Its ports.
     pub ports: Vec<PortFacts>,
     /// Addresses the scheduler allocated to it, with their networks.
     pub addresses: Vec<(String, IpAddr)>,
+}
+
+impl ClaimFacts {
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.name.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
 }
 
 /// A port of a claim.
@@ -65,6 +76,15 @@ pub struct NodeFacts {
     pub name: String,
     /// Its `InternalIP`, the first where it has several.
     pub address: Option<IpAddr>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The label that every pod has for a `podSelector`: its namespace. The runtime's name for it.
@@ -91,6 +111,7 @@ pub fn claim(metadata: &ObjectMeta, status: Option<&ResourceClaimStatus>, driver
         pod: reserved_pod(namespace, status),
         uid: metadata.uid.clone().unwrap_or_default(),
         name: format!("{namespace}/{name}"),
+        version: metadata.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0),
         since: allocation
             .and_then(|allocation| allocation.allocation_timestamp.as_ref())
             .or(metadata.creation_timestamp.as_ref())
@@ -130,6 +151,15 @@ pub fn node(metadata: &ObjectMeta, status: Option<&NodeStatus>) -> NodeFacts {
             .flatten()
             .filter(internal)
             .find_map(|address| address.address.parse().ok()),
+    }
+}
+
+/// What is kept of a namespace.
+#[must_use]
+pub fn namespace(metadata: &ObjectMeta) -> NamespaceFacts {
+    NamespaceFacts {
+        name: metadata.name.clone().unwrap_or_default(),
+        labels: metadata.labels.clone().unwrap_or_default(),
     }
 }
 

@@ -8,19 +8,22 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt as _;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
     Networks,
+    changeover::Pace,
+    demand::{Demand, PortsHere},
     members::{Change, MemberTable, Outcome},
+    scope::Situation,
+    streams::{News, Streams},
 };
 use crate::{cluster::watch::Watch, datapath::DatapathError, telemetry::chain};
-
-/// Events that are taken in at once. The table is locked for that long.
-const BATCH: usize = 1024;
 
 /// Where members on other nodes are written.
 pub trait Members: Send + Sync {
@@ -46,16 +49,26 @@ pub struct FollowStats {
 /// How it is paced.
 #[derive(Clone, Copy, Debug)]
 pub struct FollowOptions {
-    /// Looks at the set of networks this often.
+    /// Looks at the set of networks, and at the ports on this node, this often.
     pub networks: Duration,
     /// Compares the whole map this often: finds what an earlier process left, what could not be written, and what a
     /// port of this node that is gone had hidden.
     pub compare: Duration,
+    /// The members of a network are followed for so long after its last port went, and after a claim that was being
+    /// prepared asked for them: pods that come and go, one after the other, do not have them listed each time.
+    pub linger: Duration,
+    /// How watches over claims take each other's place.
+    pub pace: Pace,
 }
 
 impl Default for FollowOptions {
     fn default() -> Self {
-        Self { networks: Duration::from_secs(1), compare: Duration::from_secs(30) }
+        Self {
+            networks: Duration::from_secs(1),
+            compare: Duration::from_secs(30),
+            linger: Duration::from_mins(5),
+            pace: Pace::default(),
+        }
     }
 }
 
@@ -64,7 +77,7 @@ pub type SharedTable = Arc<Mutex<MemberTable>>;
 
 /// What follows the cluster.
 pub struct Follow {
-    /// Who tells of claims and nodes.
+    /// Who tells of claims, nodes and namespaces.
     pub watch: Arc<dyn Watch>,
     /// The networks that are known.
     pub networks: Arc<Networks>,
@@ -72,6 +85,12 @@ pub struct Follow {
     pub table: SharedTable,
     /// The map.
     pub members: Arc<dyn Members>,
+    /// Which networks have ports on this node.
+    pub ports: PortsHere,
+    /// Who asks for the members of others.
+    pub demand: Arc<Demand>,
+    /// Whether this node is elected to publish addresses, for which it has to know every claim.
+    pub leading: watch::Receiver<bool>,
     /// Counters.
     pub stats: Arc<FollowStats>,
 }
@@ -79,8 +98,8 @@ pub struct Follow {
 impl Follow {
     /// Follow until `stop`. The map stays as it is.
     pub async fn run(self, options: FollowOptions, stop: CancellationToken) {
-        let mut claims = Arc::clone(&self.watch).claims().ready_chunks(BATCH);
-        let mut nodes = Arc::clone(&self.watch).nodes().ready_chunks(BATCH);
+        let mut streams = Streams::new(Arc::clone(&self.watch), &mut self.table());
+        let mut leading = self.leading.clone();
         let mut networks = interval(options.networks);
         let mut compare = interval(options.compare);
         for timer in [&mut networks, &mut compare] {
@@ -88,23 +107,73 @@ impl Follow {
         }
         let mut compared = false;
         loop {
-            tokio::select! {
+            let other = tokio::select! {
                 () = stop.cancelled() => return,
-                Some(seen) = claims.next() => self.take_in(|table| seen.into_iter().map(|seen| table.apply(seen)).collect()),
-                Some(seen) = nodes.next() => {
-                    self.take_in(|table| seen.into_iter().map(|seen| table.apply_node(seen)).collect());
-                }
+                news = streams.next() => self.hear(news),
+                () = self.demand.next() => true,
+                Ok(()) = leading.changed() => true,
                 _ = networks.tick() => {
                     let now = self.networks.list();
                     self.take_in(|table| vec![table.set_networks(&now)]);
+                    true
                 }
-                _ = compare.tick() => compared = self.compare(),
+                _ = compare.tick() => {
+                    compared = self.compare();
+                    false
+                }
+            };
+            if self.watch.narrows() {
+                if other {
+                    self.adapt(&mut streams, options);
+                }
+                self.tell();
             }
             // What an earlier process left goes as soon as it is known to be nobody's.
             if !compared && self.table().is_complete() {
                 compared = self.compare();
             }
         }
+    }
+
+    /// Returns whether other claims may have to be watched.
+    fn hear(&self, news: News) -> bool {
+        match news {
+            News::Claims(scope, seen) => {
+                self.take_in(|table| seen.into_iter().map(|seen| table.apply_from(&scope, seen)).collect());
+            }
+            News::Nodes(seen) => {
+                self.take_in(|table| seen.into_iter().map(|seen| table.apply_node(seen)).collect());
+            }
+            News::Namespaces => return true,
+        }
+        false
+    }
+
+    fn adapt(&self, streams: &mut Streams, options: FollowOptions) {
+        let ports = (self.ports)();
+        self.demand.keep(ports.here.iter().chain(&ports.named).cloned());
+        let local: Vec<String> = self.table().local().map(str::to_owned).collect();
+        self.demand.keep(local);
+        let networks = self.networks.list();
+        self.take_in(|table| {
+            let known = table.set_networks(&networks);
+            let situation = Situation {
+                networks,
+                here: ports.here,
+                also: self.demand.since(options.linger),
+                namespaces: streams.namespaces(),
+                leads: *self.leading.borrow(),
+            };
+            let adapted = streams.adapt(situation, table, options.pace);
+            [known].into_iter().chain(adapted).collect()
+        });
+    }
+
+    /// Tell who waits for it whose members are known.
+    fn tell(&self) {
+        let table = self.table();
+        let ready = table.needed().filter(|network| table.is_ready(network)).map(str::to_owned).collect();
+        self.demand.tell(ready);
     }
 
     fn table(&self) -> MutexGuard<'_, MemberTable> {

@@ -16,8 +16,10 @@ use crate::{
     link::MacAddr,
     network::{
         Network, NetworkId, NetworkRef,
-        facts::{ClaimFacts, NodeFacts, PodFacts, PortFacts, Seen},
+        demand::Ports,
+        facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
+        scope::Scope,
         spec::{NetworkSpec, Overlay, Transport},
     },
 };
@@ -75,7 +77,15 @@ struct Told {
 }
 
 impl Watch for Told {
-    fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>> {
+    fn narrows(&self) -> bool {
+        false
+    }
+
+    fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>> {
+        stream::pending().boxed()
+    }
+
+    fn claims(self: Arc<Self>, _: &Scope) -> BoxStream<'static, Seen<ClaimFacts, String>> {
         let receiver = self.claims.lock().expect("claims").take().expect("watched once");
         UnboundedReceiverStream::new(receiver).boxed()
     }
@@ -103,6 +113,7 @@ fn claim(number: u8, node: u8) -> ClaimFacts {
         pod: None,
         uid: format!("u{number}"),
         name: format!("a/c{number}"),
+        version: 0,
         since: 0,
         addresses: vec![],
         ports: vec![PortFacts {
@@ -131,10 +142,16 @@ impl World {
             networks: Arc::clone(&networks),
             table: Arc::new(Mutex::new(MemberTable::new("n0"))),
             members: Arc::clone(map) as _,
+            ports: Box::new(Ports::default),
+            demand: Arc::default(),
+            leading: watch::channel(false).1,
             stats: Arc::clone(&stats),
         };
-        let options =
-            FollowOptions { networks: Duration::from_millis(5), compare: Duration::from_millis(20) };
+        let options = FollowOptions {
+            networks: Duration::from_millis(5),
+            compare: Duration::from_millis(20),
+            ..FollowOptions::default()
+        };
         let task = tokio::spawn(follow.run(options, stop.clone()));
         Self { events, networks, stats, stop, task }
     }

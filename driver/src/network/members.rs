@@ -1,8 +1,9 @@
 //! Which addresses of networks are on which node: kept from claims and nodes, one event at a time.
 //!
-//! The table knows every member of the cluster, in few bytes. What it wants in the node's map are members on other
-//! nodes, of networks that have a port on this node. A member is there when its claim is allocated, its node has told
-//! its addresses, and the node exists; it goes with any of them.
+//! The table knows the claims that are watched, in few bytes: those of the cluster, or of the namespaces that matter on
+//! this node. What it wants in the node's map are members on other nodes, of networks that have a port on this node. A
+//! member is there when its claim is allocated, its namespace may join the network, its node has told its addresses, and
+//! the node exists; it goes with any of them.
 //!
 //! Two claims that say the same address are a conflict: the one that has it from the scheduler wins, then the older
 //! one. It is the same on every node, whatever came first there. An address that a port of this node has is never
@@ -10,6 +11,9 @@
 
 mod claims;
 mod pods;
+mod sources;
+#[cfg(test)]
+mod sources_tests;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +29,13 @@ use netferry_common::Addr;
 use super::{
     Network, NetworkId,
     facts::{NodeFacts, Seen},
+    scope::Admits,
     window::InUse,
 };
 use crate::link::MacAddr;
 use claims::{Claim, ClaimKey};
 use pods::Pods;
+use sources::Sources;
 use tokio::sync::watch;
 
 /// How a member on another node is reached.
@@ -93,8 +99,16 @@ struct Of {
     holders: HashMap<Addr, ClaimKey>,
     /// Who says the same address and does not have it.
     rivals: BTreeMap<Addr, BTreeSet<ClaimKey>>,
-    /// Ports on this node.
+    /// Claims with a port on this node, as far as they are watched.
     local: u32,
+    /// Whether a claim that is prepared on this node has a port.
+    here: bool,
+    /// Whether this node needs its members.
+    needed: bool,
+    /// Whether its members have all come once: what was known then is not forgotten while they come again.
+    complete: bool,
+    /// Whose claims are members.
+    admits: Admits,
 }
 
 #[derive(Debug)]
@@ -111,16 +125,15 @@ pub struct MemberTable {
     nodes: HashMap<Arc<str>, Node>,
     networks: Vec<Of>,
     index: HashMap<String, u32>,
-    /// Names of nodes, each kept once.
+    /// Names of nodes and namespaces, each kept once.
     names: HashSet<Arc<str>>,
     /// What the map is to hold.
     wanted: HashMap<(NetworkId, Addr), Remote>,
-    claim_round: u8,
+    sources: Sources,
     node_round: u8,
-    claims_listed: bool,
-    /// Whether every claim has come once: what was known then is not forgotten while they come again.
-    claims_known: bool,
     nodes_listed: bool,
+    /// Whether it was said which networks are needed.
+    planned: bool,
     outcome: Outcome,
     pods: Pods,
     /// Tells that claims or pods are other than they were.
@@ -139,28 +152,15 @@ impl MemberTable {
             index: HashMap::new(),
             names: HashSet::from([Arc::clone(&this_node)]),
             wanted: HashMap::new(),
-            claim_round: 0,
+            sources: Sources::default(),
             node_round: 0,
-            claims_listed: false,
-            claims_known: false,
+            planned: false,
             pods: Pods::default(),
             changed: watch::Sender::new(()),
             nodes_listed: false,
             outcome: Outcome::default(),
             this_node,
         }
-    }
-
-    /// Whether every claim and node has come: only then is what is missing gone.
-    #[must_use]
-    pub const fn is_complete(&self) -> bool {
-        self.claims_listed && self.nodes_listed
-    }
-
-    /// Whether every claim has come.
-    #[must_use]
-    pub const fn has_claims(&self) -> bool {
-        self.claims_listed
     }
 
     /// Where this node is reached, as far as the cluster has told.
@@ -281,11 +281,25 @@ impl MemberTable {
         std::mem::take(&mut self.outcome)
     }
 
+    /// Nodes are not watched any more.
+    pub fn close_nodes(&mut self) -> Outcome {
+        self.nodes_listed = false;
+        let names: Vec<Arc<str>> = self.nodes.keys().map(Arc::clone).collect();
+        for name in names {
+            self.remove_node(&name);
+        }
+        std::mem::take(&mut self.outcome)
+    }
+
     fn remove_node(&mut self, name: &str) {
         if self.nodes.remove(name).is_some() {
             self.refresh_node(name);
-            self.names.retain(|name| Arc::strong_count(name) > 1);
+            self.forget_names();
         }
+    }
+
+    fn forget_names(&mut self) {
+        self.names.retain(|name| Arc::strong_count(name) > 1);
     }
 
     /// The one copy of a node's name.
@@ -313,7 +327,7 @@ impl MemberTable {
     fn remote(&self, of: &Of, known: &Known, address: Addr) -> Option<Remote> {
         let ip: IpAddr = address.into();
         let inside = is_link_local(address) || known.subnets.iter().any(|subnet| subnet.contains(ip));
-        if !known.wide || of.local == 0 || !inside {
+        if !known.wide || (of.local == 0 && !of.here) || !inside {
             return None;
         }
         let holder = of.holders.get(&address)?;

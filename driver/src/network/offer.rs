@@ -1,6 +1,7 @@
 //! What a network is to a claim that wants a port on this node.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::IpAddr,
     sync::{Arc, PoisonError},
@@ -8,10 +9,12 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tracing::info;
 
 use super::{
     Network, NetworkRef, Networks,
     access::{Access, Members},
+    demand::{Demand, named},
     follow::SharedTable,
     join::may_join,
     mtu, uplink,
@@ -39,6 +42,8 @@ pub struct Offers {
     pub inventory: watch::Receiver<Arc<Inventory>>,
     /// Who has which address, on whatever node.
     pub members: SharedTable,
+    /// Asked for members before a port is given; `None` where they are known without asking.
+    pub demand: Option<Arc<Demand>>,
     /// The driver, whose attributes selectors name.
     pub driver: String,
 }
@@ -88,6 +93,16 @@ impl Members for Offers {
 #[async_trait]
 impl Access for Offers {
     async fn ask(&self, network: &str, namespace: &str) -> Option<Offer> {
-        self.of(network, namespace).await
+        let offer = self.of(network, namespace).await?;
+        // Who may not join does not make this node watch anybody.
+        if let Some(demand) = self.demand.as_ref().filter(|_| offer.refused.is_none()) {
+            let mut networks: BTreeSet<String> = offer.network.spec.policy.iter().flat_map(named).collect();
+            networks.retain(|name| self.networks.get(name).is_some());
+            networks.insert(network.to_owned());
+            if !demand.bring(&networks).await {
+                info!(?networks, "prepared before all members are known; they follow");
+            }
+        }
+        Some(offer)
     }
 }

@@ -21,6 +21,7 @@ fn claim(number: u8, network: &str) -> ClaimFacts {
         pod: Some(format!("a/p{number}")),
         uid: format!("u{number}"),
         name: format!("a/c{number}"),
+        version: 0,
         since: 0,
         addresses: vec![],
         ports: vec![PortFacts {

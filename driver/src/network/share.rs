@@ -1,15 +1,20 @@
 //! What a node shares with the others: it follows their members, and one of them publishes addresses.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, PoisonError},
+};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Networks,
+    demand::{Demand, PortsHere},
     follow::{Follow, FollowOptions, FollowStats, Members, SharedTable},
     leader::{self, ADDRESSES, Candidate, Timing},
     pools::{AddressPools, Conditions, PoolOptions},
+    watch::Counts,
 };
 use crate::{cluster::WholeCluster, publish::publisher::PublishStats};
 
@@ -23,6 +28,8 @@ pub struct Sharing {
     pub table: SharedTable,
     /// The node's map of members.
     pub members: Arc<dyn Members>,
+    /// Which networks have ports on this node.
+    pub ports: PortsHere,
     /// Counters of what is followed.
     pub stats: Arc<FollowStats>,
     /// The driver.
@@ -46,21 +53,28 @@ pub struct SharingParts {
     pub conditions: watch::Receiver<Conditions>,
     /// Whether this node is elected.
     pub leading: watch::Receiver<bool>,
+    /// For who needs the members of a network; `None` where all are known without asking.
+    pub demand: Option<Arc<Demand>>,
 }
 
 impl Sharing {
     /// The parts, which end with `stop`.
     #[must_use]
     pub fn parts(self, stop: &CancellationToken) -> SharingParts {
-        let Self { cluster, networks, table, members, stats, driver, node } = self;
+        let Self { cluster, networks, table, members, ports, stats, driver, node } = self;
+        let (leads, leading) = watch::channel(false);
+        let demand = Arc::new(Demand::default());
+        let narrows = cluster.narrows();
         let follow = Follow {
             watch: Arc::clone(&cluster) as _,
             networks: Arc::clone(&networks),
             table: Arc::clone(&table),
             members,
+            ports,
+            demand: Arc::clone(&demand),
+            leading: leading.clone(),
             stats,
         };
-        let (leads, leading) = watch::channel(false);
         let candidate = Candidate::new(ADDRESSES, &node, Timing::default());
         let pools = AddressPools::new(
             Arc::clone(&cluster) as _,
@@ -86,8 +100,21 @@ impl Sharing {
             )),
             conditions,
             leading: elected,
+            demand: narrows.then_some(demand),
         }
     }
+}
+
+/// What the cluster has of networks, by what all nodes have told. Only the elected node knows, and says it.
+#[must_use]
+pub fn counts(table: SharedTable, leading: watch::Receiver<bool>) -> Counts {
+    Box::new(move |network| {
+        if !*leading.borrow() {
+            return None;
+        }
+        let table = table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.has_claims().then(|| table.counts(&network.name))
+    })
 }
 
 /// Run a part as soon as there is a network: a cluster without any is asked nothing.

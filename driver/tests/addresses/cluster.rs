@@ -117,6 +117,7 @@ impl State {
             pod: None,
             uid: format!("00000000-0000-4000-8000-{number:012x}"),
             name: format!("a/c{number}"),
+            version: 0,
             since: 0,
             ports,
             addresses: addresses.into_iter().map(|address| ("blue".to_owned(), address)).collect(),

@@ -21,6 +21,7 @@ use netferry::{
     network::{
         facts::Seen,
         leader::{Candidate, Step, Timing},
+        scope::Scope,
     },
 };
 use serde_json::{Value, json};
@@ -177,7 +178,7 @@ async fn claims_are_listed_watched_and_listed_again() {
             "resourceclaims",
             VecDeque::from([vec![of("MODIFIED", claim(4, true)), of("DELETED", claim(2, true)), gone]]),
         );
-        let mut claims = server.clone().start(version).await.claims();
+        let mut claims = server.clone().start(version).await.claims(&Scope::Cluster);
         assert_eq!(next(&mut claims).await, Seen::Listing);
         for (number, addresses) in [(2, 1), (3, 1), (4, 0)] {
             let Seen::Is(facts) = next(&mut claims).await else { panic!("{version}: no claim") };

@@ -115,6 +115,7 @@ async fn from_a_file_to_allocated_ports() {
         cluster: cluster_too,
         inventory,
         members: crate::no_members(),
+        demand: None,
         driver,
     };
     let offer = offers.of("blue", "shop").await.expect("known");

@@ -289,8 +289,14 @@ async fn who_may_join_is_not_guessed() {
     ]);
     let (_, inventory) = tokio::sync::watch::channel(Arc::new(Inventory::default()));
     let cluster = Arc::new(connect(&server).await) as Arc<dyn Cluster>;
-    let offers =
-        Offers { networks, cluster, inventory, members: crate::no_members(), driver: DRIVER_NAME.to_owned() };
+    let offers = Offers {
+        networks,
+        cluster,
+        inventory,
+        members: crate::no_members(),
+        demand: None,
+        driver: DRIVER_NAME.to_owned(),
+    };
     let refused = async |network| offers.of(network, "shop").await.expect("known").refused;
     assert!(refused("blue").await.is_some_and(|why| why.contains("Namespace shop not found")));
     server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}));

@@ -80,7 +80,8 @@ impl Net {
         };
         json!({
             "apiVersion": "netferry.dev/v1alpha1", "kind": "Network", "metadata": {"name": self.name},
-            "spec": {"subnets": self.subnets, "gateways": gateways, "transport": transport, "namespaceSelector": {}},
+            "spec": {"subnets": self.subnets, "gateways": gateways, "transport": transport,
+                "namespaceSelector": {"matchLabels": {"team": NAMESPACE}}},
         })
     }
 }
@@ -117,7 +118,8 @@ impl Cluster {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let server = ApiServer::start_on(listener, &[ApiVersion::V1]);
-        server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}));
+        server.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE,
+            "labels": {"team": NAMESPACE}}}));
         for (number, name) in NODES.iter().enumerate() {
             let address = json!({"type": "InternalIP", "address": Self::end(number).to_string()});
             server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},

@@ -8,7 +8,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use k8s_openapi::api::{
-    core::v1::{NodeStatus, Pod},
+    core::v1::{Namespace, NodeStatus, Pod},
     resource::v1::ResourceClaimStatus,
 };
 use kube::{
@@ -26,7 +26,10 @@ use tracing::{debug, warn};
 use super::{KubeCluster, PAGE, resource};
 use crate::{
     cluster::watch::Watch,
-    network::facts::{self, ClaimFacts, NodeFacts, PodFacts, Seen},
+    network::{
+        facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+        scope::Scope,
+    },
 };
 
 /// A spec that nobody reads.
@@ -38,8 +41,12 @@ type Claim = Object<Unread, ResourceClaimStatus>;
 type Node = Object<Unread, NodeStatus>;
 
 impl Watch for KubeCluster {
-    fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>> {
-        let driver = self.driver.clone();
+    fn narrows(&self) -> bool {
+        true
+    }
+
+    fn claims(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<ClaimFacts, String>> {
+        let (driver, scope) = (self.driver.clone(), scope.clone());
         let facts = move |claim: &Claim| facts::claim(&claim.metadata, claim.status.as_ref(), &driver);
         let found = async move {
             let version = loop {
@@ -50,7 +57,11 @@ impl Watch for KubeCluster {
                 tokio::time::sleep(Duration::from_secs(5)).await;
             };
             let resource = resource(version, "ResourceClaim", "resourceclaims");
-            watched(Api::<Claim>::all_with(self.client.clone(), &resource), "resourceclaims")
+            let api = match &scope {
+                Scope::Cluster => Api::<Claim>::all_with(self.client.clone(), &resource),
+                Scope::Namespace(name) => Api::namespaced_with(self.client.clone(), name, &resource),
+            };
+            watched(api, "resourceclaims")
         };
         stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.uid)).boxed()
     }
@@ -60,6 +71,12 @@ impl Watch for KubeCluster {
         let api = Api::<PartialObjectMeta<Pod>>::all(self.client.clone());
         let facts = |pod: &PartialObjectMeta<Pod>| facts::pod(&pod.metadata);
         watched(api, "pods").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+    }
+
+    fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>> {
+        let api = Api::<PartialObjectMeta<Namespace>>::all(self.client.clone());
+        let facts = |namespace: &PartialObjectMeta<Namespace>| facts::namespace(&namespace.metadata);
+        watched(api, "namespaces").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
     }
 
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {

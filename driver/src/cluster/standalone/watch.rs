@@ -11,7 +11,7 @@ use futures::{
 };
 use k8s_openapi::{
     Resource as _,
-    api::core::v1::{Node, Pod},
+    api::core::v1::{Namespace, Node, Pod},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -23,21 +23,31 @@ use super::{
 };
 use crate::{
     cluster::{ClusterError, watch::Watch},
-    network::facts::{self, ClaimFacts, NodeFacts, PodFacts, Seen},
+    network::{
+        facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+        scope::Scope,
+    },
 };
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Watch for Standalone {
-    fn claims(self: Arc<Self>) -> BoxStream<'static, Seen<ClaimFacts, String>> {
+    // A folder is read whole, whatever of it is wanted.
+    fn narrows(&self) -> bool {
+        false
+    }
+
+    fn claims(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<ClaimFacts, String>> {
+        let scope = scope.clone();
         let driver = self.shared.driver.clone();
         let read = move |shared: &Shared| {
             // As they are: only who asks for a claim has it allocated. One that is broken has no members.
             let folder = Folder::read(&shared.root);
             let claims = folder.claims.values().filter_map(|claim| shared.merged(claim).ok());
             let facts = claims.map(|claim| facts::claim(&claim.metadata, claim.status.as_ref(), &driver));
-            Ok(facts.map(|facts| (facts.uid.clone(), facts)).collect())
+            let covered = facts.filter(|facts| scope.covers(facts.namespace()));
+            Ok(covered.map(|facts| (facts.uid.clone(), facts)).collect())
         };
         looked(self, read)
     }
@@ -46,6 +56,14 @@ impl Watch for Standalone {
         looked(self, |shared| {
             let pods = objects::<Pod>(shared, Pod::KIND);
             let facts = pods.iter().map(|pod| facts::pod(&pod.metadata));
+            Ok(facts.map(|facts| (facts.name.clone(), facts)).collect())
+        })
+    }
+
+    fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>> {
+        looked(self, |shared| {
+            let namespaces = objects::<Namespace>(shared, Namespace::KIND);
+            let facts = namespaces.iter().map(|namespace| facts::namespace(&namespace.metadata));
             Ok(facts.map(|facts| (facts.name.clone(), facts)).collect())
         })
     }

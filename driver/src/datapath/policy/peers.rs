@@ -55,7 +55,7 @@ impl Peers for Resolved {
 }
 
 impl Policy {
-    fn names(&self) -> impl Iterator<Item = Name> + '_ {
+    pub(crate) fn names(&self) -> impl Iterator<Item = Name> + '_ {
         let rules = [Direction::ToPod, Direction::FromPod].into_iter().flat_map(|it| &self.side(it).rules);
         rules.flat_map(|rule| {
             let peers = rule.peers.iter().flatten();

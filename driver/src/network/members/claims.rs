@@ -4,11 +4,8 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use netferry_common::Addr;
 
-use super::{Conflict, MemberTable, Outcome, is_link_local, pods::PodKey};
-use crate::{
-    link::MacAddr,
-    network::facts::{ClaimFacts, Seen},
-};
+use super::{Conflict, MemberTable, is_link_local, pods::PodKey};
+use crate::{link::MacAddr, network::facts::ClaimFacts};
 
 /// A claim's UID in 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,14 +60,14 @@ impl Held {
 }
 
 /// A claim.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     since: i64,
+    pub(super) namespace: Arc<str>,
     pub(super) node: Option<Arc<str>>,
     pub(super) held: Box<[Held]>,
     /// The pod it is reserved for, where it is one.
     pub(super) pod: Option<PodKey>,
-    round: u8,
 }
 
 impl Claim {
@@ -87,42 +84,11 @@ impl Claim {
 }
 
 impl MemberTable {
-    /// Take in what the watch over claims sees.
-    pub fn apply(&mut self, seen: Seen<ClaimFacts, String>) -> Outcome {
-        match seen {
-            Seen::Listing => {
-                self.claim_round = self.claim_round.wrapping_add(1);
-                self.claims_listed = false;
-            }
-            Seen::Is(facts) => self.take_in(&facts),
-            Seen::Gone(uid) => self.remove_claim(ClaimKey::of(&uid)),
-            Seen::Listed => {
-                let stale = |(_, claim): &(&ClaimKey, &Claim)| claim.round != self.claim_round;
-                let gone: Vec<ClaimKey> = self.claims.iter().filter(stale).map(|(key, _)| *key).collect();
-                for key in gone {
-                    self.remove_claim(key);
-                }
-                self.claims_listed = true;
-                self.claims_known = true;
-                self.touch();
-            }
-        }
-        std::mem::take(&mut self.outcome)
-    }
-
-    fn take_in(&mut self, facts: &ClaimFacts) {
-        let key = ClaimKey::of(&facts.uid);
+    pub(super) fn take_in(&mut self, key: ClaimKey, facts: &ClaimFacts) {
         let claim = self.claim(facts);
-        if let Some(before) = self.claims.get_mut(&key) {
-            let same = before.since == claim.since
-                && before.node == claim.node
-                && before.held == claim.held
-                && before.pod == claim.pod;
-            if same {
-                // Most events are about other parts of the claim.
-                before.round = claim.round;
-                return;
-            }
+        if self.claims.get(&key) == Some(&claim) {
+            // Most events are about other parts of the claim.
+            return;
         }
         self.touch();
         let mut touched = self.release(key);
@@ -134,9 +100,18 @@ impl MemberTable {
         self.refresh_all(&touched);
     }
 
-    fn remove_claim(&mut self, key: ClaimKey) {
+    pub(super) fn remove_claim(&mut self, key: ClaimKey) {
         self.touch();
         let touched = self.release(key);
+        self.refresh_all(&touched);
+    }
+
+    /// Give a claim again what it says it has: who may have it is another question now.
+    pub(super) fn hold_again(&mut self, key: ClaimKey) {
+        let Some(claim) = self.claims.get(&key).cloned() else { return };
+        let touched = self.release(key);
+        self.claims.insert(key, claim);
+        self.hold(key);
         self.refresh_all(&touched);
     }
 
@@ -186,10 +161,10 @@ impl MemberTable {
         let node = facts.ports.first().map(|port| self.name(&port.node));
         Claim {
             since: facts.since,
+            namespace: self.name(facts.namespace()),
             node,
             held: held.into(),
             pod: facts.pod.as_deref().map(|name| self.pods.key(name)),
-            round: self.claim_round,
         }
     }
 
@@ -230,13 +205,14 @@ impl MemberTable {
 
     /// Give a claim that is in the table what it says it has.
     fn hold(&mut self, key: ClaimKey) {
-        let held = self.claims.get(&key).map(|claim| claim.held.to_vec()).unwrap_or_default();
-        for held in held {
+        let Some(claim) = self.claims.get(&key) else { return };
+        let (namespace, all) = (Arc::clone(&claim.namespace), claim.held.clone());
+        for held in all {
             let Some(of) = self.networks.get_mut(held.network as usize) else { continue };
             if held.what == PORT {
                 of.local += 1;
             }
-            if !held.is_told() {
+            if !held.is_told() || !of.admits.lets(&namespace) {
                 continue;
             }
             let Some(holder) = of.holders.get(&held.address).copied() else {

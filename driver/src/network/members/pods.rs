@@ -88,11 +88,11 @@ impl MemberTable {
         }
     }
 
-    /// Addresses of the members of a network, on all nodes; `None` before every claim has come. `link_local` ones mean
+    /// Addresses of the members of a network, on all nodes; `None` before all of them have come. `link_local` ones mean
     /// nothing outside the network.
     #[must_use]
     pub fn addresses(&self, network: &str, link_local: bool) -> Option<Vec<IpAddr>> {
-        self.claims_known
+        self.knows(network)
             .then(|| self.held(network, |_| true).filter(|it| link_local || !local(*it)).collect())
     }
 
@@ -106,7 +106,7 @@ impl MemberTable {
         action: Action,
     ) -> Option<Vec<IpAddr>> {
         let is_selected = |pod| self.pods.is_selected(pod, labels, action);
-        (self.claims_known && self.pods.known).then(|| self.held(network, is_selected).collect())
+        (self.knows(network) && self.pods.known).then(|| self.held(network, is_selected).collect())
     }
 
     /// Whether a rule is for a pod; `None` before every pod has come.
@@ -139,7 +139,9 @@ impl MemberTable {
 
     fn held(&self, network: &str, is_one: impl Fn(Option<PodKey>) -> bool) -> impl Iterator<Item = IpAddr> {
         let index = self.index.get(network).copied();
-        let claims = self.claims.values().filter(move |claim| is_one(claim.pod));
+        let of = index.and_then(|index| self.networks.get(index as usize));
+        let lets = move |namespace: &str| of.is_some_and(|of| of.admits.lets(namespace));
+        let claims = self.claims.values().filter(move |claim| lets(&claim.namespace) && is_one(claim.pod));
         let held = claims.flat_map(|claim| &claim.held);
         held.filter(move |held| Some(held.network) == index && !held.is_port())
             .map(|held| held.address.into())

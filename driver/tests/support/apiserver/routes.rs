@@ -9,7 +9,10 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::State as Extract,
-    http::{HeaderMap, Method, Response, Uri, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, Method, Response, Uri,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
 };
 use netferry::cluster::versions::{self, ApiVersion};
 use serde_json::{Value, json};
@@ -41,6 +44,8 @@ pub(super) struct Request<'a> {
     pub(super) method: &'a str,
     pub(super) query: &'a BTreeMap<String, String>,
     pub(super) content_type: &'a str,
+    /// Whether only metadata is asked for.
+    pub(super) metadata: bool,
     pub(super) body: &'a Value,
 }
 
@@ -52,7 +57,11 @@ pub(super) async fn handle(
     bytes: Bytes,
 ) -> Response<Body> {
     let query = query(uri.query().unwrap_or_default());
-    let watched = watch::at(uri.path()).filter(|_| query.contains_key("watch"));
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let metadata = accepted.contains("as=PartialObjectMetadata");
+    let watched = watch::at(uri.path())
+        .filter(|_| query.contains_key("watch"))
+        .map(|watched| watched.of_metadata(metadata));
     let from = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let shared = Arc::clone(&state);
     let content_type =
@@ -65,6 +74,7 @@ pub(super) async fn handle(
             method: method.as_str(),
             query: &query,
             content_type: &content_type,
+            metadata,
             body: body.as_ref().unwrap_or(&Value::Null),
         };
         let done = match (&fault, &body) {
@@ -150,6 +160,10 @@ impl State {
             ["apis", "netferry.dev", "v1alpha1", "networks", ref rest @ ..] => {
                 self.networks(rest, request).unwrap_or_else(|| Err(missing()))
             }
+            ["api", "v1", "namespaces"] => {
+                Ok(self.list("namespaces", ("NamespaceList", "v1"), None, request))
+            }
+            ["api", "v1", "pods"] => Ok(self.list("pods", ("PodList", "v1"), None, request)),
             ["api", "v1", "nodes"] => Ok(self.list("nodes", ("NodeList", "v1"), None, request)),
             ["api", "v1", "nodes", name] => self.read("nodes", name, None),
             ["api", "v1", "namespaces", namespace, "pods", name] => {
@@ -207,6 +221,10 @@ impl State {
             }
             ("GET", ["resourceclaims"]) => {
                 Ok(self.list("resourceclaims", ("ResourceClaimList", version.api_version()), v, request))
+            }
+            ("GET", ["namespaces", namespace, "resourceclaims"]) => {
+                let api = ("ResourceClaimList", version.api_version());
+                Ok(self.list_within("resourceclaims", Some(namespace), api, v, request))
             }
             ("GET", ["namespaces", namespace, "resourceclaims", name]) => {
                 self.read("resourceclaims", &format!("{namespace}/{name}"), v)

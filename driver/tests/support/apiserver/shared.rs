@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{
     State,
     routes::{Answer, Failure, Request},
+    watch::metadata_of,
 };
 
 impl State {
@@ -17,17 +18,36 @@ impl State {
         version: Option<ApiVersion>,
         request: &Request<'_>,
     ) -> (u16, Value) {
+        self.list_within(resource, None, api, version, request)
+    }
+
+    /// The same, of a namespace.
+    pub(super) fn list_within(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        api: (&str, &str),
+        version: Option<ApiVersion>,
+        request: &Request<'_>,
+    ) -> (u16, Value) {
         let number = |name: &str| request.query.get(name).and_then(|text| text.parse::<usize>().ok());
-        let all: Vec<_> = self.objects.iter().filter(|((kind, _), _)| *kind == resource).collect();
+        let within =
+            |object: &Value| namespace.is_none_or(|namespace| object["metadata"]["namespace"] == namespace);
+        let all: Vec<_> =
+            self.objects.iter().filter(|((kind, _), object)| *kind == resource && within(object)).collect();
         let (start, limit) = (number("continue").unwrap_or(0), number("limit").unwrap_or(usize::MAX));
         let page = all.iter().skip(start).take(limit).map(|(_, object)| {
+            if request.metadata {
+                return metadata_of(object);
+            }
             version.map_or_else(|| (*object).clone(), |version| versions::to_wire(version, (*object).clone()))
         });
         let items: Vec<Value> = page.collect();
         let next = start + items.len();
         let token = if next < all.len() { next.to_string() } else { String::new() };
         let metadata = json!({"resourceVersion": self.version.to_string(), "continue": token});
-        let (kind, api_version) = api;
+        let (kind, api_version) =
+            if request.metadata { ("PartialObjectMetadataList", "meta.k8s.io/v1") } else { api };
         (200, json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items}))
     }
 

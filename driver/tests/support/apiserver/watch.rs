@@ -1,4 +1,4 @@
-//! Watches over networks, claims and nodes.
+//! Watches over networks, claims, nodes, namespaces and pods.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::State;
 
 /// What can be watched.
-const WATCHED: [&str; 3] = ["networks", "resourceclaims", "nodes"];
+const WATCHED: [&str; 5] = ["networks", "resourceclaims", "nodes", "namespaces", "pods"];
 
 /// A change that watches are told.
 pub(super) struct Logged {
@@ -23,24 +23,47 @@ pub(super) struct Logged {
     object: Value,
 }
 
-/// What a request watches: the resource, and the version of resource.k8s.io it is served in.
-#[derive(Clone, Copy)]
+/// What a request watches: the resource, the version of resource.k8s.io it is served in, and the namespace if it is
+/// only one.
+#[derive(Clone)]
 pub(super) struct Watched {
     resource: &'static str,
     version: Option<ApiVersion>,
+    namespace: Option<String>,
+    /// Whether only metadata is asked for.
+    metadata: bool,
 }
 
 /// What is at a path, if it can be watched.
 pub(super) fn at(path: &str) -> Option<Watched> {
-    let plain = |resource| Watched { resource, version: None };
+    let plain = |resource| Watched { resource, version: None, namespace: None, metadata: false };
     match path {
         "/apis/netferry.dev/v1alpha1/networks" => Some(plain("networks")),
         "/api/v1/nodes" => Some(plain("nodes")),
+        "/api/v1/namespaces" => Some(plain("namespaces")),
+        "/api/v1/pods" => Some(plain("pods")),
         _ => {
-            let version = path.strip_prefix("/apis/resource.k8s.io/")?.strip_suffix("/resourceclaims")?;
-            Some(Watched { resource: "resourceclaims", version: Some(ApiVersion::parse(version)?) })
+            let within = path.strip_prefix("/apis/resource.k8s.io/")?.strip_suffix("/resourceclaims")?;
+            let (version, namespace) = match within.split_once("/namespaces/") {
+                Some((version, namespace)) => (version, Some(namespace.to_owned())),
+                None => (within, None),
+            };
+            let version = Some(ApiVersion::parse(version)?);
+            Some(Watched { version, namespace, ..plain("resourceclaims") })
         }
     }
+}
+
+impl Watched {
+    /// With metadata alone, or whole.
+    pub(super) fn of_metadata(self, metadata: bool) -> Self {
+        Self { metadata, ..self }
+    }
+}
+
+/// An object as who asks for metadata alone gets it.
+pub(super) fn metadata_of(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
 impl State {
@@ -52,11 +75,16 @@ impl State {
     }
 
     /// Changes after a resource version, a line each.
-    fn news(&self, watched: Watched, seen: u64) -> String {
+    fn news(&self, watched: &Watched, seen: u64) -> String {
         let from = self.changes.partition_point(|logged| logged.version <= seen);
-        let of = self.changes[from..].iter().filter(|logged| logged.resource == watched.resource);
+        let within = |object: &Value| {
+            watched.namespace.as_ref().is_none_or(|name| object["metadata"]["namespace"] == name.as_str())
+        };
+        let of = self.changes[from..]
+            .iter()
+            .filter(|logged| logged.resource == watched.resource && within(&logged.object));
         let line = |logged: &Logged| {
-            let object = logged.object.clone();
+            let object = if watched.metadata { metadata_of(&logged.object) } else { logged.object.clone() };
             let object = match watched.version {
                 Some(version) => versions::to_wire(version, object),
                 None => object,
@@ -69,14 +97,14 @@ impl State {
 
 /// The answer to a watch: one event a line, for as long as somebody reads.
 pub(super) fn answer(state: Arc<Mutex<State>>, watched: Watched, from: u64) -> Body {
-    let stream = futures::stream::unfold((state, from), move |(state, seen)| async move {
+    let stream = futures::stream::unfold((state, watched, from), |(state, watched, seen)| async move {
         loop {
             let (news, now) = {
                 let state = state.lock().expect("state");
-                (state.news(watched, seen), state.version)
+                (state.news(&watched, seen), state.version)
             };
             if !news.is_empty() {
-                return Some((Ok::<_, std::io::Error>(news), (state, now)));
+                return Some((Ok::<_, std::io::Error>(news), (state, watched, now)));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
