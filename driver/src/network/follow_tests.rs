@@ -18,7 +18,7 @@ use crate::{
         Network, NetworkId, NetworkRef,
         facts::{ClaimFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
-        spec::{NetworkSpec, Overlay, Transport},
+        spec::{AddressSource, NetworkSpec, Overlay, Transport},
     },
 };
 
@@ -151,6 +151,7 @@ impl World {
                 subnets: vec!["10.0.0.0/24".parse().expect("a prefix")],
                 gateways: vec![],
                 mtu: None,
+                addresses: AddressSource::Allocated,
                 transport: Transport { overlay: Some(Overlay { vni: 7 }), ..Transport::default() },
                 namespace_selector: None,
                 policy: None,
