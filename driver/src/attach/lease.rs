@@ -5,6 +5,7 @@ use ipnetwork::IpNetwork;
 use super::{AttachError, Attacher, Extent, namespace_of, repair::Subject};
 use crate::{
     claim::{ClaimRef, InterfaceKey, Step},
+    datapath::EndpointId,
     link::{LinkError, Namespace},
 };
 
@@ -13,6 +14,10 @@ impl Attacher {
     /// and goes down. May be called again.
     pub async fn take_addresses(&self, claim: &ClaimRef, key: &InterfaceKey) -> Result<(), AttachError> {
         let _turn = self.turn.lock().await;
+        // Closed first, also where the checkpoint cannot be written.
+        if let Some(id) = self.endpoint_of(claim, key) {
+            self.datapath(move |datapath| datapath.set_ready(id, false)).await?;
+        }
         let Some(subject) = self.replan(claim, key, Vec::new()).await? else { return Ok(()) };
         let host = self.links.list(&Namespace::Host).await?;
         if let Some(id) = subject.attachment.endpoint {
@@ -44,6 +49,13 @@ impl Attacher {
         // Routes went when it went down, and a pod may have taken the address off.
         self.repair(Extent::Everywhere).await;
         Ok(())
+    }
+
+    /// The endpoint of an interface that is in a pod.
+    fn endpoint_of(&self, claim: &ClaimRef, key: &InterfaceKey) -> Option<EndpointId> {
+        let interfaces = self.store.get(&claim.uid)?.interfaces;
+        let record = interfaces.into_iter().find(|record| record.plan.key() == *key)?;
+        record.attachment.filter(|attachment| attachment.step == Step::Attached)?.endpoint
     }
 
     /// Change the plan; the interface, if it is attached.

@@ -59,3 +59,13 @@ async fn a_port_without_an_address_is_not_attached() {
     world.attacher.take_addresses(&claim_ref("c1"), &other).await.unwrap();
     assert!(world.attacher.take_addresses(&claim_ref("c9"), &other).await.is_err(), "no such claim");
 }
+
+#[tokio::test]
+async fn a_port_is_closed_also_if_that_cannot_be_written_down() {
+    let world = World::new();
+    world.claim("c1", "web", vec![port("c1", "s1", "net1")]);
+    world.attacher.attach(&sandbox("s1", "web")).await.unwrap();
+    std::fs::remove_dir_all(world.dir.path()).unwrap();
+    assert!(world.attacher.take_addresses(&claim_ref("c1"), &key()).await.is_err());
+    assert!(!ready(&world));
+}
