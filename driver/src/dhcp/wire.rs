@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use dhcproto::{
-    Decodable as _, Decoder, Encodable as _,
-    v4::{CLIENT_PORT, DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, SERVER_PORT},
+    Encodable as _,
+    v4::{CLIENT_PORT, DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, SERVER_PORT, borrowed},
 };
 use etherparse::{LinkSlice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, VlanId};
 use ipnetwork::Ipv4Network;
@@ -23,6 +23,8 @@ const LEAST: usize = 300;
 /// Smallest MTU that IPv4 lets a link have (RFC 791), and option 26 says (RFC 2132, section 5.1).
 const LEAST_MTU: u16 = 68;
 const TTL: u8 = 64;
+/// Characters of what a server says for people that are kept.
+const WORDS: usize = 128;
 
 /// What a client says. Of a request, its state is told by what it names (RFC 2131, section 4.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,57 +169,51 @@ pub fn heard(frame: &[u8], mac: MacAddr, xid: u32) -> Option<Heard> {
     if (udp.source_port(), udp.destination_port()) != (SERVER_PORT, CLIENT_PORT) {
         return None;
     }
-    let message = Message::decode(&mut Decoder::new(udp.payload())).ok()?;
-    if message.opcode() != Opcode::BootReply || message.xid() != xid || message.chaddr() != mac.0 {
+    let message = borrowed::Message::new(udp.payload()).ok()?;
+    if message.opcode() != Opcode::BootReply || message.xid() != xid {
         return None;
     }
-    let options = message.opts();
-    match options.get(OptionCode::MessageType)? {
-        DhcpOption::MessageType(MessageType::Offer) => grant(&message, ethernet.source()).map(Heard::Offer),
-        DhcpOption::MessageType(MessageType::Ack) => grant(&message, ethernet.source()).map(Heard::Ack),
-        DhcpOption::MessageType(MessageType::Nak) => {
-            Some(Heard::Nak(match options.get(OptionCode::Message) {
-                Some(DhcpOption::Message(why)) => why.chars().filter(|c| !c.is_control()).take(128).collect(),
-                _ => String::new(),
-            }))
+    // The length of `chaddr` is the sender's word, and may be more than there is.
+    if usize::from(message.hlen()) != mac.0.len() || message.chaddr() != mac.0 {
+        return None;
+    }
+    let [kind] = option(&message, OptionCode::MessageType)?[..] else { return None };
+    match MessageType::from(kind) {
+        MessageType::Offer => grant(&message, ethernet.source()).map(Heard::Offer),
+        MessageType::Ack => grant(&message, ethernet.source()).map(Heard::Ack),
+        MessageType::Nak => {
+            let why = option(&message, OptionCode::Message).unwrap_or_default();
+            let why = String::from_utf8_lossy(&why);
+            Some(Heard::Nak(why.chars().filter(|it| !it.is_control()).take(WORDS).collect()))
         }
         _ => None,
     }
 }
 
-fn grant(message: &Message, server_mac: [u8; 6]) -> Option<Grant> {
-    let options = message.opts();
-    let number = |code| match options.get(code) {
-        Some(
-            DhcpOption::AddressLeaseTime(value) | DhcpOption::Renewal(value) | DhcpOption::Rebinding(value),
-        ) => Some(*value),
-        _ => None,
+/// The data of an option, as it came. `dhcproto` could read it too, but its decoder takes lengths on trust: an answer can be
+/// made that it panics at.
+fn option(message: &borrowed::Message<'_>, code: OptionCode) -> Option<Vec<u8>> {
+    message.opts().find(|option| option.code() == code).map(|option| option.data().to_vec())
+}
+
+fn grant(message: &borrowed::Message<'_>, server_mac: [u8; 6]) -> Option<Grant> {
+    let of = |code| option(message, code);
+    let address = |data: &[u8]| <[u8; 4]>::try_from(data).map(Ipv4Addr::from).ok();
+    let number = |code| <[u8; 4]>::try_from(&of(code)?[..]).map(u32::from_be_bytes).ok();
+    // A mask with holes says nothing, and nor does one of another length.
+    let prefix = match of(OptionCode::SubnetMask) {
+        Some(mask) => Some(Ipv4Network::with_netmask(Ipv4Addr::UNSPECIFIED, address(&mask)?).ok()?.prefix()),
+        None => None,
     };
-    let Some(DhcpOption::ServerIdentifier(server)) = options.get(OptionCode::ServerIdentifier) else {
-        return None;
-    };
-    // A mask with holes says nothing.
-    let prefix = match options.get(OptionCode::SubnetMask) {
-        Some(DhcpOption::SubnetMask(mask)) => {
-            Some(Ipv4Network::with_netmask(Ipv4Addr::UNSPECIFIED, *mask).ok()?.prefix())
-        }
-        _ => None,
-    };
-    let router = match options.get(OptionCode::Router) {
-        Some(DhcpOption::Router(routers)) => routers.first().copied(),
-        _ => None,
-    };
-    let mtu = match options.get(OptionCode::InterfaceMtu) {
-        Some(DhcpOption::InterfaceMtu(mtu)) => Some(*mtu).filter(|mtu| *mtu >= LEAST_MTU),
-        _ => None,
-    };
+    let router = of(OptionCode::Router).and_then(|routers| address(routers.get(..4)?));
+    let mtu = of(OptionCode::InterfaceMtu).and_then(|mtu| Some(u16::from_be_bytes(mtu[..].try_into().ok()?)));
     let seconds = number(OptionCode::AddressLeaseTime).filter(|seconds| *seconds > 0)?;
     Some(Grant {
         address: Some(message.yiaddr()).filter(|address| !address.is_unspecified())?,
         prefix,
         router,
-        mtu,
-        server: *server,
+        mtu: mtu.filter(|mtu| *mtu >= LEAST_MTU),
+        server: address(&of(OptionCode::ServerIdentifier)?)?,
         server_mac: MacAddr(server_mac),
         seconds: (seconds != INFINITE).then_some(seconds),
         t1: number(OptionCode::Renewal),

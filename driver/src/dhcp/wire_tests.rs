@@ -1,3 +1,6 @@
+use dhcproto::{Decodable as _, Decoder};
+use proptest::prelude::*;
+
 use super::*;
 
 const MAC: MacAddr = MacAddr([2, 0x4e, 0x46, 0, 0, 7]);
@@ -175,8 +178,51 @@ fn what_is_not_for_us_or_cannot_be_used_is_not_heard() {
         assert_eq!(hear(&answer(MessageType::Ack, change)), None, "{what}");
     }
     assert_eq!(hear(&answer(MessageType::Inform, |_| {})), None);
+    let mut long = answer(MessageType::Ack, |_| {});
+    // `hlen`, behind Ethernet, IPv4 and UDP headers.
+    long[14 + 20 + 8 + 2] = 255;
+    assert_eq!(hear(&long), None, "a hardware address that is longer than its field");
+    // Options that are not as long as they are to be.
+    for (code, data) in [(1, vec![255; 3]), (54, vec![10, 9]), (51, vec![0; 9]), (53, vec![5, 5])] {
+        let odd = answer(MessageType::Ack, |message| {
+            let option = dhcproto::v4::UnknownOption::new(code.into(), data.clone());
+            message.opts_mut().remove(code.into());
+            message.opts_mut().insert(DhcpOption::Unknown(option));
+        });
+        assert_eq!(hear(&odd), None, "option {code}");
+    }
+    let odd = answer(MessageType::Ack, |message| {
+        let route = dhcproto::v4::UnknownOption::new(121.into(), vec![200, 1, 1, 1, 1, 1, 1, 1, 1]);
+        message.opts_mut().insert(DhcpOption::Unknown(route));
+    });
+    assert!(matches!(hear(&odd), Some(Heard::Ack(_))), "a route to a prefix of 200 bits is nothing to us");
     let whole = answer(MessageType::Ack, |_| {});
     for length in 0..240 {
         assert_eq!(hear(&whole[..length]), None, "{length} bytes");
+    }
+}
+
+proptest! {
+    /// A server, or who speaks in its name, can say anything.
+    #[test]
+    fn nothing_that_is_heard_is_a_danger(
+        changes in proptest::collection::vec((0_usize..700, any::<u8>()), 0..12),
+        length in prop_oneof![3 => Just(700), 1 => 0_usize..700],
+        kind in prop_oneof![Just(MessageType::Offer), Just(MessageType::Ack), Just(MessageType::Nak)],
+    ) {
+        let mut frame = answer(kind, |_| {});
+        for (at, byte) in changes {
+            if let Some(there) = frame.get_mut(at) {
+                *there = byte;
+            }
+        }
+        frame.truncate(length);
+        if let Some(Heard::Ack(grant) | Heard::Offer(grant)) = hear(&frame) {
+            prop_assert!(!grant.address.is_unspecified() && grant.seconds != Some(0));
+            let lease = Lease::new(&grant, jiff::Timestamp::UNIX_EPOCH);
+            if let Some(times) = lease.times {
+                prop_assert!(times.renew <= times.rebind && times.rebind <= times.expires);
+            }
+        }
     }
 }
