@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -107,6 +108,8 @@ impl Book {
             )
         };
         fs::create_dir_all(dir)?;
+        // Like the checkpoints: nobody but root has to know.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    book::Entry,
+    book::{Book, Entry, Record},
     client::{Client, ClientError, Extend, Pace},
     lease::{Lease, Phase},
     leases::DhcpLeases,
@@ -64,7 +64,8 @@ pub fn due(
     }
     let ways: &[Extend] = match lease.phase(now) {
         Phase::Bound => return None,
-        Phase::Expired => return Some(Due::Over),
+        // One that could not be written down as lost is told once.
+        Phase::Expired => return (!closed).then_some(Due::Over),
         // What is sent to an address that is on no interface comes nowhere.
         _ if !attached => &[Extend::Confirm],
         Phase::Renewing => &[Extend::Renew],
@@ -72,6 +73,12 @@ pub fn due(
         Phase::Rebinding => &[Extend::Rebind, Extend::Confirm],
     };
     (!wait).then_some(Due::Extend(ways))
+}
+
+/// Whether nothing of a record is leased any more.
+fn over(record: &Record, now: Timestamp) -> bool {
+    let lives = |entry: &Entry| entry.lease.as_ref().is_some_and(|lease| lease.phase(now) != Phase::Expired);
+    !record.entries.iter().any(lives)
 }
 
 type Which = (String, InterfaceKey);
@@ -142,8 +149,10 @@ impl Keeper {
         let now = Timestamp::now();
         let (mut all, mut work) = (BTreeSet::new(), Vec::new());
         for record in self.leases.book.all() {
-            // Without a checkpoint a prepare is on its way, or was cut off: it is asked again, or unprepared.
-            let Some(checkpoint) = self.store.get(&record.claim.uid) else { continue };
+            let Some(checkpoint) = self.store.get(&record.claim.uid) else {
+                self.forget(&record, now).await;
+                continue;
+            };
             for entry in record.entries {
                 let which = (record.claim.uid.clone(), entry.key());
                 let attached = pod(&checkpoint, &which.1).is_some();
@@ -168,6 +177,24 @@ impl Keeper {
                 Done::Closed => drop(seen.closed.insert(which)),
                 Done::Again(at) => drop(seen.next.insert(which, at)),
             }
+        }
+    }
+
+    /// Without a checkpoint a prepare is on its way, or was cut off: it is asked again, or unprepared. If neither comes, what
+    /// it leased has ended some day.
+    async fn forget(&self, record: &Record, now: Timestamp) {
+        let uid = record.claim.uid.clone();
+        // A prepare has the turn as long as it asks.
+        let Some(_turn) = self.leases.turns.try_take(&uid) else { return };
+        if self.store.get(&uid).is_some()
+            || self.leases.book.get(&uid).as_ref() != Some(record)
+            || !over(record, now)
+        {
+            return;
+        }
+        info!(claim = %record.claim, "forgets what a prepare that was cut off asked for");
+        if let Err(why) = self.leases.write(move |book| book.remove(&uid)).await {
+            warn!(claim = %record.claim, "{why}");
         }
     }
 
@@ -219,7 +246,7 @@ impl Keeper {
 
     async fn keep(&self, claim: &ClaimRef, key: InterfaceKey, lease: Lease) -> Done {
         let uid = claim.uid.clone();
-        let kept = move |book: &super::book::Book| book.update(&uid, &key, |entry| entry.lease = Some(lease));
+        let kept = move |book: &Book| book.update(&uid, &key, |entry| entry.lease = Some(lease));
         match self.leases.write(kept).await {
             Ok(()) => Done::Well,
             // It is renewed again, which is harmless.
@@ -347,6 +374,7 @@ mod tests {
         assert_eq!(of(true, 110), Some(Due::Extend(&[Extend::Rebind, Extend::Confirm])));
         assert_eq!([of(false, 60), of(false, 110)], [Some(Due::Extend(&[Extend::Confirm])); 2]);
         assert_eq!([of(true, 120), of(false, 120)], [Some(Due::Over); 2]);
+        assert_eq!(due(&entry(false), true, true, None, at(120)), None, "it is closed");
     }
 
     #[test]
@@ -362,6 +390,12 @@ mod tests {
         assert_eq!(of(true, Some(at(90))), None);
         assert_eq!(of(true, None), Some(Due::Regain));
         let asked = Entry { lease: None, ..entry(false) };
+        let record = |entries: &[&Entry]| Record {
+            claim: ClaimRef { namespace: "a".into(), name: "b".into(), uid: "c".into() },
+            entries: entries.iter().map(|entry| (*entry).clone()).collect(),
+        };
+        assert!(over(&record(&[&asked]), at(60)) && over(&record(&[&asked, &entry(false)]), at(120)));
+        assert!(!over(&record(&[&asked, &entry(false)]), at(119)));
         assert_eq!(due(&asked, false, false, None, at(500)), None, "what is asked for is the prepare's");
     }
 }

@@ -88,19 +88,25 @@ pub struct DhcpLeases {
 pub struct Turns(std::sync::Mutex<HashMap<String, Weak<Mutex<()>>>>);
 
 impl Turns {
-    /// The turn of a claim.
+    /// Wait for the turn of a claim.
     pub async fn take(&self, uid: &str) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            let there = turns.get(uid).and_then(Weak::upgrade);
-            there.unwrap_or_else(|| {
-                let fresh = Arc::new(Mutex::new(()));
-                turns.insert(uid.to_owned(), Arc::downgrade(&fresh));
-                fresh
-            })
-        };
-        turn.lock_owned().await
+        self.of(uid).lock_owned().await
+    }
+
+    /// The turn of a claim, if nobody has it.
+    pub fn try_take(&self, uid: &str) -> Option<OwnedMutexGuard<()>> {
+        self.of(uid).try_lock_owned().ok()
+    }
+
+    fn of(&self, uid: &str) -> Arc<Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let there = turns.get(uid).and_then(Weak::upgrade);
+        there.unwrap_or_else(|| {
+            let fresh = Arc::new(Mutex::new(()));
+            turns.insert(uid.to_owned(), Arc::downgrade(&fresh));
+            fresh
+        })
     }
 }
 
@@ -251,5 +257,25 @@ impl Leases for DhcpLeases {
     async fn give_back(&self, claim: &ClaimRef) -> Result<(), String> {
         let _turn = self.turns.take(&claim.uid).await;
         self.release(claim).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_is_one_at_a_time_for_each_claim() {
+        let turns = Turns::default();
+        let first = turns.take("u1").await;
+        assert!(turns.try_take("u1").is_none());
+        let other = turns.try_take("u2");
+        assert!(other.is_some());
+        drop(first);
+        assert!(turns.try_take("u1").is_some());
+        drop(other);
+        drop(turns.take("u3").await);
+        assert!(turns.try_take("u4").is_some());
+        assert_eq!(turns.0.lock().expect("a map").len(), 1, "those that nobody has are forgotten");
     }
 }
