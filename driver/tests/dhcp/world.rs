@@ -226,6 +226,7 @@ impl World {
     }
 
     /// Wait for a daemon that kills itself.
+    #[cfg(feature = "failpoints")]
     pub(crate) async fn died(&mut self) {
         let mut daemon = self.daemon.take().expect("a daemon");
         for _ in 0..600 {
