@@ -23,7 +23,7 @@ use netferry::{
         facts::{self, ClaimFacts, Seen},
         members::{MemberTable, Outcome},
         scope::{Admits, Need, Scope},
-        spec::{NetworkSpec, Overlay, Transport},
+        spec::{AddressSource, NetworkSpec, Overlay, Transport},
     },
 };
 use netferry_common::maps::MAX_MEMBERS;
@@ -213,6 +213,7 @@ fn declared(networks: u32) -> Vec<Arc<Network>> {
                 subnets: vec!["10.0.0.0/8".parse().expect("a prefix")],
                 gateways: vec![],
                 mtu: None,
+                addresses: AddressSource::Allocated,
                 transport: Transport { overlay: Some(Overlay { vni: number + 1 }), ..Transport::default() },
                 namespace_selector: None,
                 policy: None,

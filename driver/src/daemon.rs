@@ -25,6 +25,7 @@ use crate::{
         rule::Rule,
         watch::{WatchOptions, Watcher},
     },
+    dhcp::{keep::Keeper, leases::DhcpLeases},
     dra::{Dra, Sockets, health::Health, registration::RegistrationState},
     drift::{DriftWatch, Tell},
     flow_log::{self, FlowLog},
@@ -293,6 +294,9 @@ impl Parts {
             demand: parts.demand,
             driver: config.driver_name.clone(),
         };
+        let leases = DhcpLeases::open(config, &networks, &watcher.inventory, &metrics)
+            .context("cannot read which addresses are leased")?;
+        tasks.spawn("leases", Keeper::new(&leases, &store, &attacher, &reporter).run(stop.clone()));
         let claims = Claims {
             driver: config.driver_name.clone(),
             pool: node.to_owned(),
@@ -300,6 +304,7 @@ impl Parts {
             store: Arc::clone(&store),
             inventory: watcher.inventory.clone(),
             networks: Arc::new(offers),
+            leases,
             release: sandboxes,
             reporter: Arc::new(reporter.clone()),
             planning: Arc::default(),

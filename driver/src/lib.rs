@@ -15,6 +15,7 @@ mod counted;
 pub mod daemon;
 pub mod datapath;
 pub mod device;
+pub mod dhcp;
 pub mod dra;
 pub mod drift;
 pub mod flow_log;

@@ -55,6 +55,23 @@ struct Drift {
     result: &'static str,
 }
 
+/// What became of an address by DHCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DhcpOutcome {
+    /// It was leased for a claim.
+    Leased,
+    /// Its lease goes on.
+    Renewed,
+    /// It was given back.
+    Released,
+    /// Its lease ended, or a server refused it: its port is closed.
+    Lost,
+    /// It was lost, and is its port's again.
+    Regained,
+    /// No server answered, or none could be asked.
+    Failed,
+}
+
 /// The daemon's numbers.
 #[derive(Debug)]
 pub struct Metrics {
@@ -71,6 +88,7 @@ pub struct Metrics {
     flows_cleaned: Counter,
     programs_drifted: Family<Outcome, Counter>,
     drift: Family<Drift, Counter>,
+    dhcp: Family<Outcome, Counter>,
 }
 
 /// Drops by network and reason.
@@ -115,6 +133,7 @@ impl Metrics {
             flows_cleaned: Counter::default(),
             programs_drifted: Family::default(),
             drift: Family::default(),
+            dhcp: Family::default(),
             registry: Registry::default(),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -145,6 +164,7 @@ impl Metrics {
         registry.register("programs_drifted", help, self.programs_drifted.clone());
         let help = "Parts of attached interfaces that were not as they were made";
         registry.register("drift", help, self.drift.clone());
+        registry.register("dhcp", "What became of addresses by DHCP", self.dhcp.clone());
     }
 
     /// A claim was prepared, or not.
@@ -194,6 +214,19 @@ impl Metrics {
     /// A part of an attached interface was not as it was made; `result` is `repaired`, `failed` or `left`.
     pub fn deviated(&self, item: &'static str, result: &'static str) {
         self.drift.get_or_create(&Drift { item, result }).inc();
+    }
+
+    /// Something became of an address by DHCP.
+    pub fn dhcp(&self, outcome: DhcpOutcome) {
+        let result = match outcome {
+            DhcpOutcome::Leased => "leased",
+            DhcpOutcome::Renewed => "renewed",
+            DhcpOutcome::Released => "released",
+            DhcpOutcome::Lost => "lost",
+            DhcpOutcome::Regained => "regained",
+            DhcpOutcome::Failed => "failed",
+        };
+        self.dhcp.get_or_create(&Outcome { result }).inc();
     }
 
     /// The OpenMetrics text.

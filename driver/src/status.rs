@@ -188,6 +188,9 @@ fn conditions(record: Option<&InterfaceRecord>, failure: Option<&Failure>) -> [F
         );
     };
     let Some(attachment) = &record.attachment else {
+        if record.plan.lacks_address() {
+            return all("LeaseLost", format!("{} has lost its address by DHCP", subject(record)));
+        }
         // A prepare that succeeded has overtaken its own earlier failure.
         return match failure.filter(|failure| failure.stage == Stage::Attach) {
             Some(failure) => failed(failure),
@@ -239,8 +242,16 @@ fn attached(record: &InterfaceRecord, endpoint: Option<u32>) -> [Finding; 3] {
         }
     };
     // Without the programs that strict isolation asks for, an interface is never called ready.
-    let ready = programs.0 || plan.isolation == Isolation::Off;
-    let ready_reason = if ready { "Attached" } else { "NotProtected" };
+    let protected = programs.0 || plan.isolation == Isolation::Off;
+    if plan.lacks_address() {
+        let message =
+            format!("{} has lost its address by DHCP: it is closed, and down in pod {pod}", subject(record));
+        let lost = |type_| Finding { type_, holds: false, reason: "LeaseLost", message: message.clone() };
+        let programs =
+            Finding { type_: PROGRAMS_ATTACHED, holds: programs.0, reason: programs.1, message: programs.2 };
+        return [lost(READY), lost(NETWORK_READY), programs];
+    }
+    let (ready, ready_reason) = (protected, if protected { "Attached" } else { "NotProtected" });
     [
         Finding {
             type_: READY,

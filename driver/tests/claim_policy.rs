@@ -68,6 +68,7 @@ fn prepare(world: &World, fields: &Value) {
         prepared: &[],
         networks: &BTreeMap::new(),
         members: &NoNetworks,
+        leases: &BTreeMap::new(),
     };
     let plan = plan(&claim, &asked, &place).expect("a plan");
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned);

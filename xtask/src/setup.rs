@@ -37,12 +37,14 @@ const DEMO: [(Need, &str); 3] = [
 ];
 
 /// The tests also run container runtimes, which need an OCI runtime, CNI plugins and a root file system.
-const TESTS: [(Need, &str); 5] = [
+const TESTS: [(Need, &str); 6] = [
     (Need::Program("runc"), "runc"),
     (Need::File("/usr/lib/cni/ptp"), "containernetworking-plugins"),
     // `busybox` itself may be the one that is linked dynamically, which is of no use in an empty root.
     (Need::File("/usr/share/doc/busybox-static"), "busybox-static"),
     (Need::Program("ethtool"), "ethtool"),
+    // The program alone: no server is started for the machine.
+    (Need::Program("dnsmasq"), "dnsmasq-base"),
     (Need::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
 ];
 

@@ -13,6 +13,7 @@ use netferry::{
     },
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
+    dhcp::NoLeases,
     dra::plugin::ClaimService as _,
     network::access::NoNetworks,
 };
@@ -49,6 +50,7 @@ impl Node {
             store: Arc::new(Store::open(disk.path()).expect("store").0),
             inventory,
             networks: Arc::new(NoNetworks),
+            leases: Arc::new(NoLeases),
             release: Arc::new(Nothing),
             reporter: Arc::new(Nothing),
             planning: Arc::default(),

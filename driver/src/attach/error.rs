@@ -61,6 +61,11 @@ pub enum AttachError {
         "link {0} is down: a sub-interface needs a parent that is up, and the driver leaves the parent as it is"
     )]
     ParentDown(String),
+    /// A port whose lease is over.
+    #[error(
+        "the port of network {0} has lost its address, and no DHCP server gives it again; delete the pod to have another"
+    )]
+    NoAddress(String),
     /// The kernel's links.
     #[error(transparent)]
     Link(#[from] LinkError),

@@ -12,6 +12,7 @@ mod find;
 mod give_back;
 mod guard;
 mod into_pod;
+mod lease;
 mod outcome;
 mod port;
 mod protect;

@@ -24,6 +24,9 @@ impl Attacher {
         attachment: &Attachment,
     ) -> Result<(u32, Vec<AttachedProgram>), AttachError> {
         let links = &self.links;
+        if plan.lacks_address() {
+            return Err(AttachError::NoAddress(port.network.name.clone()));
+        }
         let id = attachment.endpoint.ok_or_else(|| DatapathError::NotProtected {
             id: 0,
             problem: "a port has no endpoint".to_owned(),

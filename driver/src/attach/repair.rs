@@ -72,17 +72,18 @@ impl Repair {
 }
 
 /// An attached interface, and what it was made to be.
-struct Subject {
-    claim: ClaimRef,
-    plan: InterfacePlan,
-    attachment: Attachment,
+#[derive(Clone)]
+pub(super) struct Subject {
+    pub(super) claim: ClaimRef,
+    pub(super) plan: InterfacePlan,
+    pub(super) attachment: Attachment,
     /// The host's end of a port.
-    end: Option<Link>,
+    pub(super) end: Option<Link>,
 }
 
 impl Attacher {
     /// Compare every attached interface with its plan once, and put right what is not the pod's own affair. An
-    /// interface is changed only in its turn, and only if it is still attached then.
+    /// interface is changed only in its turn, and only if it is still attached then, as it was planned.
     pub async fn repair(&self, extent: Extent) -> Vec<Repair> {
         let mut subjects = self.attached();
         self.forget_guarded();
@@ -114,6 +115,10 @@ impl Attacher {
         let mut subjects = Vec::new();
         for checkpoint in self.store.all() {
             for InterfaceRecord { plan, attachment, .. } in checkpoint.interfaces {
+                // A port that has lost its address is closed, and stays so.
+                if plan.lacks_address() {
+                    continue;
+                }
                 let Some(attachment) = attachment.filter(|it| it.step == Step::Attached) else { continue };
                 subjects.push(Subject { claim: checkpoint.claim.clone(), plan, attachment, end: None });
             }
@@ -122,13 +127,18 @@ impl Attacher {
     }
 
     fn still_attached(&self, subject: &Subject) -> bool {
-        let key = subject.plan.key();
         self.store.get(&subject.claim.uid).is_some_and(|checkpoint| {
             checkpoint
                 .interfaces
                 .iter()
-                .any(|it| it.plan.key() == key && it.attachment.as_ref() == Some(&subject.attachment))
+                .any(|it| it.plan == subject.plan && it.attachment.as_ref() == Some(&subject.attachment))
         })
+    }
+
+    /// What a port is to have in the maps.
+    pub(super) async fn wanted_of(&self, mut subject: Subject, host: &[Link]) -> Option<Wanted> {
+        self.find_end(&mut subject, host).await;
+        wanted(&subject, host)
     }
 
     /// By its name, or where an administrator has renamed it by its programs.

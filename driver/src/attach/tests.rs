@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod guard;
+mod lease;
 mod port;
 mod restrict;
 mod sub_interface;

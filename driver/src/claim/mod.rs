@@ -132,6 +132,12 @@ impl InterfacePlan {
         }
     }
 
+    /// Whether it is a port without an address. It has yet to be leased, or was lost: nothing is attached like this.
+    #[must_use]
+    pub const fn lacks_address(&self) -> bool {
+        self.port().is_some() && self.addresses.is_empty()
+    }
+
     /// The sub-interface that is made, if it is one.
     #[must_use]
     pub const fn sub_interface(&self) -> Option<SubInterface> {

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     datapath::policy::Policy,
     device::Inventory,
+    dhcp::Lease,
     link::{MacAddr, Route, SubInterface},
     network::{access::Members, offer::Offer},
 };
@@ -50,6 +51,9 @@ pub struct Place<'a> {
     pub networks: &'a BTreeMap<String, Offer>,
     /// Who has the networks' addresses.
     pub members: &'a dyn Members,
+    /// What DHCP servers have given to the claim's ports. A port that is to have its address from one, and is not in here,
+    /// is planned without ([`InterfacePlan::lacks_address`]).
+    pub leases: &'a BTreeMap<InterfaceKey, Lease>,
 }
 
 /// An interface to plan, and what is asked for it.

@@ -17,13 +17,14 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord,
+    Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord,
     plan::{Place, plan},
     store::Store,
 };
 use crate::{
     cluster::Cluster,
     device::Inventory,
+    dhcp::{Ask, Lease, Leases},
     dra::plugin::{ClaimService, PreparedDevice},
     network::{access::Access, names, offer::Offer},
     telemetry::chain,
@@ -66,6 +67,8 @@ pub struct Claims {
     pub inventory: watch::Receiver<Arc<Inventory>>,
     /// The networks that claims may have ports on.
     pub networks: Arc<dyn Access>,
+    /// Where ports have their addresses from that come by DHCP.
+    pub leases: Arc<dyn Leases>,
     /// Brings home what is still out at unprepare.
     pub release: Arc<dyn Release>,
     /// Is told of every change.
@@ -97,11 +100,14 @@ impl ClaimService for Claims {
 
     async fn unprepare(&self, claim: &ClaimRef) -> Result<(), String> {
         let uid = claim.uid.clone();
-        let Some(checkpoint) = self.store.get(&uid) else { return Ok(()) };
+        // A prepare that was cut off has leases and no checkpoint.
+        let Some(checkpoint) = self.store.get(&uid) else { return self.leases.give_back(claim).await };
         let engaged = |it: &InterfaceRecord| it.attachment.is_some() || it.reserved.is_some();
         if checkpoint.interfaces.iter().any(engaged) {
             self.release.release(&uid).await?;
         }
+        // Nobody uses the addresses any more, and the checkpoint has it asked again if this is cut off.
+        self.leases.give_back(claim).await?;
         let store = Arc::clone(&self.store);
         spawn_blocking(move || store.remove(&uid).map_err(|error| chain(&error)))
             .await
@@ -118,8 +124,45 @@ impl Claims {
             .await
             .map_err(|_| format!("no answer about claim {asked} within {} s", CLAIM_TIMEOUT.as_secs()))?
             .map_err(|error| chain(&error))?;
-        let networks = self.networks_of(&claim, &asked.namespace).await;
+        let networks = Arc::new(self.networks_of(&claim, &asked.namespace).await);
+        let claim = Arc::new(claim);
+        let draft = self.checkpoint(&claim, asked, &networks, BTreeMap::new()).await;
+        let lacking = match draft {
+            Ok(Planned::Done(checkpoint)) => return Ok(checkpoint),
+            Ok(Planned::Lacking(asks)) => asks,
+            // What an earlier prepare leased is of no use any more.
+            Err(why) => return self.after_refusal(asked, why).await,
+        };
+        let leases = self.leases.obtain(asked, &lacking).await?;
+        match self.checkpoint(&claim, asked, &networks, leases).await {
+            Ok(Planned::Done(checkpoint)) => Ok(checkpoint),
+            Ok(Planned::Lacking(asks)) => {
+                let requests: Vec<_> = asks.iter().map(|ask| ask.key.request.as_str()).collect();
+                let why = format!("requests {} have no address of a DHCP server", requests.join(", "));
+                self.after_refusal(asked, why).await
+            }
+            Err(why) => self.after_refusal(asked, why).await,
+        }
+    }
+
+    /// A claim that is refused keeps no addresses.
+    async fn after_refusal<T>(&self, claim: &ClaimRef, why: String) -> Result<T, String> {
+        match self.leases.give_back(claim).await {
+            Ok(()) => Err(why),
+            Err(kept) => Err(format!("{why}; its leases could not be given back: {kept}")),
+        }
+    }
+
+    /// Plan with these leases, and write the plan down, unless some port lacks its address still.
+    async fn checkpoint(
+        &self,
+        claim: &Arc<ResourceClaim>,
+        asked: &ClaimRef,
+        networks: &Arc<BTreeMap<String, Offer>>,
+        leases: BTreeMap<InterfaceKey, Lease>,
+    ) -> Result<Planned, String> {
         let (asked, driver, pool) = (asked.clone(), self.driver.clone(), self.pool.clone());
+        let (claim, networks) = (Arc::clone(claim), Arc::clone(networks));
         let members = Arc::clone(&self.networks);
         let (store, inventory) = (Arc::clone(&self.store), Arc::clone(&self.inventory.borrow()));
         let release = Arc::clone(&self.release);
@@ -135,6 +178,7 @@ impl Claims {
                 prepared: &prepared,
                 networks: &networks,
                 members: &*members,
+                leases: &leases,
             };
             checkpoint(&claim, &asked, &place, &*release, &store)
         })
@@ -161,6 +205,14 @@ impl Claims {
     }
 }
 
+/// What planning came to.
+enum Planned {
+    /// It is written down.
+    Done(Checkpoint),
+    /// These ports lack their addresses; nothing is written down.
+    Lacking(Vec<Ask>),
+}
+
 /// Plan, and write the plan down. The kubelet is answered only after this.
 fn checkpoint(
     claim: &ResourceClaim,
@@ -168,7 +220,7 @@ fn checkpoint(
     place: &Place<'_>,
     release: &dyn Release,
     store: &Store,
-) -> Result<Checkpoint, String> {
+) -> Result<Planned, String> {
     let plan = plan(claim, asked, place)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let refused = |plan: &InterfacePlan| {
@@ -177,10 +229,20 @@ fn checkpoint(
     if let Some(why) = plan.interfaces.iter().find_map(refused) {
         return Err(why);
     }
+    let lacking: Vec<Ask> = plan.interfaces.iter().filter_map(lacking).collect();
+    if !lacking.is_empty() {
+        return Ok(Planned::Lacking(lacking));
+    }
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
     let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces };
     store.put(checkpoint.clone()).map_err(|error| chain(&error))?;
-    Ok(checkpoint)
+    Ok(Planned::Done(checkpoint))
+}
+
+/// The address that a port has to ask for.
+fn lacking(plan: &InterfacePlan) -> Option<Ask> {
+    let port = plan.port().filter(|_| plan.lacks_address())?;
+    Some(Ask { key: plan.key(), network: port.network.clone(), mac: plan.hardware_addr? })
 }
 
 fn prepared(checkpoint: &Checkpoint) -> Vec<PreparedDevice> {

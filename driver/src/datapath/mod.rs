@@ -33,6 +33,7 @@ pub use features::Features;
 pub use kernel::AyaDatapath;
 pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
+pub(crate) use sys::watch_socket;
 pub use upgrade::Upgrade;
 
 use std::collections::BTreeMap;

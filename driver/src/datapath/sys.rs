@@ -1,5 +1,5 @@
 //! The bpf system calls that aya keeps to itself: links by interface index, their kernel information, and
-//! synchronous detach. The only file of the driver with `unsafe` in it.
+//! synchronous detach; and what waits for descriptors. The only file of the driver with `unsafe` in it.
 //!
 //! Attributes are the leading fields of `union bpf_attr` (include/uapi/linux/bpf.h), one struct a command: the
 //! kernel takes the fields it is not given as zero.
@@ -12,6 +12,7 @@ use std::path::Path;
 
 use aya::maps::{MapData, RingBuf};
 use bytemuck::{Pod, Zeroable};
+use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 
 const BPF_OBJ_PIN: i64 = 6;
@@ -375,6 +376,12 @@ pub(super) fn query(ifindex: u32, hook: Hook) -> io::Result<Vec<u32>> {
 pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring owns its descriptor, always returns the same, and closes it only when it is dropped.
     unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
+}
+
+/// Waits for a socket with the Tokio runtime of the caller.
+pub(crate) fn watch_socket(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor, always returns the same, and closes it only when it is dropped.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }
 
 /// Waits until every program that runs now has finished: an RCU grace period, some milliseconds.

@@ -167,7 +167,10 @@ pub fn condition(pool: &AddressPool, previous: Option<&Condition>, now: Timestam
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::{NetworkRef, spec::Transport};
+    use crate::network::{
+        NetworkRef,
+        spec::{AddressSource, Transport},
+    };
 
     fn network(subnets: &[&str], gateways: &[&str]) -> Network {
         Network {
@@ -177,6 +180,7 @@ mod tests {
                 subnets: subnets.iter().map(|subnet| subnet.parse().expect("a prefix")).collect(),
                 gateways: gateways.iter().map(|gateway| gateway.parse().expect("an address")).collect(),
                 mtu: None,
+                addresses: AddressSource::Allocated,
                 transport: Transport::default(),
                 namespace_selector: None,
                 policy: None,

@@ -20,7 +20,7 @@ use crate::{
         facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
         scope::Scope,
-        spec::{NetworkSpec, Overlay, Transport},
+        spec::{AddressSource, NetworkSpec, Overlay, Transport},
     },
 };
 
@@ -168,6 +168,7 @@ impl World {
                 subnets: vec!["10.0.0.0/24".parse().expect("a prefix")],
                 gateways: vec![],
                 mtu: None,
+                addresses: AddressSource::Allocated,
                 transport: Transport { overlay: Some(Overlay { vni: 7 }), ..Transport::default() },
                 namespace_selector: None,
                 policy: None,

@@ -17,6 +17,7 @@ use super::{
     addresses::{self, AddressPool},
     follow::SharedTable,
     names::network_of_pool,
+    spec::AddressSource,
     window::InUse,
 };
 use crate::{
@@ -173,7 +174,7 @@ impl AddressPools {
             let (now, in_use) = {
                 let table = table.lock().unwrap_or_else(PoisonError::into_inner);
                 // What is in use must be known before anything is called free.
-                let now = if table.has_claims() { Some(networks.list()) } else { None };
+                let now = table.has_claims().then(|| allocated(networks));
                 let names = now.iter().flatten().map(|network| network.reference.name.clone());
                 let in_use: BTreeMap<_, _> = names.map(|name| (name.clone(), table.in_use(&name))).collect();
                 (now, in_use)
@@ -211,6 +212,13 @@ impl AddressPools {
             }
         }
     }
+}
+
+/// The networks whose addresses the scheduler allocates.
+fn allocated(networks: &Networks) -> Vec<Arc<Network>> {
+    let mut all = networks.list();
+    all.retain(|network| network.spec.addresses == AddressSource::Allocated);
+    all
 }
 
 /// Say what has become of the pools, and log what somebody should look at.

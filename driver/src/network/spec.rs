@@ -75,7 +75,28 @@ pub const KIND: &str = "Network";
          (has(self.gateways) && size(self.gateways) == size(self.subnets))"
     )
     .message("a routed network needs a gateway in each of its subnets: the node answers for it")
-    .field_path(".gateways")
+    .field_path(".gateways"),
+    validation = Rule::new("!has(self.addresses) || self.addresses != 'dhcp' || has(self.transport.uplink)")
+        .message("dhcp asks the network behind an uplink: transport.uplink must be set")
+        .field_path(".addresses"),
+    validation = Rule::new(
+        "!has(self.addresses) || self.addresses != 'dhcp' || self.subnets.all(subnet, \
+         !isCIDR(subnet) || cidr(subnet).ip().family() == 4)"
+    )
+    .message("dhcp is for an IPv4 subnet alone: there is no DHCPv6")
+    .field_path(".subnets"),
+    validation = Rule::new(
+        "(has(self.addresses) ? self.addresses : 'allocated') == \
+         (has(oldSelf.addresses) ? oldSelf.addresses : 'allocated')"
+    )
+    .message("where addresses come from cannot be changed; make another network")
+    .field_path(".addresses"),
+    validation = Rule::new(
+        "!has(self.addresses) || self.addresses != 'dhcp' || !has(self.transport.uplink) || \
+         !has(self.transport.uplink.mode) || self.transport.uplink.mode != 'routed'"
+    )
+    .message("dhcp asks the network that the uplink is on, and a routed network is another one")
+    .field_path(".addresses")
 )]
 pub struct NetworkSpec {
     /// Its subnets: at most one of each family. They cannot be changed.
@@ -102,6 +123,9 @@ pub struct NetworkSpec {
         .message("at most one gateway of each family")
     )]
     pub gateways: Vec<IpAddr>,
+    /// Where the addresses of its ports come from. It cannot be changed.
+    #[serde(default, skip_serializing_if = "AddressSource::is_default")]
+    pub addresses: AddressSource,
     /// MTU of its ports in bytes. Left out: what the transport can carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 576, max = 65535))]
@@ -122,6 +146,25 @@ pub struct NetworkSpec {
     /// Rate limits of every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+}
+
+/// Where the addresses of ports come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AddressSource {
+    /// Allocated from the network's pool, or fixed in the claim.
+    #[default]
+    Allocated,
+    /// From a DHCP server on the network behind the uplink, asked by the port's node.
+    Dhcp,
+}
+
+impl AddressSource {
+    /// Whether it is what a network has that says nothing.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How members on different nodes reach each other: exactly one of the fields.

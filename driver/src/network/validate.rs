@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     join, mtu, names,
-    spec::{NetworkSpec, Transport, UplinkTransport},
+    spec::{AddressSource, NetworkSpec, Transport, UplinkTransport},
 };
 use crate::{
     claim::config::FieldError,
@@ -66,6 +66,7 @@ pub fn validate(name: &str, spec: &NetworkSpec) -> Vec<FieldError> {
     subnets(&spec.subnets, &mut errors);
     gateways(spec, &mut errors);
     transport(&spec.transport, &mut errors);
+    dhcp(spec, &mut errors);
     link_mtu(spec, &mut errors);
     if let Some(selector) = &spec.namespace_selector {
         namespaces(selector, &mut errors);
@@ -191,6 +192,26 @@ fn transport(transport: &Transport, errors: &mut Vec<FieldError>) {
     }
 }
 
+fn dhcp(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
+    if spec.addresses != AddressSource::Dhcp {
+        return;
+    }
+    let refused = match &spec.transport.uplink {
+        None => Some("allocated, or a transport.uplink, behind which a DHCP server is asked"),
+        Some(uplink) if uplink.is_routed() => {
+            Some("allocated where mode is routed: the network that the uplink is on is another one")
+        }
+        Some(_) => None,
+    };
+    if let Some(allowed) = refused {
+        errors.push(FieldError::new("spec.addresses", "dhcp", allowed));
+    }
+    for (at, subnet) in spec.subnets.iter().enumerate().filter(|(_, subnet)| subnet.is_ipv6()) {
+        let allowed = "an IPv4 subnet alone with addresses dhcp: there is no DHCPv6";
+        errors.push(FieldError::new(format!("spec.subnets[{at}]"), subnet, allowed));
+    }
+}
+
 fn link_mtu(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
     let Some(given) = spec.mtu else { return };
     let six = spec.subnets.iter().any(IpNetwork::is_ipv6);
@@ -269,6 +290,9 @@ pub fn changed(spec: &NetworkSpec, former: &NetworkSpec) -> Vec<FieldError> {
     }
     if spec.transport != former.transport {
         errors.push(fixed("spec.transport", &spec.transport, &former.transport));
+    }
+    if spec.addresses != former.addresses {
+        errors.push(fixed("spec.addresses", &spec.addresses, &former.addresses));
     }
     errors
 }

@@ -25,11 +25,18 @@ fn a_good_one_is_good() {
     assert_eq!(errors(|spec| spec["transport"] = json!({"local": {}})), [""; 0]);
     let uplink =
         json!({"uplink": {"selector": "device.attributes[\"netferry.dev\"].ifName == \"eth1\"", "vlan": 7}});
-    assert_eq!(errors(|spec| spec["transport"] = uplink), [""; 0]);
+    assert_eq!(errors(|spec| spec["transport"] = uplink.clone()), [""; 0]);
     for mode in ["bridged", "routed"] {
         let uplink = json!({"uplink": {"selector": "true", "mode": mode}});
         assert_eq!(errors(|spec| spec["transport"] = uplink), [""; 0], "{mode}");
     }
+    let by_dhcp = |spec: &mut Value| {
+        spec["transport"] = uplink.clone();
+        spec["addresses"] = "dhcp".into();
+        (spec["subnets"], spec["gateways"]) = (json!(["10.1.0.0/16"]), json!(["10.1.0.1"]));
+    };
+    assert_eq!(errors(by_dhcp), [""; 0]);
+    assert_eq!(errors(|spec| spec["addresses"] = "allocated".into()), [""; 0]);
 }
 
 /// A change that makes a good one bad: then the field, its value, and what is allowed.
@@ -66,6 +73,9 @@ fn each_error_names_field_value_and_what_is_allowed() {
         (|s| s["gateways"] = json!(["fd00:1::"]), "spec.gateways[0]", "fd00:1::", "first"),
         (|s| s["gateways"] = json!(["10.1.255.255"]), "spec.gateways[0]", "10.1.255.255", "broadcast"),
         (|s| s["gateways"] = json!(["10.1.0.1", "10.1.0.2"]), "spec.gateways[1]", "10.1.0.2", "family"),
+        (|s| s["addresses"] = json!("dhcp"), "spec.addresses", "dhcp", "a transport.uplink"),
+        (|s| s["addresses"] = json!("dhcp"), "spec.subnets[1]", "fd00:1::/64", "there is no DHCPv6"),
+        (|s| s["addresses"] = json!("slaac"), "spec.addresses", "slaac", "allocated"),
         (|s| s["mtu"] = json!(1279), "spec.mtu", "1279", "1280 to 65465"),
         (|s| s["mtu"] = json!(65466), "spec.mtu", "65466", "1280 to 65465"),
         (|s| s["transport"] = json!({}), "spec.transport", "0 of its fields", "exactly one"),
@@ -160,7 +170,35 @@ fn errors_of_uplinks_are_named() {
             "[10.1.0.1]",
             "a gateway in fd00:1::/64, too",
         ),
+        (
+            |s| {
+                s["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}});
+                s["addresses"] = json!("dhcp");
+            },
+            "spec.addresses",
+            "dhcp",
+            "allocated where mode is routed",
+        ),
     ]);
+}
+
+#[test]
+fn where_addresses_come_from_stays() {
+    let spec = |more: Value| {
+        let mut spec = json!({"subnets": ["10.1.0.0/16"], "transport": {"uplink": {"selector": "true"}}});
+        spec.as_object_mut().expect("fields").extend(more.as_object().expect("fields").clone());
+        parse(&spec).expect("a spec")
+    };
+    let (plain, said, dhcp) =
+        (spec(json!({})), spec(json!({"addresses": "allocated"})), spec(json!({"addresses": "dhcp"})));
+    assert_eq!(changed(&said, &plain), []);
+    let errors = changed(&dhcp, &plain).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    assert!(errors.starts_with("spec.addresses: \"dhcp\"") && errors.contains("allocated"), "{errors}");
+    assert_eq!(
+        serde_json::to_value(&said).expect("JSON").get("addresses"),
+        None,
+        "what is usual is not written"
+    );
 }
 
 #[test]

@@ -247,3 +247,18 @@ fn each_share_of_a_device_has_its_own_entry_and_so_has_each_address() {
     let reasons: Vec<_> = statuses.iter().map(|device| condition(device, READY).reason.as_str()).collect();
     assert_eq!(reasons, ["Attached", "Attaching", "Attached", "Attaching"]);
 }
+
+#[test]
+fn a_port_that_has_lost_its_address_is_not_ready_and_tells_none() {
+    for step in [Some(Step::Attached), None] {
+        let (claim, mut checkpoint) = ports();
+        for record in &mut checkpoint.interfaces {
+            record.plan.addresses.clear();
+            record.attachment = record.attachment.take().filter(|_| step.is_some());
+        }
+        let statuses = observe(&claim, Some(&checkpoint), None, 10);
+        assert_eq!(summary(&statuses[0])[..2], [("False", "LeaseLost"); 2]);
+        let ips = statuses[0].network_data.as_ref().and_then(|data| data.ips.as_ref());
+        assert_eq!(ips, None);
+    }
+}

@@ -23,7 +23,7 @@ use netferry::{
         leader::{ADDRESSES, Candidate, Step, Timing},
         members::MemberTable,
         pools::AddressPools,
-        spec::{NetworkSpec, Transport},
+        spec::{AddressSource, NetworkSpec, Transport},
     },
     publish::publisher::PublishStats,
 };
@@ -39,6 +39,7 @@ fn network(subnets: &[&str], gateways: &[&str]) -> Arc<Network> {
             subnets: subnets.iter().map(|subnet| subnet.parse().expect("a prefix")).collect(),
             gateways: gateways.iter().map(|gateway| gateway.parse().expect("an address")).collect(),
             mtu: None,
+            addresses: AddressSource::Allocated,
             transport: Transport::default(),
             namespace_selector: None,
             policy: None,

@@ -23,6 +23,7 @@ use netferry::{
     },
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
+    dhcp::NoLeases,
     dra::{Dra, Sockets, health::Health, registration::RegistrationState},
     network::{
         Network, NetworkRef,
@@ -190,6 +191,7 @@ impl Daemon {
             store: Arc::clone(&store),
             inventory: receiver.clone(),
             networks: Arc::new(Networks),
+            leases: Arc::new(NoLeases),
             release: Arc::clone(&home) as Arc<dyn Release>,
             reporter: Arc::clone(&reports) as Arc<dyn Reporter>,
             planning: Arc::default(),

@@ -11,7 +11,7 @@ use netferry::{
     claim::{ClaimRef, PodRef, Step},
     datapath::{EndpointStats, Isolation},
     holdings::Holding,
-    metrics::{Metrics, Sources},
+    metrics::{DhcpOutcome, Metrics, Sources},
     readiness::Readiness,
 };
 use netferry_common::verdict::Reason;
@@ -54,6 +54,7 @@ fn samples() -> BTreeMap<String, BTreeSet<String>> {
     metrics.returned(true);
     metrics.flow_event("open", "from_pod", None);
     metrics.drifted(true);
+    metrics.dhcp(DhcpOutcome::Lost);
     let text = metrics.encode().unwrap();
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {

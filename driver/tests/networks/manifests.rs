@@ -70,13 +70,26 @@ fn refused(object: &Value, old: Option<&Value>) -> Vec<String> {
 type Change = fn(&mut Value);
 
 #[test]
+fn a_network_by_dhcp_is_admitted() {
+    let mut by_dhcp = network();
+    by_dhcp["spec"]["addresses"] = "dhcp".into();
+    by_dhcp["spec"]["subnets"] = json!(["10.1.0.0/16"]);
+    by_dhcp["spec"]["transport"] = json!({"uplink": {"selector": "true", "vlan": 7}});
+    assert_eq!(refused(&by_dhcp, None), [""; 0]);
+    assert_eq!(refused(&by_dhcp, Some(&by_dhcp)), [""; 0]);
+    let mut otherwise = by_dhcp.clone();
+    otherwise["spec"].as_object_mut().expect("fields").remove("addresses");
+    assert!(refused(&otherwise, Some(&by_dhcp)).iter().any(|it| it.contains("cannot be changed")));
+}
+
+#[test]
 fn the_rules_refuse_what_the_driver_refuses() {
     assert_eq!(refused(&network(), None), [""; 0]);
     let mut routed = network();
     routed["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}});
     routed["spec"]["gateways"] = json!(["10.1.0.1", "fd00:1::1"]);
     assert_eq!(refused(&routed, None), [""; 0]);
-    let cases: [(Change, &str); 11] = [
+    let cases: [(Change, &str); 14] = [
         (|n| n["metadata"]["name"] = "a".repeat(59).into(), "at most 58"),
         (|n| n["metadata"]["name"] = "a.b".into(), "DNS label"),
         (|n| n["spec"]["subnets"] = json!(["10.1.0.1/16", "fd00:1::/64"]), "host bits"),
@@ -84,6 +97,8 @@ fn the_rules_refuse_what_the_driver_refuses() {
         (|n| n["spec"]["gateways"] = json!(["10.1.0.1", "10.1.0.2"]), "one gateway of each family"),
         (|n| n["spec"]["gateways"] = json!(["10.2.0.1"]), "in one of the subnets"),
         (|n| n["spec"]["mtu"] = json!(1279), "at least 1280"),
+        (|n| n["spec"]["addresses"] = "dhcp".into(), "transport.uplink must be set"),
+        (|n| n["spec"]["addresses"] = "dhcp".into(), "there is no DHCPv6"),
         (|n| n["spec"]["transport"] = json!({}), "exactly one"),
         (|n| n["spec"]["transport"] = json!({"local": {}, "overlay": {"vni": 7}}), "exactly one"),
         (
@@ -96,6 +111,13 @@ fn the_rules_refuse_what_the_driver_refuses() {
         (
             |n| n["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}}),
             "a gateway in each of its subnets",
+        ),
+        (
+            |n| {
+                n["spec"]["addresses"] = "dhcp".into();
+                n["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}});
+            },
+            "a routed network is another one",
         ),
     ];
     for (change, wanted) in cases {
@@ -111,10 +133,11 @@ fn the_rules_refuse_what_the_driver_refuses() {
 
 #[test]
 fn transport_and_subnets_stay_and_the_rest_may_change() {
-    let fixed: [(Change, &str); 3] = [
+    let fixed: [(Change, &str); 4] = [
         (|n| n["spec"]["transport"] = json!({"overlay": {"vni": 8}}), "transport cannot be changed"),
         (|n| n["spec"]["transport"] = json!({"local": {}}), "transport cannot be changed"),
         (|n| n["spec"]["subnets"] = json!(["10.1.0.0/16"]), "subnets cannot be changed"),
+        (|n| n["spec"]["addresses"] = "dhcp".into(), "addresses come from cannot be changed"),
     ];
     for (change, wanted) in fixed {
         let mut changed = network();
@@ -123,8 +146,9 @@ fn transport_and_subnets_stay_and_the_rest_may_change() {
         let messages = refused(&changed, Some(&network()));
         assert!(messages.iter().any(|message| message.contains(wanted)), "{wanted}: {messages:?}");
     }
-    let free: [Change; 3] = [
+    let free: [Change; 4] = [
         (|n| n["spec"]["mtu"] = json!(1300)),
+        (|n| n["spec"]["addresses"] = "allocated".into()),
         (|n| n["spec"]["namespaceSelector"] = json!({"matchLabels": {"a": "b"}})),
         (|n| n["spec"]["gateways"] = json!([])),
     ];

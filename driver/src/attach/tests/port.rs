@@ -7,12 +7,12 @@ use crate::{
     network::NetworkRef,
 };
 
-fn claim_ref(uid: &str) -> ClaimRef {
+pub(super) fn claim_ref(uid: &str) -> ClaimRef {
     ClaimRef { namespace: "default".into(), name: uid.into(), uid: uid.into() }
 }
 
 /// A share of the device of network `blue`.
-fn port(claim: &str, share: &str, name: &str) -> InterfacePlan {
+pub(super) fn port(claim: &str, share: &str, name: &str) -> InterfacePlan {
     let key =
         InterfaceKey { request: "net".into(), device: "port-blue".into(), share_id: Some(share.into()) };
     InterfacePlan {

@@ -9,13 +9,17 @@ use super::{Place, PlanError, Source, Wanted, key, narrow, of_request};
 use crate::{
     claim::{ClaimRef, Given, made},
     datapath::Isolation,
+    dhcp::Lease,
     link::Scope,
-    network::{Network, NetworkRef, offer::Offer},
+    network::{Network, NetworkRef, offer::Offer, spec::AddressSource},
 };
 
 /// Addresses of one port: as many as a claim's status can name (`NetworkDeviceData.ips`), from where other nodes
 /// learn them.
 const MOST_ADDRESSES: usize = 16;
+
+/// What every IPv4 host takes in one piece (RFC 791): less is a mistake of the server's.
+const LEAST_MTU: u32 = 576;
 
 /// An allocated address and the request it is for.
 type Address<'a> = (&'a DeviceRequestAllocationResult, &'a Offer, IpAddr);
@@ -71,8 +75,17 @@ pub(super) fn complete(
         let allowed = "\"strict\": the programs are what keeps a port inside its network";
         refuse(PlanError::new("isolation", "\"off\"", allowed));
     }
+    let dhcp = network.spec.addresses == AddressSource::Dhcp;
+    let lease = place.leases.get(&key(wanted.result)).filter(|_| dhcp);
     let mut addresses = config.addresses.take().unwrap_or_default();
-    for given in &wanted.given {
+    if dhcp {
+        let given = wanted.given.iter().map(|given| given.address.to_string());
+        for address in addresses.iter().map(ToString::to_string).chain(given) {
+            refuse(PlanError::new("addresses", address, by_dhcp(network)));
+        }
+        addresses = lease.and_then(|lease| leased(network, lease)).into_iter().collect();
+    }
+    for given in wanted.given.iter().filter(|_| !dhcp) {
         match with_prefix(network, given.address) {
             Some(address) if addresses.iter().all(|fixed| fixed.ip() != given.address) => {
                 addresses.push(address);
@@ -84,10 +97,12 @@ pub(super) fn complete(
         if let Err(allowed) =
             usable(network, *address).and_then(|()| free(&network.reference, address.ip(), claim, place))
         {
+            let allowed = lease.map_or(allowed.clone(), |lease| of_server(lease, &allowed));
             refuse(PlanError::new("addresses", address, allowed));
         }
     }
     match addresses.len() {
+        0 if dhcp => {}
         0 => refuse(PlanError::missing(
             "addresses",
             format!(
@@ -103,7 +118,7 @@ pub(super) fn complete(
     }
     config.addresses = Some(addresses);
 
-    let mtu = config.mtu.unwrap_or(asked.mtu);
+    let mtu = config.mtu.unwrap_or_else(|| lease.map_or(asked.mtu, |lease| mtu_of(lease, asked.mtu)));
     if mtu > asked.mtu {
         let allowed = format!("at most {}, the MTU of network {}", asked.mtu, network.reference.name);
         refuse(PlanError::new("mtu", mtu, allowed));
@@ -118,7 +133,7 @@ pub(super) fn complete(
     }
     config.hardware_addr = Some(mac);
 
-    for error in route(network, config.routes.iter_mut().flatten()) {
+    for error in route(network, lease, config.routes.iter_mut().flatten()) {
         refuse(error);
     }
     match narrow::policy(network.spec.policy.as_ref(), config.policy.take(), wanted.policy_of_class) {
@@ -126,6 +141,26 @@ pub(super) fn complete(
         Err(error) => refuse(error),
     }
     config.limits = narrow::limits(network.spec.limits, config.limits);
+}
+
+fn by_dhcp(network: &Network) -> String {
+    format!("none: the ports of network {} have their addresses by DHCP", network.reference.name)
+}
+
+/// The address of a lease; in no subnet of the network if that is so.
+fn leased(network: &Network, lease: &Lease) -> Option<IpNetwork> {
+    let address = IpAddr::V4(lease.address);
+    let subnet = network.spec.subnets.iter().find(|subnet| subnet.contains(address));
+    lease.network(subnet.map_or(32, IpNetwork::prefix))
+}
+
+fn of_server(lease: &Lease, allowed: &str) -> String {
+    format!("{allowed}; the DHCP server {} gave this one", lease.server)
+}
+
+/// What the server says, unless it is more than the network carries or less than IPv4 needs everywhere.
+fn mtu_of(lease: &Lease, network: u32) -> u32 {
+    lease.mtu.map(u32::from).filter(|mtu| (LEAST_MTU..network).contains(mtu)).unwrap_or(network)
 }
 
 /// An address with the prefix length of the network's subnet it is in.
@@ -189,18 +224,27 @@ fn ports_of<'a>(
 }
 
 /// A network has nothing behind it but its gateways: a route that leaves the subnets goes through the gateway of its
-/// family, also if it does not say so.
-fn route<'a>(network: &Network, routes: impl Iterator<Item = &'a mut crate::link::Route>) -> Vec<PlanError> {
+/// family, also if it does not say so. Without a gateway in the network, that is the router of the lease.
+fn route<'a>(
+    network: &Network,
+    lease: Option<&Lease>,
+    routes: impl Iterator<Item = &'a mut crate::link::Route>,
+) -> Vec<PlanError> {
+    let inside = |address: &IpAddr| network.spec.subnets.iter().any(|subnet| subnet.contains(*address));
+    let of_lease = lease.and_then(|lease| lease.router).map(IpAddr::V4).filter(inside);
+    // In a draft nobody knows the router yet.
+    let drafted = network.spec.addresses == AddressSource::Dhcp && lease.is_none();
+    let gateways: Vec<IpAddr> = network.spec.gateways.iter().copied().chain(of_lease).collect();
     let mut errors = Vec::new();
     for (index, route) in routes.enumerate() {
         let inside = |subnet: &IpNetwork| {
             subnet.contains(route.destination.ip()) && subnet.prefix() <= route.destination.prefix()
         };
-        if route.gateway.is_some() || network.spec.subnets.iter().any(inside) {
+        if drafted || route.gateway.is_some() || network.spec.subnets.iter().any(inside) {
             continue;
         }
         let of_family = |gateway: &&IpAddr| gateway.is_ipv4() == route.destination.is_ipv4();
-        match network.spec.gateways.iter().find(of_family) {
+        match gateways.iter().find(of_family) {
             Some(gateway) => {
                 route.gateway = Some(*gateway);
                 route.scope = Scope::Universe;

@@ -61,6 +61,7 @@ pub(super) fn planned(claim: &Value, inventory: &Inventory, prepared: &[Checkpoi
         prepared,
         networks: &networks,
         members: &NoNetworks,
+        leases: &BTreeMap::new(),
     };
     plan(&claim, &asked(), &place)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))

@@ -6,7 +6,7 @@ use super::*;
 use crate::network::{
     NetworkRef,
     facts::{ClaimFacts, PortFacts},
-    spec::{Local, NetworkSpec, Overlay, Transport, UplinkTransport},
+    spec::{AddressSource, Local, NetworkSpec, Overlay, Transport, UplinkTransport},
 };
 
 const HERE: &str = "n0";
@@ -28,6 +28,7 @@ fn network(number: u8, id: NetworkId) -> Arc<Network> {
             subnets: vec!["10.0.0.0/28".parse().expect("a prefix")],
             gateways: vec![],
             mtu: None,
+            addresses: AddressSource::Allocated,
             transport,
             namespace_selector: None,
             policy: None,

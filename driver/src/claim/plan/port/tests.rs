@@ -40,6 +40,7 @@ struct Case {
     networks: BTreeMap<String, Offer>,
     members: BTreeMap<(NetworkRef, IpAddr), ClaimRef>,
     prepared: Vec<Checkpoint>,
+    leases: BTreeMap<crate::claim::InterfaceKey, Lease>,
 }
 
 impl Case {
@@ -54,6 +55,7 @@ impl Case {
             networks: networks.map(|asked| (asked.network.reference.name.clone(), asked)).into(),
             members: BTreeMap::new(),
             prepared: Vec::new(),
+            leases: BTreeMap::new(),
         }
     }
 
@@ -77,6 +79,7 @@ impl Case {
             prepared: &self.prepared,
             networks: &self.networks,
             members: &self.members,
+            leases: &self.leases,
         };
         super::super::plan(&claim, &named(uid), &place)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
@@ -246,4 +249,86 @@ fn hardware_addresses_differ_in_a_network() {
     let error = case.plan("u2", &[port("net", "blue", "s2")], &fields("10.0.0.8/24")).unwrap_err();
     assert!(error.contains("hardwareAddr: 02:00:00:00:00:07 is not allowed"), "{error}");
     assert!(case.plan("u2", &[port("net", "red", "s2")], &fields("10.0.0.8/24")).is_ok());
+}
+
+/// Network `blue` by DHCP, and what a server has given to share `s1` of it.
+fn by_dhcp(gateways: &Value, address: &str, more: &Value) -> Case {
+    let mut case = Case::with(&json!({
+        "subnets": ["10.0.0.0/24"], "gateways": gateways, "addresses": "dhcp",
+        "transport": {"uplink": {"selector": "true", "vlan": 7}},
+    }));
+    let mut lease = json!({
+        "address": address, "server": "10.0.0.2", "serverMac": "02:00:00:00:00:02", "granted": "2026-01-01T00:00:00Z",
+    });
+    lease.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let result = serde_json::from_value(port("net", "blue", "s1")).unwrap();
+    case.leases.insert(key(&result), serde_json::from_value(lease).unwrap());
+    case
+}
+
+#[test]
+fn a_port_by_dhcp_is_planned_without_its_address_first() {
+    let mut case = by_dhcp(&json!([]), "10.0.0.7", &json!({"prefix": 24, "router": "10.0.0.1", "mtu": 1300}));
+    let leases = std::mem::take(&mut case.leases);
+    let results = [port("net", "blue", "s1")];
+    let fields = json!({"routes": [{"destination": "198.51.100.0/24"}]});
+    let draft = case.plan("u1", &results, &fields).unwrap();
+    assert!(draft.interfaces[0].lacks_address());
+    case.leases = leases;
+    let plan = case.plan("u1", &results, &fields).unwrap();
+    let [interface] = plan.interfaces.as_slice() else { panic!("{plan:?}") };
+    assert!(!interface.lacks_address());
+    assert_eq!(interface.addresses, ["10.0.0.7/24".parse().unwrap()]);
+    assert_eq!(interface.routes[0].gateway, Some("10.0.0.1".parse().unwrap()));
+    assert_eq!(interface.mtu, Some(1300));
+    // The server is asked for the address that the port has in the end.
+    assert_eq!(interface.hardware_addr, draft.interfaces[0].hardware_addr);
+    // What the claim and the network say comes first.
+    let plan = case.plan("u1", &results, &json!({"mtu": 1200})).unwrap();
+    assert_eq!(plan.interfaces[0].mtu, Some(1200));
+}
+
+#[test]
+fn what_a_server_gives_is_held_to_the_network() {
+    let plan = |case: &Case| case.plan("u1", &[port("net", "blue", "s1")], &json!({}));
+    let refused = [
+        ("10.1.0.7", json!({"prefix": 24}), "an address in a subnet of network blue (10.0.0.0/24)"),
+        ("10.1.0.7", json!({}), "an address in a subnet of network blue (10.0.0.0/24)"),
+        ("10.0.0.7", json!({"prefix": 16}), "prefix length 24"),
+        ("10.0.0.1", json!({}), "other than the gateway"),
+        ("10.0.0.255", json!({}), "other than the broadcast address"),
+    ];
+    for (address, more, allowed) in refused {
+        let error = plan(&by_dhcp(&json!(["10.0.0.1"]), address, &more)).unwrap_err();
+        for part in [address, allowed, "the DHCP server 10.0.0.2 gave this one"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+    // An MTU that is none, and one that is more than the network's.
+    for mtu in [100, 9000] {
+        let plan = plan(&by_dhcp(&json!([]), "10.0.0.7", &json!({"mtu": mtu}))).unwrap();
+        assert_eq!(plan.interfaces[0].mtu, Some(1400));
+    }
+    // An address that another claim has.
+    let mut case = by_dhcp(&json!([]), "10.0.0.7", &json!({}));
+    case.prepare("u2", &[port("net", "blue", "s1")], &json!({}));
+    let error = plan(&case).unwrap_err();
+    assert!(error.contains("claim default/claim-u2 has this one"), "{error}");
+    // A router beyond the subnet leads nowhere.
+    let case = by_dhcp(&json!([]), "10.0.0.7", &json!({"router": "10.9.0.1"}));
+    let routes = json!({"routes": [{"destination": "198.51.100.0/24"}]});
+    let error = case.plan("u1", &[port("net", "blue", "s1")], &routes).unwrap_err();
+    assert!(error.contains("has no gateway of this family"), "{error}");
+}
+
+#[test]
+fn with_dhcp_nobody_else_says_the_address() {
+    let case = by_dhcp(&json!([]), "10.0.0.7", &json!({}));
+    let fixed = case.plan("u1", &[port("net", "blue", "s1")], &json!({"addresses": ["10.0.0.9/24"]}));
+    let allocated = [port("net", "blue", "s1"), address("v4", "blue", "ip-10-0-0-9")];
+    for refused in [fixed, case.plan("u1", &allocated, &json!({}))] {
+        let error = refused.unwrap_err();
+        assert!(error.contains("addresses: \"10.0.0.9") || error.contains("addresses: 10.0.0.9"), "{error}");
+        assert!(error.contains("none: the ports of network blue have their addresses by DHCP"), "{error}");
+    }
 }
