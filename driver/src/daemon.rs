@@ -14,6 +14,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+mod tasks;
+
+use tasks::Tasks;
+
 use crate::{
     attach::{Attacher, PodGuard},
     claim::{Checkpoint, service::Claims, store::Store},
@@ -366,56 +370,6 @@ pub(crate) fn ports_on(checkpoint: &Checkpoint, network: &NetworkRef) -> usize {
         .iter()
         .filter(|interface| interface.plan.port().is_some_and(|port| port.network == *network))
         .count()
-}
-
-/// Tasks that run as long as the daemon. The end of one before the stop is the end of all: the kubelet or the
-/// service manager starts a whole daemon again, which a part cannot do for itself.
-struct Tasks {
-    readiness: Arc<Readiness>,
-    set: JoinSet<&'static str>,
-}
-
-impl Tasks {
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.set.spawn(async move {
-            task.await;
-            name
-        });
-    }
-
-    async fn until(mut self, stop: &CancellationToken) -> Result<()> {
-        let mut result = Ok(());
-        tokio::select! {
-            // A part that stops because it was told to may be seen before the telling is.
-            biased;
-            () = stop.cancelled() => {}
-            Some(ended) = self.set.join_next() => {
-                let what = match ended {
-                    Ok(name) => format!("{name} ended"),
-                    Err(error) => format!("a part failed: {error}"),
-                };
-                self.readiness.task_ended("the daemon", &what);
-                result = Err(anyhow::anyhow!("{what} before the daemon was told to stop"));
-                stop.cancel();
-            }
-        }
-        // The HTTP server answers until the end; everything else drains.
-        let drained = async {
-            while let Some(ended) = self.set.join_next().await {
-                if let Err(error) = ended {
-                    warn!("{}", chain(&error));
-                }
-                if self.set.len() <= 1 {
-                    break;
-                }
-            }
-        };
-        if tokio::time::timeout(Duration::from_secs(15), drained).await.is_err() {
-            warn!("some parts did not stop in time");
-        }
-        self.set.abort_all();
-        result
-    }
 }
 
 /// The slices are ready once they have been right; from then on the publisher keeps them so.
