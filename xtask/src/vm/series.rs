@@ -38,8 +38,12 @@ const SUBINTERFACES: Run = Run {
     variables: &[("NETFERRY_SUBINTERFACES", "macvlan,ipvlan,vlan")],
 };
 
+/// The tests of ports again, with pairs of netkit.
+const NETKIT_PORTS: Run = Run { variables: &[("NETFERRY_PORTS", "netkit")], ..all("port") };
+
 /// What is run where there is tcx.
-const TCX: [Run; 4] = [all("vectors"), REAL_LINKS, all("kinds"), SUBINTERFACES];
+const TCX: [Run; 7] =
+    [all("vectors"), REAL_LINKS, all("kinds"), SUBINTERFACES, all("port"), all("netkit"), NETKIT_PORTS];
 
 /// The names, for the command line.
 pub(crate) const NAMES: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
