@@ -7,6 +7,10 @@ use crate::Addr;
 /// [`Endpoint::flags`]: frames may pass. Without it everything is dropped, in both directions.
 pub const READY: u32 = 1;
 
+/// [`Endpoint::flags`]: other interfaces have its hardware address too, as ipvlan links of one parent do. What comes under it
+/// is then no forgery.
+pub const SHARED_MAC: u32 = 64;
+
 /// The wire of a moved link: any peer that is not the pod itself may be spoken to, unless policy says otherwise.
 pub const NETWORK_WIRE: u32 = 0;
 
@@ -14,7 +18,7 @@ pub const NETWORK_WIRE: u32 = 0;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// [`READY`], [`crate::policy::DENY_FROM_POD`], [`crate::policy::DENY_TO_POD`], [`crate::flow::TRACK`],
+    /// [`READY`], [`SHARED_MAC`], [`crate::policy::DENY_FROM_POD`], [`crate::policy::DENY_TO_POD`], [`crate::flow::TRACK`],
     /// [`crate::limit::LIMIT_FROM_POD`], [`crate::limit::LIMIT_TO_POD`].
     pub flags: u32,
     /// The isolated network it belongs to; [`NETWORK_WIRE`] for a moved link on its own wire.

@@ -1,5 +1,6 @@
 //! ARP (RFC 826, RFC 5227): nobody speaks for another.
 
+use netferry_common::endpoint::SHARED_MAC;
 use netferry_common::{Addr, MemberKey, Reason};
 
 use crate::answer;
@@ -34,9 +35,9 @@ pub fn check<P: Packet, T: Tables>(case: &Case<'_, P, T>) -> Result<(), Reason> 
     let sender_is_own = case.owns(address(arp.sender_ip));
     if !case.from_pod() {
         return match (arp.sender_mac == case.mac, sender_is_own) {
-            (true, _) => Err(Reason::OwnMac),
-            (false, true) => Err(Reason::OwnAddress),
-            (false, false) => Ok(()),
+            (true, _) if case.endpoint.flags & SHARED_MAC == 0 => Err(Reason::OwnMac),
+            (_, true) => Err(Reason::OwnAddress),
+            (_, false) => Ok(()),
         };
     }
     if arp.sender_mac != case.mac {

@@ -3,7 +3,7 @@
 //! Only what the program behind, [`crate::judge`], would drop as well, for the same reason, and what comes from the
 //! block list. All else is left to it: it sees flows and policy.
 
-use netferry_common::endpoint::ADDR_OWN;
+use netferry_common::endpoint::{ADDR_OWN, SHARED_MAC};
 use netferry_common::event::{self, Event};
 use netferry_common::{Direction, Reason};
 
@@ -64,7 +64,7 @@ fn inspect<P: Packet, T: Tables + BlockList>(
         return Err(Reason::MalformedEthernet);
     }
     let mac = packet::mac(endpoint.mac);
-    if eth.src == mac {
+    if eth.src == mac && endpoint.flags & SHARED_MAC == 0 {
         return Err(Reason::OwnMac);
     }
     if !packet::is_group(eth.dst) && eth.dst != mac {

@@ -1,6 +1,6 @@
 //! The one decision about a frame, whatever hook it came through.
 
-use netferry_common::endpoint::ADDR_OWN;
+use netferry_common::endpoint::{ADDR_OWN, SHARED_MAC};
 use netferry_common::event::{self, Event};
 use netferry_common::{Addr, Direction, Endpoint, Reason};
 
@@ -278,7 +278,7 @@ fn inspect<P: Packet, T: Tables>(
     let own_source = eth.src == mac;
     match direction {
         Direction::FromPod if !own_source => return Err(Reason::SourceMac),
-        Direction::ToPod if own_source => return Err(Reason::OwnMac),
+        Direction::ToPod if own_source && endpoint.flags & SHARED_MAC == 0 => return Err(Reason::OwnMac),
         // From beyond the node, it may be for the node as a router: that was found out with the endpoint.
         Direction::ToPod if !P::OUTSIDE && !packet::is_group(eth.dst) && eth.dst != mac => {
             return Err(Reason::NotForUs);

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use bytemuck::{AnyBitPattern, Pod};
-use netferry_common::endpoint::{ADDR_OWN, READY};
+use netferry_common::endpoint::{ADDR_OWN, READY, SHARED_MAC};
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
     Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Uplink,
@@ -200,6 +200,39 @@ fn udp4() -> Frame {
     ip.extend([192, 0, 2, 9]);
     ip.extend([0, 1, 0, 2, 0, 8, 0, 0]);
     frame(0x0800, &ip)
+}
+
+/// A datagram and an ARP request to the pod, under its own hardware address.
+fn from_namesake(sender: [u8; 4]) -> [Frame; 2] {
+    let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+    ip.extend(sender);
+    ip.extend(V4);
+    ip.extend([0, 1, 0, 2, 0, 8, 0, 0]);
+    let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend(MAC);
+    arp.extend(sender);
+    arp.extend([0; 6]);
+    arp.extend(V4);
+    let mut frames = [frame(0x0800, &ip), frame(0x0806, &arp)];
+    frames[0].bytes[..6].copy_from_slice(&MAC);
+    frames[1].bytes[..6].fill(0xff);
+    frames
+}
+
+#[test]
+fn what_comes_under_a_shared_address_is_no_forgery() {
+    let to_pod =
+        |memory: &Memory, frame: &Frame| judge(frame, memory, &mut Scratch::new(), ID, Direction::ToPod);
+    let alone = Memory::ready();
+    let mut shared = Memory::ready();
+    shared.endpoints.get_mut(&ID).expect("the endpoint").flags |= SHARED_MAC;
+    for frame in from_namesake([192, 0, 2, 9]) {
+        assert_eq!(to_pod(&alone, &frame), Verdict::Drop(Reason::OwnMac));
+        assert_eq!(to_pod(&shared, &frame), Verdict::Pass);
+    }
+    for frame in from_namesake(V4) {
+        assert_eq!(to_pod(&shared, &frame), Verdict::Drop(Reason::OwnAddress));
+    }
 }
 
 #[track_caller]

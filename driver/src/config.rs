@@ -1,6 +1,8 @@
 //! The command line: every setting of the daemon and its sub-commands.
 
+mod doctor;
 mod overlay;
+mod ports;
 mod words;
 
 use std::{
@@ -12,7 +14,9 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
+pub use self::doctor::DoctorArgs;
 pub use self::overlay::OverlayArgs;
+pub use self::ports::Ports;
 pub use self::words::{FlowPort, PodName, protocol_name};
 use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
 
@@ -166,6 +170,10 @@ pub struct RunConfig {
     /// their programs.
     #[arg(long, value_enum, default_value_t)]
     pub unguarded_pods: Unguarded,
+
+    /// What ports of networks are made of. Those that are there stay as they are.
+    #[arg(long, value_enum, default_value_t, env = "NETFERRY_PORTS")]
+    pub ports: Ports,
 
     /// Kubelet's root folder; sockets go to `plugins` and `plugins_registry` below it.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
@@ -343,26 +351,6 @@ pub struct ListBlockArgs {
     /// State.
     #[command(flatten)]
     pub state: StateArgs,
-    /// Format.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
-}
-
-/// Settings of `netferry doctor`.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// State.
-    #[command(flatten)]
-    pub state: StateArgs,
-    /// Kubelet's root folder.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
-    pub kubelet_root_dir: PathBuf,
-    /// The runtime's NRI socket.
-    #[arg(long, value_name = "PATH", default_value = "/var/run/nri/nri.sock")]
-    pub nri_socket: PathBuf,
-    /// Where the host's cgroups are mounted.
-    #[arg(long, value_name = "DIR", default_value = cgroup::DEFAULT_CGROUPS)]
-    pub cgroup_root: PathBuf,
     /// Format.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,

@@ -205,7 +205,11 @@ impl Parts {
             Arc::clone(&datapath) as _,
             config.state.peers_file(),
         ));
-        let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)));
+        let made_of = config
+            .ports
+            .choose()
+            .context("--ports netkit: no such pair can be made here; allowed are veth and auto")?;
+        let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)).making(made_of));
         tasks.spawn("policy peers", peers.run(watching, stop.clone()));
         let watcher = discover(config, &store, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
@@ -327,7 +331,7 @@ impl Parts {
             }
         });
 
-        info!(node, driver = config.driver_name, "running");
+        info!(node, driver = config.driver_name, ports = made_of.as_str(), "running");
         let result = tasks.until(&stop).await;
         reporter.shutdown(writer, DRAIN).await;
         result

@@ -8,21 +8,14 @@ mod world;
 
 use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord},
-    datapath::{Datapath as _, EndpointSpec, Placement},
+    datapath::Datapath as _,
     device::{discover::discover, sysfs::Sysfs},
-    link::MacAddr,
+    link::{Links as _, Namespace, Pair, PairKind},
 };
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
-use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoNetkit, LinkAttribute, LinkInfo, LinkMessage, NetkitMode,
-};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use support::netns::NetNs;
-use world::{World, plan_of_eth7, pod_ref};
+use world::{MAC, World, plan_of_eth7, pod_ref};
 
 const LINKS: [&str; 5] = [
     "link add dummy0x type dummy",
@@ -32,39 +25,21 @@ const LINKS: [&str; 5] = [
     "link add link eth8 name macvlan8 type macvlan mode private",
 ];
 
-/// A pair of netkit devices with Ethernet headers, made on the thread's namespace; iproute2 of Debian 12 cannot.
-fn add_netkit(name: &str) {
-    let mut link = LinkMessage::default();
-    let data = InfoData::Netkit(vec![InfoNetkit::Mode(NetkitMode::L2)]);
-    link.attributes = vec![
-        LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Netkit), LinkInfo::Data(data)]),
-    ];
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::NewLink(link)));
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    let mut socket = Socket::new(NETLINK_ROUTE).expect("a socket");
-    socket.bind_auto().expect("bind");
-    socket.connect(&SocketAddr::new(0, 0)).expect("connect");
-    socket.send(&bytes, 0).expect("send");
-    let (answer, _) = socket.recv_from_full().expect("an answer");
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).expect("an answer");
-    match answer.payload {
-        NetlinkPayload::Error(error) if error.code.is_none() => {}
-        other => panic!("no netkit pair: {other:?}"),
-    }
-}
-
-#[test]
-fn every_kind_is_discovered() {
+#[tokio::test]
+async fn every_kind_is_discovered() {
     let Some(world) = World::new("every_kind_is_discovered") else { return };
     for link in LINKS {
         world.host.ip(link);
     }
-    world.host.run(|| add_netkit("netkit0"));
+    let pair = Pair {
+        kind: PairKind::Netkit,
+        host_name: "netkit0".into(),
+        pod: Namespace::at(&world.pod.path),
+        pod_name: "net1".into(),
+        pod_mac: MAC,
+        mtu: 1500,
+    };
+    world.places.links().make_pair(&pair).await.expect("a netkit pair");
     world.host.ip("link set vlan5 address 02:00:00:00:05:05");
     let inventory = world.host.run(|| {
         unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
@@ -172,40 +147,4 @@ async fn an_ipvlan_goes_and_comes_back() {
         pod.exec("ping -c 2 -W 2 203.0.113.1");
     })
     .await;
-}
-
-/// The host's end of a netkit pair is guarded as that of a veth pair is.
-#[test]
-fn programs_sit_on_the_host_end_of_a_netkit_pair() {
-    let Some(world) = World::new("programs_sit_on_the_host_end_of_a_netkit_pair") else { return };
-    world.host.run(|| add_netkit("port0"));
-    let names = world.host.links();
-    let peer = names.iter().find(|name| name.starts_with("nk")).expect("a peer");
-    world.host.ip(&format!("link set {peer} netns {} name net1", world.pod.name));
-    let text = world.pod.link("net1").expect("net1")["address"].as_str().expect("a MAC").to_owned();
-    let mac: MacAddr = text.parse().expect("a MAC");
-    let datapath = world.places.datapath();
-    let here = world.host.ifindex("port0");
-    let spec = EndpointSpec {
-        id: 5,
-        placement: Placement::HostVeth,
-        network: 0,
-        mac,
-        addresses: vec!["192.0.2.10/24".parse().expect("address")],
-        mtu: 1500,
-    };
-    let attached = datapath.attach(here, &spec).expect("attach");
-    let names: Vec<_> = attached.iter().map(|it| (it.hook.as_str(), it.name.as_str())).collect();
-    assert_eq!(names, [("tcx/ingress", "from_pod"), ("tcx/egress", "to_pod")]);
-    world.pod.ip("addr add 192.0.2.10/24 dev net1");
-    world.pod.ip("link set net1 up");
-    world.host.ip("addr add 192.0.2.20/24 dev port0");
-    world.host.ip("link set port0 up");
-    world.pod.try_exec("ping -c 1 -W 1 192.0.2.20").expect_err("the gate is closed");
-    datapath.set_ready(5, true).expect("open");
-    world.pod.exec("ping -c 2 -W 2 192.0.2.20");
-    let stats = datapath.stats(5).expect("counters");
-    assert!(stats.from_pod.packets >= 2 && stats.to_pod.packets >= 2, "{stats:?}");
-    datapath.detach(5).expect("detach");
-    world.assert_nothing_left("after the detach");
 }

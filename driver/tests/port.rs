@@ -1,5 +1,5 @@
 //! Ports of networks on a real kernel: pods in namespaces, pairs between them and the host, programs on the host's
-//! ends.
+//! ends. `NETFERRY_PORTS=netkit` has the pairs made as netkit, on a kernel that can.
 
 #[path = "attach/interrupted.rs"]
 mod interrupted;
@@ -26,6 +26,7 @@ use netferry::{
 };
 use pods::{BLUE, Node, RED, port, v4, v6};
 use support::netns::NetNs;
+use world::ports;
 
 const SERVICE: u16 = 7878;
 
@@ -138,6 +139,7 @@ async fn a_failure_of_any_step_leaves_no_port() {
             } else {
                 Attacher::new(Arc::new(links), Arc::new(Interrupted::new(datapath, nth)), pods.places.store())
             };
+            let attacher = attacher.making(ports());
             let Err(failed) = attacher.attach(&pods.sandbox(0)).await else { break };
             assert!(failed.to_string().contains("asked for by the test"), "{failed}");
             assert_eq!(failed.problems, [], "{what} step {nth}");
@@ -178,6 +180,7 @@ async fn a_name_that_is_taken_is_told_and_nothing_is_made() {
     let Some(pods) = Node::new("a_name_that_is_taken_is_told_and_nothing_is_made", 1) else { return };
     let plan = port("c0", BLUE, 7, "net1");
     let pair = Pair {
+        kind: ports(),
         host_name: plan.host_link.clone(),
         pod: pods.inside(0),
         pod_name: "net1".into(),

@@ -39,7 +39,8 @@ pub(crate) struct Options {
     /// Boot this kernel only (`5.10`, `6.1`, `6.12`, `newest`); may be given several times.
     #[arg(long = "kernel", value_name = "SERIES", value_parser = series::NAMES)]
     kernels: Vec<String>,
-    /// Run this test binary instead of those chosen for the kernel; may be given several times.
+    /// Run this test binary instead of those chosen for the kernel, with the variables chosen for it there; may be given
+    /// several times.
     #[arg(long = "test", value_name = "BINARY")]
     tests: Vec<String>,
     /// Names or options for the test binaries, after `--`.
@@ -119,8 +120,14 @@ fn boot_one(
         }
     }
     for name in &options.tests {
-        let chosen = series.runs.iter().find(|run| run.binary == name);
-        add(name, &[], chosen.map_or(&[], |run| run.variables))?;
+        let mut chosen: Vec<_> =
+            series.runs.iter().filter(|run| run.binary == name).map(|run| run.variables).collect();
+        if chosen.is_empty() {
+            chosen.push(&[]);
+        }
+        for variables in chosen {
+            add(name, &[], variables)?;
+        }
     }
     let image = root().join("target/kernels").join(series.name).join("initramfs");
     contents.write(&image)?;

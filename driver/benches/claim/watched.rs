@@ -13,7 +13,10 @@ use netferry::{
         limits::Limits,
         policy::{Policy, Resolved},
     },
-    link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper},
+    link::{
+        Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
+        Upper,
+    },
 };
 
 /// Calls in their order, with how long each took.
@@ -114,6 +117,10 @@ impl<T: Links> Links for Watched<T> {
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
         let start = Instant::now();
         self.note("link make_pair", start, self.inner.make_pair(pair).await)
+    }
+    async fn open_pair(&self, host_end: u32, kind: PairKind) -> Result<(), LinkError> {
+        let start = Instant::now();
+        self.note("link open_pair", start, self.inner.open_pair(host_end, kind).await)
     }
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
         let start = Instant::now();

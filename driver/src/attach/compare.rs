@@ -22,6 +22,8 @@ pub enum Deviation {
     HostDown,
     /// The host's end of a port has another MTU, in bytes.
     HostMtu(u32),
+    /// The host's end of a port is one of a netkit pair that was closed again.
+    HostBlackhole,
     /// IPv6 is on at the host's end of a port, so that the host speaks there.
     HostIpv6,
     /// A part of what the maps hold.
@@ -52,6 +54,7 @@ impl Deviation {
             Self::HostName(_) => "host_name",
             Self::HostDown => "host_state",
             Self::HostMtu(_) => "host_mtu",
+            Self::HostBlackhole => "host_policy",
             Self::HostIpv6 => "host_ipv6",
             Self::Maps(MapPart::Record) => "endpoint",
             Self::Maps(MapPart::Gate) => "gate",
@@ -84,6 +87,7 @@ impl fmt::Display for Deviation {
             Self::HostName(name) => write!(f, "the host's end was named {name:?}"),
             Self::HostDown => f.write_str("the host's end was down"),
             Self::HostMtu(mtu) => write!(f, "the host's end had an MTU of {mtu}"),
+            Self::HostBlackhole => f.write_str("the policy of its netkit pair was blackhole"),
             Self::HostIpv6 => f.write_str("the host's end had IPv6 on"),
             Self::Maps(part) => fmt::Display::fmt(part, f),
             Self::Unguarded(guard) => write!(f, "the guard {guard} of its pod was not attached"),
@@ -113,6 +117,9 @@ pub(super) fn host_end(plan: &InterfacePlan, mtu: u32, found: &Link) -> Vec<Devi
     }
     if !found.up {
         deviations.push(Deviation::HostDown);
+    }
+    if found.blackhole {
+        deviations.push(Deviation::HostBlackhole);
     }
     deviations
 }

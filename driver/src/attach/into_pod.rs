@@ -10,7 +10,7 @@ use crate::{
         Attachment, Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Made, Sandbox, Step,
     },
     datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Isolation, Placement},
-    link::{Address, Home, Link, LinkError, LinkRef, Namespace},
+    link::{Address, Home, Link, LinkError, LinkRef, Namespace, SubInterface},
     nri::PodSandbox,
 };
 
@@ -335,9 +335,14 @@ pub(super) fn endpoint_spec(
     link: &Link,
 ) -> Result<EndpointSpec, AttachError> {
     let mac = plan.hardware_addr.or(link.mac).ok_or_else(|| AttachError::NoMac(link.name.clone()))?;
+    // The link at hand may be the parent of what is made on it.
+    let shares_mac = match &plan.made {
+        Some(Made::SubInterface(upper)) => matches!(upper.sub_interface, SubInterface::Ipvlan(_)),
+        _ => link.kind.as_deref() == Some("ipvlan"),
+    };
     Ok(EndpointSpec {
         id,
-        placement: Placement::MovedLink,
+        placement: if shares_mac { Placement::SharedMac } else { Placement::MovedLink },
         network: 0,
         mac,
         addresses: plan.addresses.clone(),

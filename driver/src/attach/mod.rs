@@ -41,7 +41,7 @@ use crate::{
         store::{Store, StoreError},
     },
     datapath::{Datapath, DatapathError, EndpointId},
-    link::{Links, Namespace},
+    link::{Links, Namespace, PairKind},
     network::peers::PolicyPeers,
 };
 
@@ -80,6 +80,8 @@ pub struct Attacher {
     guarded: std::sync::Mutex<BTreeMap<EndpointId, guard::GuardedPod>>,
     /// Who the peers with names in policies are; `None`: nobody knows.
     peers: Option<Arc<PolicyPeers>>,
+    /// What ports are made of.
+    ports: PairKind,
     /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
     turn: Mutex<()>,
     /// Highest endpoint id given out; ids are not used again while the process lives.
@@ -97,6 +99,7 @@ impl Attacher {
             guard: None,
             guarded: std::sync::Mutex::default(),
             peers: None,
+            ports: PairKind::default(),
             turn: Mutex::new(()),
             last_endpoint: AtomicU32::new(0),
         }

@@ -1,4 +1,4 @@
-//! Ports: veth pairs that are made in the pod's sandbox and deleted after it.
+//! Ports: pairs that are made in the pod's sandbox and deleted after it.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +6,20 @@ use super::{AttachError, Attacher, crossing, namespace_of};
 use crate::{
     claim::{Attachment, InterfacePlan, Port},
     datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Placement},
-    link::{Link, LinkError, LinkRef, Namespace, Pair},
+    link::{Link, LinkError, LinkRef, Namespace, Pair, PairKind},
 };
 
-/// Kernel's kind of what ports are made of.
-pub(super) const VETH: &str = "veth";
 /// MTU of an Ethernet link (IEEE 802.3), where the plan names none.
 const ETHERNET_MTU: u32 = 1500;
 
 impl Attacher {
+    /// What the ports of later attaches are made of. Those that are there stay what they are.
+    #[must_use]
+    pub const fn making(mut self, ports: PairKind) -> Self {
+        self.ports = ports;
+        self
+    }
+
     /// Make the pair, protect its host end, set up, open. Until both ends are up nothing passes, and until the
     /// endpoint is ready its programs drop everything.
     pub(super) async fn make_port(
@@ -36,6 +41,7 @@ impl Attacher {
         // The name is this interface's alone: one that is there is left from a checkpoint that was lost.
         self.delete_pair(plan, None).await?;
         let pair = Pair {
+            kind: self.ports,
             host_name: plan.host_link.clone(),
             pod: pod.clone(),
             pod_name: plan.name.clone(),
@@ -54,7 +60,7 @@ impl Attacher {
         self.configure(plan, &pod, ends.pod).await?;
         self.datapath(move |datapath| datapath.set_ready(id, true)).await?;
         crossing("attach-after-ready")?;
-        links.set_up(&Namespace::Host, ends.host, true).await?;
+        links.open_pair(ends.host, self.ports).await?;
         links.set_up(&pod, ends.pod, true).await?;
         crossing("attach-after-up")?;
         self.route(plan, &pod, ends.pod).await?;
@@ -64,7 +70,7 @@ impl Attacher {
     /// The host's end of a port.
     pub(super) async fn host_end(&self, plan: &InterfacePlan) -> Result<Link, LinkError> {
         let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
-        if link.kind.as_deref() == Some(VETH) {
+        if is_end(&link) {
             return Ok(link);
         }
         Err(LinkError::NotFound { link: plan.host_link.clone(), namespace: Namespace::Host })
@@ -83,12 +89,17 @@ impl Attacher {
         };
         for link in self.links.list(&Namespace::Host).await? {
             let ours = link.name == plan.host_link || tracked == Some(link.ifindex);
-            if ours && link.kind.as_deref() == Some(VETH) {
+            if ours && is_end(&link) {
                 self.links.remove(&Namespace::Host, link.ifindex).await?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether a link may be the host's end of a port: of either kind, as an earlier daemon may have made the other one.
+pub(super) fn is_end(link: &Link) -> bool {
+    PairKind::of(link.kind.as_deref()).is_some()
 }
 
 /// What the programs of a port hold its pod to.

@@ -1,6 +1,6 @@
 //! After a restart: keep what lives, return what is dead, finish what was half done.
 
-use super::{AttachError, Attacher, Outcome, Problem, Reason, port::VETH};
+use super::{AttachError, Attacher, Outcome, Problem, Reason, port::is_end};
 use crate::{
     claim::{Attachment, Step, made::is_host_name},
     datapath::{DatapathError, EndpointId},
@@ -88,9 +88,7 @@ impl Attacher {
         });
         let Some(ifindex) = at.await? else { return Ok(()) };
         let links = self.links.list(&Namespace::Host).await?;
-        let ours = |link: &&Link| {
-            link.ifindex == ifindex && is_host_name(&link.name) && link.kind.as_deref() == Some(VETH)
-        };
+        let ours = |link: &&Link| link.ifindex == ifindex && is_host_name(&link.name) && is_end(link);
         if let Some(link) = links.iter().find(ours) {
             self.links.remove(&Namespace::Host, link.ifindex).await?;
             tracing::warn!(endpoint = id, link = link.name, "a port without a checkpoint is deleted");

@@ -17,7 +17,7 @@ use crate::{
         DatapathError,
         state::{MapPart, Wanted},
     },
-    link::{Link, LinkError, Namespace},
+    link::{Link, LinkError, Namespace, PairKind},
     telemetry::chain,
 };
 
@@ -237,6 +237,7 @@ impl Attacher {
         match found {
             Deviation::HostName(_) => links.rename(host, end, &plan.host_link).await?,
             Deviation::HostDown => links.set_up(host, end, true).await?,
+            Deviation::HostBlackhole => links.open_pair(end, PairKind::Netkit).await?,
             Deviation::HostMtu(_) => links.set_mtu(host, end, subject.port_mtu().unwrap_or(0)).await?,
             Deviation::HostIpv6 => links.set_sysctls(host, end, &silent()).await?,
             Deviation::Address(address) => {

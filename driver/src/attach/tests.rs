@@ -10,7 +10,7 @@ use crate::{
         fake::{FakeDatapath, Verb},
     },
     link::{
-        MacAddr, Route, Scope,
+        MacAddr, PairKind, Route, Scope,
         fake::{FakeLink, FakeLinks},
     },
     nri::PodSandbox,

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::show;
 use crate::{
-    config::{DoctorArgs, Output},
+    config::{DoctorArgs, Output, Ports},
     datapath::{Features, cgroup::unified},
 };
 
@@ -113,8 +113,22 @@ fn checks(args: &DoctorArgs) -> Vec<Check> {
         "add `bpf` to the kernel's lsm= list, or start it with ia32_emulation=0: a pod with NET_RAW can send around the \
          programs of its link by a 32-bit system call",
     ));
+    checks.push(Check::of(
+        "ports of networks",
+        State::Failed,
+        ports(args.ports),
+        "Linux 6.7 or later with CONFIG_NETKIT; or let the daemon run with --ports=veth or --ports=auto",
+    ));
     checks.extend(features());
     checks
+}
+
+/// What they will be made of.
+fn ports(ports: Ports) -> Result<String, String> {
+    match ports.choose() {
+        Ok(kind) => Ok(format!("{} pairs", kind.as_str())),
+        Err(error) => Err(format!("a netkit pair cannot be made: {error}")),
+    }
 }
 
 fn features() -> Vec<Check> {
@@ -214,6 +228,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = bpffs(&folder.path().join("deep/er")).unwrap_err();
         assert!(error.ends_with("is not on one"), "{error}");
+    }
+
+    #[test]
+    fn ports_are_what_this_kernel_makes() {
+        let netkit = ports(Ports::Netkit);
+        let auto = ports(Ports::Auto).unwrap();
+        match &netkit {
+            Ok(found) => assert_eq!((found.as_str(), auto.as_str()), ("netkit pairs", "netkit pairs")),
+            Err(found) => {
+                assert!(found.starts_with("a netkit pair cannot be made: "), "{found}");
+                assert_eq!(auto, "veth pairs");
+            }
+        }
     }
 
     #[test]

@@ -93,6 +93,8 @@ impl std::fmt::Display for Isolation {
 pub enum Placement {
     /// On the link itself, which is then moved into the pod: ingress is towards the pod.
     MovedLink,
+    /// The same, on a link whose hardware address others have too, such as an ipvlan link.
+    SharedMac,
     /// On the host end of a veth pair: ingress is from the pod.
     HostVeth,
 }

@@ -68,8 +68,8 @@ impl ProgramLoader {
 /// veth pair it comes from the pod.
 pub(super) const fn program_name(placement: Placement, hook: Hook) -> &'static str {
     match (placement, hook) {
-        (Placement::MovedLink, Hook::Ingress) => "link_ingress",
-        (Placement::MovedLink, Hook::Egress) => "link_egress",
+        (Placement::MovedLink | Placement::SharedMac, Hook::Ingress) => "link_ingress",
+        (Placement::MovedLink | Placement::SharedMac, Hook::Egress) => "link_egress",
         (Placement::HostVeth, Hook::Ingress) => "from_pod",
         (Placement::HostVeth, Hook::Egress) => "to_pod",
     }

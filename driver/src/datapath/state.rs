@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use aya::maps::{HashMap, MapData, MapError};
-use netferry_common::endpoint::{ADDR_OWN, NETWORK_WIRE, READY};
+use netferry_common::endpoint::{ADDR_OWN, NETWORK_WIRE, READY, SHARED_MAC};
 use netferry_common::flow::TRACK;
 use netferry_common::limit::{BYTES, FRAMES, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::policy::{DENY_FROM_POD, DENY_TO_POD};
@@ -95,8 +95,8 @@ pub(super) struct Held {
     pub(super) slot_follows: bool,
 }
 
-/// Flags of a record that limits make.
-const LIMIT_FLAGS: u32 = LIMIT_FROM_POD | LIMIT_TO_POD | TRACK;
+/// Flags of a record that limits and placement make.
+const MADE_FLAGS: u32 = LIMIT_FROM_POD | LIMIT_TO_POD | TRACK | SHARED_MAC;
 const DENY_FLAGS: u32 = DENY_FROM_POD | DENY_TO_POD;
 
 impl Held {
@@ -136,14 +136,14 @@ impl Held {
             flags |= TRACK;
         }
         if let Some(record) = &mut held.record {
-            record.flags = flags;
+            record.flags |= flags;
         }
         held
     }
 
     /// The parts in which `self` is not as `wanted`. A policy is more than this tells.
     pub(super) fn differs(&self, wanted: &Self) -> Vec<MapPart> {
-        let plain = |record: Endpoint| Endpoint { flags: record.flags & LIMIT_FLAGS, policy: 0, ..record };
+        let plain = |record: Endpoint| Endpoint { flags: record.flags & MADE_FLAGS, policy: 0, ..record };
         let ready = |record: &Endpoint| record.flags & READY;
         let parts = [
             (MapPart::Record, self.record.map(plain) == wanted.record.map(plain)),
@@ -248,8 +248,8 @@ impl Tables {
             }
         }
         let Some(goal) = goal.record else { return Ok(()) };
-        let (kept, policy) = is.record.map_or((0, 0), |was| (was.flags & !LIMIT_FLAGS, was.policy));
-        let put = Endpoint { flags: kept | goal.flags & LIMIT_FLAGS, policy, ..goal };
+        let (kept, policy) = is.record.map_or((0, 0), |was| (was.flags & !MADE_FLAGS, was.policy));
+        let put = Endpoint { flags: kept | goal.flags & MADE_FLAGS, policy, ..goal };
         if is.record != Some(put) || !is.slot_follows {
             self.put_record(id, &put).map_err(failed)?;
         }

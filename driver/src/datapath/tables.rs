@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use ipnetwork::IpNetwork;
-use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, NETWORK_WIRE, READY};
+use netferry_common::endpoint::{ADDR_BROADCAST, ADDR_OWN, NETWORK_WIRE, READY, SHARED_MAC};
 use netferry_common::flow::TRACK;
 use netferry_common::limit::{self, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::{
@@ -361,12 +361,12 @@ pub(super) fn fresh<V: aya::Pod>(
 /// The record of an endpoint that is not ready.
 pub(super) fn record(ifindex: u32, spec: &EndpointSpec) -> Endpoint {
     Endpoint {
-        flags: 0,
+        flags: if spec.placement == Placement::SharedMac { SHARED_MAC } else { 0 },
         network: spec.network,
         mtu: spec.mtu,
         policy: 0,
         ifindex: match spec.placement {
-            Placement::MovedLink => 0,
+            Placement::MovedLink | Placement::SharedMac => 0,
             Placement::HostVeth => ifindex,
         },
         mac: spec.mac.0,
@@ -435,6 +435,8 @@ mod tests {
     #[test]
     fn a_record_starts_closed() {
         assert_eq!(record(7, &spec(&[])).flags, 0);
+        let shared = EndpointSpec { placement: Placement::SharedMac, ..spec(&[]) };
+        assert_eq!((record(7, &shared).flags, record(7, &shared).ifindex), (SHARED_MAC, 0));
         assert_eq!(record(7, &spec(&[])).ifindex, 0);
         let veth = EndpointSpec { placement: Placement::HostVeth, ..spec(&[]) };
         assert_eq!(record(7, &veth).ifindex, 7);

@@ -1,6 +1,8 @@
 //! Links without a kernel, for tests of what calls them: several namespaces with the state a kernel would
 //! keep, and failures where the test asks for them.
 
+mod pairs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -10,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Settings, Upper,
+    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
+    Settings, Upper,
 };
 
 /// One link with all it has where it is.
@@ -36,6 +39,7 @@ impl FakeLink {
             mtu: 1500,
             up: true,
             kind: None,
+            blackhole: false,
             alt_names: BTreeSet::new(),
         };
         let home = Home {
@@ -389,25 +393,11 @@ impl Links for FakeLinks {
     }
 
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
-        let Pair { host_name, pod, pod_name, pod_mac, mtu } = pair;
-        let mut state = self.change(&Namespace::Host, 0, format!("make the pair {host_name}"))?;
-        state.links(pod)?;
-        state.free(&Namespace::Host, host_name)?;
-        state.free(pod, pod_name)?;
-        let (host, inside) = (Namespace::Host.to_string(), pod.to_string());
-        let next = state.next_index();
-        let ends = Ends { host: next, pod: next + 1 };
-        for (at, name, ifindex) in [(&host, host_name, ends.host), (&inside, pod_name, ends.pod)] {
-            let mut link = FakeLink::hardware(name, ifindex).of_kind("veth");
-            link.home.link.up = false;
-            link.home.link.mtu = *mtu;
-            if *at == inside {
-                link.home.link.mac = Some(*pod_mac);
-            }
-            state.namespaces.entry(at.clone()).or_default().insert(ifindex, link);
-        }
-        state.pairs.push([(host, ends.host), (inside, ends.pod)]);
-        Ok(ends)
+        self.add_pair(pair)
+    }
+
+    async fn open_pair(&self, host_end: u32, kind: PairKind) -> Result<(), LinkError> {
+        self.open_end(host_end, kind)
     }
 
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {

@@ -6,6 +6,7 @@ mod encode;
 mod home;
 mod make;
 mod namespace;
+mod probe;
 mod restore;
 mod sysctl;
 mod underlay;
@@ -27,8 +28,11 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkFlags},
 };
 
+pub use self::probe::can_make;
 use self::{conversation::Conversation, decode::LinkFacts, namespace::HostPath};
-use super::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper};
+use super::{
+    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route, Upper,
+};
 
 /// Flags that an administrator sets on a link, apart from up: `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`,
 /// `IFF_MULTICAST` (linux/if.h).
@@ -286,6 +290,10 @@ impl Links for KernelLinks {
 
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
         make::pair(self, pair).await
+    }
+
+    async fn open_pair(&self, host_end: u32, kind: PairKind) -> Result<(), LinkError> {
+        make::open_pair(&self.on(&Namespace::Host, host_end).await?, host_end, kind).await
     }
 
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {

@@ -4,9 +4,11 @@ pub mod kernel;
 pub mod underlay;
 
 mod mac;
+mod pair;
 mod upper;
 
 pub use mac::MacAddr;
+pub use pair::{Ends, Pair, PairKind};
 pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};
 
 #[cfg(any(test, feature = "failpoints"))]
@@ -67,6 +69,9 @@ pub struct Link {
     pub up: bool,
     /// Kernel link kind, `None` for hardware.
     pub kind: Option<String>,
+    /// An end of a netkit pair that lets nothing pass, one way or both (policy `blackhole`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blackhole: bool,
     /// Alternative names.
     pub alt_names: BTreeSet<String>,
 }
@@ -216,30 +221,6 @@ pub struct Settings {
     pub token: Option<std::net::Ipv6Addr>,
 }
 
-/// A veth pair to make. Both ends are down at first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
-    /// Name of the end in the host's namespace.
-    pub host_name: String,
-    /// Where the other end is made.
-    pub pod: Namespace,
-    /// Its name there.
-    pub pod_name: String,
-    /// Its hardware address.
-    pub pod_mac: MacAddr,
-    /// MTU of both ends, in bytes.
-    pub mtu: u32,
-}
-
-/// Indices of the ends of a pair, each in its own namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// In the host's namespace.
-    pub host: u32,
-    /// In the pod's.
-    pub pod: u32,
-}
-
 /// How to find a link that may have moved or been renamed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkRef {
@@ -363,9 +344,12 @@ pub trait Links: Send + Sync {
     /// Take an alternative name away.
     async fn remove_alt_name(&self, namespace: &Namespace, ifindex: u32, name: &str)
     -> Result<(), LinkError>;
-    /// Make a veth pair with one end in the pod's namespace from the first moment, so that its name meets no other
+    /// Make a pair with one end in the pod's namespace from the first moment, so that its name meets no other
     /// on the host. [`LinkError::NameTaken`] if a name is taken, and nothing is made.
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError>;
+    /// Let a pair carry frames: its end in the host's namespace goes up, and what holds frames back by itself no longer
+    /// does.
+    async fn open_pair(&self, host_end: u32, kind: PairKind) -> Result<(), LinkError>;
     /// Make a link on another one, both in the host's namespace. Returns its index.
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError>;
     /// Delete a made link, and with an end of a pair the other one.

@@ -13,7 +13,10 @@ use netferry::{
         limits::Limits,
         policy::{Policy, Resolved},
     },
-    link::{Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, Route, Upper},
+    link::{
+        Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
+        Upper,
+    },
 };
 
 /// Lets one call of either seam fail, counted from 0 over all calls that change something or must succeed.
@@ -112,6 +115,10 @@ impl<T: Links> Links for Interrupted<T> {
     async fn make_pair(&self, pair: &Pair) -> Result<Ends, LinkError> {
         self.link(&pair.pod, "make_pair")?;
         self.inner.make_pair(pair).await
+    }
+    async fn open_pair(&self, host_end: u32, kind: PairKind) -> Result<(), LinkError> {
+        self.link(&Namespace::Host, "open_pair")?;
+        self.inner.open_pair(host_end, kind).await
     }
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
         self.link(&Namespace::Host, "make_upper")?;

@@ -19,7 +19,7 @@ use netferry::{
         policy::{Policy, Resolved},
         state::{MapPart, Wanted},
     },
-    link::{MacAddr, Route, Scope, kernel::KernelLinks},
+    link::{MacAddr, PairKind, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
 };
 use nix::sched::{CloneFlags, setns};
@@ -197,7 +197,17 @@ impl Places {
 
     /// A daemon that has just started.
     pub(crate) fn attacher(&self) -> Attacher {
-        self.guarded(Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store()))
+        let attacher = Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store());
+        self.guarded(attacher.making(ports()))
+    }
+}
+
+/// What ports are made of, as the daemon is told.
+pub(crate) fn ports() -> PairKind {
+    match std::env::var("NETFERRY_PORTS").as_deref() {
+        Err(_) | Ok("veth") => PairKind::Veth,
+        Ok("netkit") => PairKind::Netkit,
+        Ok(other) => panic!("NETFERRY_PORTS={other}: veth and netkit are allowed"),
     }
 }
 

@@ -16,12 +16,12 @@ use crate::{
     command::{foreign, root, which},
 };
 
-/// Programs of this machine that tests start.
-const PROGRAMS: [&str; 5] = ["bpftool", "ethtool", "ip", "ping", "tc"];
+/// Programs of this machine that tests start; busybox has less able ones of some names.
+const PROGRAMS: [&str; 8] = ["bpftool", "ethtool", "ip", "nsenter", "ping", "setpriv", "tc", "unshare"];
 
 /// What `init` does before the tests: everything a booted machine has that tests look for.
 const BEGIN: &str = r"#!/bin/busybox sh
-export PATH=/usr/sbin:/bin HOME=/ TMPDIR=/tmp RUST_BACKTRACE=1 NETFERRY_SKIP_LOG=/skips
+export PATH=/usr/bin:/bin HOME=/ TMPDIR=/tmp RUST_BACKTRACE=1 NETFERRY_SKIP_LOG=/skips
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -60,7 +60,7 @@ impl Contents {
         for program in PROGRAMS {
             let found = which(program).with_context(|| format!("{program} is missing"))?;
             contents.libraries_of(&found)?;
-            contents.file(&Path::new("usr/sbin").join(program), fs::read(found)?);
+            contents.file(&Path::new("usr/bin").join(program), fs::read(found)?);
         }
         for (place, module) in modules::load_order(&kernel.modules)?.into_iter().enumerate() {
             contents.file(Path::new(&format!("modules/{place:02}-{}.ko", module.name)), module.bytes);

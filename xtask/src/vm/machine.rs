@@ -19,7 +19,7 @@ use crate::{
 /// What `init` begins those lines with that are meant for us.
 pub(crate) const SAYS: &str = "netferry-vm:";
 /// A machine that takes longer is stuck.
-const LIMIT: Duration = Duration::from_mins(15);
+const LIMIT: Duration = Duration::from_mins(20);
 
 /// How a run ended.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -11,13 +11,14 @@ use anyhow::{Context, Result};
 use crate::command::foreign;
 
 /// What the tests use of a kernel that may be built as a module.
-const WANTED: [&str; 18] = [
+const WANTED: [&str; 19] = [
     "8021q",
     "act_gact",
     "act_mirred",
     "bridge",
     "cls_bpf",
     "cls_matchall",
+    "cls_u32",
     "dummy",
     "ipvlan",
     "macvlan",

@@ -194,3 +194,36 @@ async fn an_id_is_not_given_to_another_endpoint() {
     }
     assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
 }
+
+#[tokio::test]
+async fn a_netkit_port_is_closed_until_it_is_protected_and_outlives_the_setting() {
+    let mut world = World::new();
+    world.attacher = Attacher::new(world.links.clone(), world.datapath.clone(), world.store.clone())
+        .making(PairKind::Netkit);
+    world.claim("c1", "web", vec![port("c1", "s1", "net1")]);
+    let before = world.links.links_in(&Namespace::Host);
+    let name = port("c1", "s1", "net1").host_link;
+    let end = |world: &World| {
+        let links = world.links.links_in(&Namespace::Host);
+        links.into_iter().map(|it| it.home.link).find(|it| it.name == name).unwrap()
+    };
+    world.links.fail_change(0);
+    world.attacher.attach(&sandbox("s1", "web")).await.unwrap_err();
+    let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
+    assert_eq!((end(&world).kind.as_deref(), end(&world).blackhole), (Some("netkit"), false));
+    assert!(!world.links.links_in(&inside("s1"))[0].home.link.blackhole);
+    assert!(world.datapath.endpoint(attached[0].endpoint.unwrap()).unwrap().ready);
+
+    // A daemon that makes veth pairs finds it, keeps it and repairs it.
+    world.restart();
+    let alive = [sandbox("s1", "web")];
+    let kept = world.attacher.recover(&alive).await;
+    assert_eq!((&kept.attached, kept.problems), (&attached, vec![]));
+    world.links.spoil(&Namespace::Host, &name, |link| link.home.link.blackhole = true);
+    let repairs = world.attacher.repair(Extent::Host).await;
+    let found: Vec<_> = repairs.iter().map(|it| (it.found.item(), it.mended.clone())).collect();
+    assert_eq!(found, [("host_policy", Mended::Repaired)]);
+    assert!(!end(&world).blackhole);
+    assert_eq!(world.attacher.give_back("s1").await.problems, []);
+    world.assert_all_home(&before, "after the return");
+}

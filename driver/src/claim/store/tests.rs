@@ -57,6 +57,7 @@ fn attachment(pod_uid: &str) -> Attachment {
                 mtu: 1500,
                 up: true,
                 kind: None,
+                blackhole: false,
                 alt_names: ["enp0s5".to_owned()].into(),
             },
             addresses: vec![],

@@ -9,7 +9,10 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop},
+    link::{
+        AfSpecInet6, AfSpecUnspec, InfoData, InfoNetkit, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        NetkitPolicy, Prop,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RoutePreference, RouteProtocol, RouteScope,
@@ -53,6 +56,7 @@ pub(super) fn link(message: &LinkMessage) -> LinkFacts {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             kind: None,
+            blackhole: false,
             alt_names: BTreeSet::new(),
         },
         settings: Settings { flags: flags.bits() & SETTABLE_LINK_FLAGS, ..Settings::default() },
@@ -76,6 +80,7 @@ pub(super) fn link(message: &LinkMessage) -> LinkFacts {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
+                facts.link.blackhole = infos.iter().any(blackhole);
             }
             LinkAttribute::PropList(props) => {
                 facts.link.alt_names = props
@@ -91,6 +96,15 @@ pub(super) fn link(message: &LinkMessage) -> LinkFacts {
         }
     }
     facts
+}
+
+/// Whether either end of a netkit pair drops what no program of netkit's own hooks decides about. The kernel tells both
+/// policies at each end.
+fn blackhole(info: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Netkit(netkit)) = info else { return false };
+    netkit.iter().any(|it| {
+        matches!(it, InfoNetkit::Policy(policy) | InfoNetkit::PeerPolicy(policy) if *policy != NetkitPolicy::Pass)
+    })
 }
 
 fn token(families: &[AfSpecUnspec]) -> Option<Ipv6Addr> {

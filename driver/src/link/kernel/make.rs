@@ -6,20 +6,21 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoData, InfoIpVlan, InfoKind, InfoMacVlan, InfoVeth, InfoVlan, IpVlanFlags, IpVlanMode,
-        LinkAttribute, LinkInfo, MacVlanMode,
+        InfoData, InfoIpVlan, InfoKind, InfoMacVlan, InfoNetkit, InfoVeth, InfoVlan, IpVlanFlags, IpVlanMode,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode, NetkitMode, NetkitPolicy,
     },
 };
 
 use super::{KernelLinks, Subject, encode, namespace};
 use crate::link::{
-    Ends, IpvlanFlag, IpvlanMode, LinkError, LinkRef, MacvlanMode, Namespace, Pair, SubInterface, Upper,
+    Ends, IpvlanFlag, IpvlanMode, LinkError, LinkRef, MacvlanMode, Namespace, Pair, PairKind, SubInterface,
+    Upper,
 };
 
 /// The kernel makes both ends in one request: the far one in the namespace that its part of the message names
-/// (`veth_newlink`, drivers/net/veth.c).
+/// (`veth_newlink`, drivers/net/veth.c; `netkit_new_link`, drivers/net/netkit.c).
 pub(super) async fn pair(links: &KernelLinks, pair: &Pair) -> Result<Ends, LinkError> {
-    let Pair { host_name, pod, pod_name, pod_mac, mtu } = pair;
+    let Pair { kind, host_name, pod, pod_name, pod_mac, mtu } = pair;
     let (here, there) = (links.on(&Namespace::Host, host_name).await?, links.on(pod, pod_name).await?);
     // Which of the two names is taken, the kernel does not say.
     for (on, name) in [(&here, host_name), (&there, pod_name)] {
@@ -42,22 +43,60 @@ pub(super) async fn pair(links: &KernelLinks, pair: &Pair) -> Result<Ends, LinkE
     let near = vec![
         LinkAttribute::IfName(host_name.clone()),
         LinkAttribute::Mtu(*mtu),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
-        ]),
+        LinkAttribute::LinkInfo(pair_info(*kind, far)),
     ];
     let request = RouteNetlinkMessage::NewLink(encode::link(0, near));
     match here.conversation.change(request, NLM_F_CREATE | NLM_F_EXCL).await {
         Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
             return Err(name_taken(&there, pod_name));
         }
-        made => made.map_err(|source| here.error(format!("make with its other end {pod_name:?}"), source))?,
+        made => {
+            let action = || format!("make as {} with its other end {pod_name:?}", kind.as_str());
+            made.map_err(|source| here.error(action(), source))?;
+        }
     }
     Ok(Ends {
         host: here.facts(&LinkRef::Name(host_name.clone())).await?.link.ifindex,
         pod: there.facts(&LinkRef::Name(pod_name.clone())).await?.link.ifindex,
     })
+}
+
+/// A netkit pair is made closed: what no program of its own hooks decides about is dropped at both ends before anything
+/// else sees it. tcx comes after that, so that with tcx the policy can only hold until the pair is opened.
+fn pair_info(kind: PairKind, far: LinkMessage) -> Vec<LinkInfo> {
+    let (kind, data) = match kind {
+        PairKind::Veth => (InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(far))),
+        PairKind::Netkit => {
+            let closed = [
+                InfoNetkit::Policy(NetkitPolicy::Drop),
+                InfoNetkit::PeerPolicy(NetkitPolicy::Drop),
+                InfoNetkit::Mode(NetkitMode::L2),
+                InfoNetkit::Peer(far),
+            ];
+            (InfoKind::Netkit, InfoData::Netkit(closed.into()))
+        }
+    };
+    vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]
+}
+
+/// Policies are changed through the host's end only, which is the pair's first (`netkit_change_link`), and by a request
+/// for a new link that is there already. It changes them before it sets the link up (`rtnl_changelink`,
+/// net/core/rtnetlink.c).
+pub(super) async fn open_pair(on: &Subject, host_end: u32, kind: PairKind) -> Result<(), LinkError> {
+    let up = LinkFlags::Up.bits();
+    let mut message = encode::flags(host_end, up, up);
+    let request = match kind {
+        PairKind::Veth => RouteNetlinkMessage::SetLink(message),
+        PairKind::Netkit => {
+            let open = [InfoNetkit::Policy(NetkitPolicy::Pass), InfoNetkit::PeerPolicy(NetkitPolicy::Pass)];
+            message.attributes.push(LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Netkit),
+                LinkInfo::Data(InfoData::Netkit(open.into())),
+            ]));
+            RouteNetlinkMessage::NewLink(message)
+        }
+    };
+    on.conversation.change(request, 0).await.map_err(|source| on.error("open the pair", source))
 }
 
 pub(super) async fn upper(links: &KernelLinks, upper: &Upper) -> Result<u32, LinkError> {
