@@ -20,12 +20,8 @@ impl Attacher {
         }
         let Some(subject) = self.replan(claim, key, Vec::new()).await? else { return Ok(()) };
         let host = self.links.list(&Namespace::Host).await?;
-        if let Some(id) = subject.attachment.endpoint {
-            // What is put right is opened: it has no address then, and is closed at once.
-            if let Some(wanted) = self.wanted_of(subject.clone(), &host).await {
-                self.datapath(move |datapath| datapath.mend(&wanted)).await?;
-            }
-            self.datapath(move |datapath| datapath.set_ready(id, false)).await?;
+        if let Some(wanted) = self.wanted_of(subject.clone(), &host).await {
+            self.datapath(move |datapath| datapath.mend(&wanted)).await?;
         }
         self.set_pod_end_up(&subject, false).await
     }

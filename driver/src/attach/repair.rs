@@ -319,5 +319,6 @@ fn wanted(subject: &Subject, host: &[Link]) -> Option<Wanted> {
         limits: plan.limits.unwrap_or_default(),
         assumes_mac: made_on_parent && plan.hardware_addr.is_none(),
         assumes_mtu: made_on_parent && plan.mtu.is_none(),
+        open: !plan.lacks_address(),
     })
 }

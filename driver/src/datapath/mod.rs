@@ -295,7 +295,7 @@ pub trait Datapath: Send + Sync {
     }
     /// Put right what the maps hold for an attached endpoint, and open its gate. Its counters go on.
     fn mend(&self, wanted: &state::Wanted) -> Result<(), DatapathError> {
-        self.set_ready(wanted.spec.id, true)
+        self.set_ready(wanted.spec.id, wanted.open)
     }
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;

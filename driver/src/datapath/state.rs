@@ -35,6 +35,8 @@ pub struct Wanted {
     pub assumes_mac: bool,
     /// Likewise the MTU.
     pub assumes_mtu: bool,
+    /// Whether its gate is to be open. What was of one that has lost its address must not pass for a moment.
+    pub open: bool,
 }
 
 impl Wanted {
@@ -109,7 +111,7 @@ impl Held {
             slot_follows: true,
             ..Self::default()
         };
-        let mut flags = READY;
+        let mut flags = if wanted.open { READY } else { 0 };
         for (key, value) in addresses(spec) {
             held.addresses.insert(key, (value.flags, value.prefix));
         }
@@ -304,7 +306,7 @@ impl AyaDatapath {
             Some((policy, None)) => self.set_policy(id, policy)?,
             None => {}
         }
-        self.set_ready(id, true)
+        self.set_ready(id, wanted.open)
     }
 }
 
@@ -329,6 +331,7 @@ mod tests {
             limits: serde_yaml_ng::from_str(limits).unwrap(),
             assumes_mac: false,
             assumes_mtu: false,
+            open: true,
         }
     }
 
