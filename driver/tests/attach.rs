@@ -102,10 +102,10 @@ async fn a_failure_of_any_program_step_leaves_the_host_as_before() {
         nth += 1;
     }
     // Without cgroups of version 2 pods are not guarded.
-    let steps = if world.places.cgroup_folder().is_some() { 7 } else { 6 };
+    let steps = if world.places.cgroup_folder().is_some() { 8 } else { 7 };
     assert_eq!(
         nth, steps,
-        "foreign programs, endpoints, attach, guard the link, guard the pod, verify, ready"
+        "foreign programs, endpoints, last endpoint, attach, guard the link, guard the pod, verify, ready"
     );
 }
 

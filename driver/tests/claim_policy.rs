@@ -217,10 +217,10 @@ async fn a_failure_on_the_way_leaves_neither_policy_nor_limits() {
     }
     assert_eq!(
         failed.len(),
-        8,
-        "foreign programs, endpoints, attach, policy, limits, guard the link, verify, ready: {failed:?}"
+        9,
+        "foreign programs, endpoints, last endpoint, attach, policy, limits, guard the link, verify, ready: {failed:?}"
     );
-    assert!(failed[3].contains("set_policy") && failed[4].contains("set_limits"), "{failed:?}");
+    assert!(failed[4].contains("set_policy") && failed[5].contains("set_limits"), "{failed:?}");
 }
 
 #[tokio::test]

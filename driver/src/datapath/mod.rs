@@ -293,7 +293,7 @@ pub trait Datapath: Send + Sync {
         let _ = wanted;
         Ok(BTreeMap::new())
     }
-    /// Put right what the maps hold for an attached endpoint, and open its gate. Its counters go on.
+    /// Put right what the maps hold for an attached endpoint, and its gate. Its counters go on.
     fn mend(&self, wanted: &state::Wanted) -> Result<(), DatapathError> {
         self.set_ready(wanted.spec.id, wanted.open)
     }
