@@ -26,7 +26,7 @@ use netns::{NetNs, Veth};
 use packets::{Raw, able, udp_frame};
 use serde_json::json;
 use task::{Net, Task, until};
-use world::{Node, UPLINK, answers, silent, stream, wire};
+use world::{Node, Pod, UPLINK, answers, silent, stream, wire};
 
 /// Numbers of networks; another node may have others for the same.
 const BLUE: [u32; 2] = [7, 8];
@@ -78,25 +78,30 @@ fn spoof(third: &NetNs, inner: Vec<u8>) {
     });
 }
 
+/// Two nodes that know of each other's pods, those of `blue` and then those of `red`: the same subnet, and one address twice.
+fn two_nodes(ends: [&str; 2]) -> ([Node; 2], [Pod; 2], [Pod; 2]) {
+    let (a, b) = (Node::new(), Node::new());
+    wire(&a.host, &b.host);
+    let (one, two) = (a.pod(1, BLUE[0], 1, 1450), b.pod(2, BLUE[1], 2, 1450));
+    let (red, rouge) = (a.pod(3, RED[0], 3, 1450), b.pod(4, RED[1], 1, 1450));
+    for (node, id, pod, end) in [
+        (&a, BLUE[0], &two, ends[1]),
+        (&b, BLUE[1], &one, ends[0]),
+        (&a, RED[0], &rouge, ends[1]),
+        (&b, RED[1], &red, ends[0]),
+    ] {
+        node.knows(id, pod, Some(end));
+    }
+    ([a, b], [one, two], [red, rouge])
+}
+
 #[test]
 #[allow(clippy::too_many_lines, reason = "one story, told in its order")]
 fn overlay_networks_are_set_up_and_taken_down() {
     if !able("overlay_networks_are_set_up_and_taken_down") {
         return;
     }
-    let (a, b) = (Node::new(), Node::new());
-    wire(&a.host, &b.host);
-    let (one, two) = (a.pod(1, BLUE[0], 1, 1450), b.pod(2, BLUE[1], 2, 1450));
-    // The same subnet, and one address twice.
-    let (red, rouge) = (a.pod(3, RED[0], 3, 1450), b.pod(4, RED[1], 1, 1450));
-    for (node, id, pod, end) in [
-        (&a, BLUE[0], &two, ENDS[1]),
-        (&b, BLUE[1], &one, ENDS[0]),
-        (&a, RED[0], &rouge, ENDS[1]),
-        (&b, RED[1], &red, ENDS[0]),
-    ] {
-        node.knows(id, pod, Some(end));
-    }
+    let ([a, b], [one, two], [red, rouge]) = two_nodes(ENDS);
     // Somebody's own device of that name is left alone, and said.
     a.host.ip(&format!("link add {TUNNEL} type veth peer name other"));
     let here = Task::start(&a, "n1", ENDS[0], &overlays(0));

@@ -9,8 +9,8 @@ use netferry::network::transport::TUNNEL;
 use crate::netns::{NetNs, Veth};
 use crate::packets::{Raw, able, udp_frame};
 use crate::task::{Task, until};
-use crate::world::{Node, UPLINK, answers, ping, silent, stream, wire};
-use crate::{BLUE, ENDS_V6, RED, SOME, VNI, mac, overlays};
+use crate::world::{Node, UPLINK, answers, ping, silent, stream};
+use crate::{BLUE, ENDS_V6, SOME, VNI, mac, overlays, two_nodes};
 
 /// Ethernet and IPv6: where UDP begins.
 const UDP: usize = 14 + 40;
@@ -64,19 +64,7 @@ fn overlay_networks_go_on_over_ipv6() {
     if !able("overlay_networks_go_on_over_ipv6") {
         return;
     }
-    let (a, b) = (Node::new(), Node::new());
-    wire(&a.host, &b.host);
-    let (one, two) = (a.pod(1, BLUE[0], 1, 1450), b.pod(2, BLUE[1], 2, 1450));
-    // The same subnet, and one address twice.
-    let (red, rouge) = (a.pod(3, RED[0], 3, 1450), b.pod(4, RED[1], 1, 1450));
-    for (node, id, pod, end) in [
-        (&a, BLUE[0], &two, ENDS_V6[1]),
-        (&b, BLUE[1], &one, ENDS_V6[0]),
-        (&a, RED[0], &rouge, ENDS_V6[1]),
-        (&b, RED[1], &red, ENDS_V6[0]),
-    ] {
-        node.knows(id, pod, Some(end));
-    }
+    let ([a, b], [one, two], [red, rouge]) = two_nodes(ENDS_V6);
     let here = Task::start(&a, "n1", ENDS_V6[0], &overlays(0));
     let there = Task::start(&b, "n2", ENDS_V6[1], &overlays(1));
     for (node, task) in [(&a, &here), (&b, &there)] {
