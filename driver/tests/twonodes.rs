@@ -2,7 +2,7 @@
 //! Ports of networks appear and vanish in random order, and a daemon is killed now and then. Whenever all is quiet,
 //! who reaches whom is exactly what is declared.
 //!
-//! `NETFERRY_PORTS=200` makes 200 ports on 20 networks in place of fewer; `NETFERRY_SEED` chooses the order.
+//! `NETFERRY_PORT_COUNT=200` makes 200 ports on 20 networks in place of fewer; `NETFERRY_SEED` chooses the order.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -114,7 +114,7 @@ async fn who_reaches_whom_is_what_is_declared() {
     if !may_make_namespaces() {
         return support::skip("two nodes", "needs root");
     }
-    let ports = usize::try_from(number("NETFERRY_PORTS").unwrap_or(40)).unwrap();
+    let ports = usize::try_from(number("NETFERRY_PORT_COUNT").unwrap_or(40)).unwrap();
     let networks = u32::try_from((ports / 10).clamp(8, 20)).unwrap();
     let seed = number("NETFERRY_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("{ports} ports on {networks} networks; NETFERRY_SEED={seed}");
