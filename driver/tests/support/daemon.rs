@@ -7,7 +7,10 @@ use std::{
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,7 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// Where a daemon keeps everything: it survives the daemon, so that another can be started on it.
 pub struct Home {
-    folder: TempDir,
+    folder: Arc<TempDir>,
     bpffs: PathBuf,
     http: SocketAddr,
     /// The node's name in the cluster.
@@ -53,7 +56,7 @@ impl Home {
         // The port is free now, and nobody else on a test machine is after it.
         let http = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port");
         Self {
-            folder,
+            folder: Arc::new(folder),
             bpffs,
             http,
             node_name: "node-1".to_owned(),
@@ -129,7 +132,7 @@ impl Home {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {}: {error}", binary.display()));
-        Daemon { child, http: self.http }
+        Daemon { child, http: self.http, _folder: Arc::clone(&self.folder) }
     }
 
     pub fn log_path(&self) -> PathBuf {
@@ -154,6 +157,8 @@ impl Drop for Home {
 pub struct Daemon {
     child: Child,
     http: SocketAddr,
+    /// Not removed before the daemon is gone, which would make what it needs of it again.
+    _folder: Arc<TempDir>,
 }
 
 impl Daemon {
