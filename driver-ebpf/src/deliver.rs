@@ -1,7 +1,6 @@
 //! Delivery between two endpoints of a node: straight from the sender's program to the receiver.
 
 use netferry_common::counters::path;
-use netferry_common::endpoint::READY;
 use netferry_common::{Direction, Member, MemberKey, Reason};
 
 use crate::datagram::Part;
@@ -51,7 +50,7 @@ pub fn deliver<P: Packet, T: Tables>(
         return Err(Reason::NoRoute);
     }
     let receiver = case.tables.endpoint(member.endpoint).ok_or(Reason::TargetNotReady)?;
-    if receiver.flags & READY == 0 || receiver.network != case.endpoint.network {
+    if !receiver.is_ready() || receiver.network != case.endpoint.network {
         return Err(Reason::TargetNotReady);
     }
     if receiver.ifindex == 0 {

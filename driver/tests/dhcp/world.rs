@@ -108,15 +108,7 @@ impl World {
         home.arguments = ["--publish", "false", "--check-programs", "1"].map(str::to_owned).to_vec();
         let mut runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls).unwrap();
         runtime.request_timeout = Duration::from_secs(20);
-        let (tell, mut plugin) = watch::channel(None);
-        let runtime = tokio::spawn(async move {
-            loop {
-                match runtime.accept().await {
-                    Ok(plugin) => drop(tell.send_replace(Some(Arc::new(plugin)))),
-                    Err(error) => eprintln!("runtime: the plugin was lost while it connected: {error:#}"),
-                }
-            }
-        });
+        let (runtime, mut plugin) = runtime.serve();
         let kubelet = Kubelet::new(&home.kubelet_root());
         home.write_object("network.yaml", &network(&uplink, vlan));
         let mut daemon = node.scoped(|| home.start(Path::new(BINARY)));

@@ -16,7 +16,7 @@ use netferry_proto::nri as api;
 use protobuf::MessageField;
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -155,6 +155,20 @@ impl Runtime {
         plugin.configure().await?;
         plugin.synchronize(self.part).await?;
         Ok(plugin)
+    }
+
+    /// Take one plugin after the other, as a runtime that outlives them does: the newest is told.
+    pub fn serve(self) -> (JoinHandle<()>, watch::Receiver<Option<Arc<Plugin>>>) {
+        let (tell, plugin) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            loop {
+                match self.accept().await {
+                    Ok(plugin) => drop(tell.send_replace(Some(Arc::new(plugin)))),
+                    Err(error) => eprintln!("runtime: the plugin was lost while it connected: {error:#}"),
+                }
+            }
+        });
+        (task, plugin)
     }
 
     /// Take the next plugin's connection as it is.

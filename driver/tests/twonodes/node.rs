@@ -103,15 +103,7 @@ impl Node {
         home.arguments = vec!["--publish".into(), "false".into()];
         let mut runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls).unwrap();
         runtime.request_timeout = Duration::from_secs(10);
-        let (tell, mut plugin) = watch::channel(None);
-        let runtime = tokio::spawn(async move {
-            loop {
-                match runtime.accept().await {
-                    Ok(plugin) => drop(tell.send_replace(Some(Arc::new(plugin)))),
-                    Err(error) => eprintln!("runtime: the plugin was lost while it connected: {error:#}"),
-                }
-            }
-        });
+        let (runtime, mut plugin) = runtime.serve();
         let kubelet = Kubelet::new(&home.kubelet_root());
         let netns = &cluster.nodes[number];
         let mut daemon = netns.scoped(|| home.start(Path::new(BINARY)));
