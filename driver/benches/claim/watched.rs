@@ -153,11 +153,6 @@ impl<T: Datapath> Datapath for Watched<T> {
         let start = Instant::now();
         self.note("programs verify_inside", start, self.inner.verify_inside(id, ifindex))
     }
-    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
-        let start = Instant::now();
-        self.note("programs set_policy", start, self.inner.set_policy(id, policy))
-    }
-
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
         let start = Instant::now();
         self.note("programs set_policy", start, self.inner.set_policy_for(id, policy, peers))

@@ -197,15 +197,11 @@ impl Datapath for FakeDatapath {
         }
     }
 
-    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+    fn set_policy_for(&self, id: EndpointId, policy: &Policy, _: &Resolved) -> Result<(), DatapathError> {
         let mut state = self.enter(Verb::SetPolicy, Some(id))?;
         let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
         endpoint.policy = Some(policy.clone());
         Ok(())
-    }
-
-    fn set_policy_for(&self, id: EndpointId, policy: &Policy, _: &Resolved) -> Result<(), DatapathError> {
-        self.set_policy(id, policy)
     }
 
     fn set_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {

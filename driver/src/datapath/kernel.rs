@@ -380,10 +380,6 @@ impl Datapath for AyaDatapath {
         self.check(id, ifindex, Order::Seen)
     }
 
-    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
-        self.compile_and_set(id, policy, &Resolved::default())
-    }
-
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
         self.compile_and_set(id, policy, peers)
     }

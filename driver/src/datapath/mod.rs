@@ -257,7 +257,9 @@ pub trait Datapath: Send + Sync {
     /// of them whole. Nothing is changed if it does not fit into the maps. Peers with a name are not known: a rule that
     /// allows is for none of them, one that denies for everybody.
     /// It is pinned with the endpoint, and goes with it at detach.
-    fn set_policy(&self, id: EndpointId, policy: &policy::Policy) -> Result<(), DatapathError>;
+    fn set_policy(&self, id: EndpointId, policy: &policy::Policy) -> Result<(), DatapathError> {
+        self.set_policy_for(id, policy, &policy::Resolved::default())
+    }
     /// As [`Datapath::set_policy`], with who the peers with a name are.
     fn set_policy_for(
         &self,

@@ -146,11 +146,6 @@ impl<T: Datapath> Datapath for Interrupted<T> {
         self.bpf("verify")?;
         self.inner.verify(id, ifindex)
     }
-    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
-        self.bpf("set_policy")?;
-        self.inner.set_policy(id, policy)
-    }
-
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
         self.bpf("set_policy")?;
         self.inner.set_policy_for(id, policy, peers)
