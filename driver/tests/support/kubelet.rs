@@ -96,8 +96,10 @@ async fn watch_registry(
     drivers: watch::Sender<BTreeMap<String, DriverHandle>>,
 ) {
     let mut seen: BTreeMap<PathBuf, (u64, i64, i64)> = BTreeMap::new();
+    fs::create_dir_all(&registry).expect("plugins_registry");
     loop {
-        fs::create_dir_all(&registry).expect("plugins_registry");
+        // Not its parent, which is gone once the test is over.
+        let _ = fs::create_dir(&registry);
         let found = sockets(&registry);
         seen.retain(|path, identity| {
             let stays = found.get(path) == Some(identity);
