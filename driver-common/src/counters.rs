@@ -85,4 +85,6 @@ pub mod path {
     pub const ROUTED: u32 = 7;
     /// [`super::Traffic::overlay`].
     pub const OVERLAY: u32 = 8;
+    /// Likewise, with the tunnel's headers put on by the program, and sent.
+    pub const ENCAPSULATED: u32 = 9;
 }

@@ -19,6 +19,7 @@ pub mod maps;
 pub mod member;
 pub mod policy;
 pub mod slot;
+pub mod tunnel;
 pub mod uplink;
 pub mod verdict;
 
@@ -36,6 +37,7 @@ pub use limit::{Limit, LimitKey};
 pub use member::{Member, MemberKey};
 pub use policy::{Peer, PeerKey, Rule, RuleKey};
 pub use slot::{Fast, Slot};
+pub use tunnel::{Route, Tunnel, Way};
 pub use uplink::{Uplink, Wire, WireKey};
 pub use verdict::{Direction, Reason};
 

@@ -43,13 +43,19 @@ pub const LOST_FULL: u32 = 0;
 pub const LOST_HELD: u32 = 1;
 /// Longest prefix: [`crate::Block`] by [`crate::BlockKey`]. Written by user space.
 pub const BLOCKED: &str = "nf_blocked";
+/// [`crate::Tunnel`], alone at 0. Written by user space.
+pub const TUNNEL: &str = "nf_tunnel";
+/// [`crate::Way`] by [`crate::tunnel::way_of_network`] or [`crate::tunnel::way_of_vni`] (`u32`). Written by user space.
+pub const WAYS: &str = "nf_ways";
+/// [`crate::Route`] by [`crate::tunnel::route_of`] (`u32`), per CPU. Kept by the programs alone.
+pub const ROUTES: &str = "nf_routes";
 /// What a program knows of the frame at hand, per CPU. Of no use to anybody else.
 pub const SCRATCH: &str = "nf_scratch";
 
 /// Every map of this version.
 pub const ALL: &[&str] = &[
     ENDPOINTS, ADDRESSES, TRAFFIC, DROPS, MEMBERS, PEERS, RULES, LIMITS, FLOWS, FRAGMENTS, UPLINKS, WIRES,
-    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH, BLOCKED, SLOTS, FAST,
+    ERRORS, BUDGETS, EVENTS, LOST, SCRATCH, BLOCKED, SLOTS, FAST, TUNNEL, WAYS, ROUTES,
 ];
 
 /// Endpoints a node can have at a time.
@@ -58,6 +64,10 @@ pub const MAX_ENDPOINTS: usize = 4096;
 pub const MAX_ADDRESSES: usize = 16 * MAX_ENDPOINTS;
 /// Networks with a way beyond the node.
 pub const MAX_UPLINKS: usize = 4096;
+/// Places for ways through tunnels: one by network and one by VNI for each network.
+pub const MAX_WAYS: usize = 2 * MAX_UPLINKS;
+/// Routes to other nodes that are kept.
+pub const MAX_ROUTES: usize = 256;
 /// Counter entries: two directions an endpoint, and one a network.
 pub const MAX_COUNTERS: usize = 2 * MAX_ENDPOINTS + MAX_UPLINKS;
 /// Addresses of all members of all networks, on all nodes.

@@ -70,13 +70,50 @@ pub struct Fast {
     pub received: u64,
     /// Their bytes.
     pub received_bytes: u64,
+    /// Frames from the pod that left through a tunnel, in none of the above.
+    pub left: u64,
+    /// Their bytes, without the tunnel's headers.
+    pub left_bytes: u64,
+    /// Frames to the pod that came through a tunnel, likewise.
+    pub entered: u64,
+    /// Their bytes, likewise.
+    pub entered_bytes: u64,
+    /// When a frame to the pod was last left to the device that tunnels end at, in coarse nanoseconds since boot: what came
+    /// after it on this CPU must not overtake it.
+    pub queued: u64,
 }
 
-const _: () = assert!(size_of::<Fast>() == 32);
+const _: () = assert!(size_of::<Fast>() == 72);
 
 impl Fast {
     /// Nothing counted.
-    pub const ZERO: Self = Self { sent: 0, sent_bytes: 0, received: 0, received_bytes: 0 };
+    pub const ZERO: Self = Self {
+        sent: 0,
+        sent_bytes: 0,
+        received: 0,
+        received_bytes: 0,
+        left: 0,
+        left_bytes: 0,
+        entered: 0,
+        entered_bytes: 0,
+        queued: 0,
+    };
+
+    /// What two CPUs have counted, together.
+    #[must_use]
+    pub const fn and(self, other: &Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            received: self.received + other.received,
+            received_bytes: self.received_bytes + other.received_bytes,
+            left: self.left + other.left,
+            left_bytes: self.left_bytes + other.left_bytes,
+            entered: self.entered + other.entered,
+            entered_bytes: self.entered_bytes + other.entered_bytes,
+            queued: if self.queued < other.queued { other.queued } else { self.queued },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::{
     Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Drops, Endpoint, Event, Fast, Flow,
     FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Rule, RuleKey, Side,
-    Slot, Traffic, Uplink, Wire, WireKey,
+    Slot, Traffic, Tunnel, Uplink, Way, Wire, WireKey,
 };
 
 macro_rules! pod {
@@ -48,7 +48,9 @@ pod!(
     Side,
     Slot,
     Traffic,
+    Tunnel,
     Uplink,
+    Way,
     Wire,
     WireKey,
 );

@@ -2,20 +2,20 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key};
-use aya_ebpf::helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key};
-use netferry_common::{Addr, Direction, Reason, WireKey, counters};
+use aya_ebpf::bindings::__sk_buff;
+use netferry_common::counters::path;
+use netferry_common::{Direction, Reason, WireKey, counters};
 
 use crate::arrive::{Arrival, Entrance, arrive};
 use crate::datagram::wire;
 use crate::deliver::Target;
-use crate::ipv6::is_mapped;
 use crate::judge::{Case, Scratch};
 use crate::maps::{Maps, network_of};
-use crate::opaque::zero;
+use crate::opaque::reread;
 use crate::packet::{Ethernet, Packet, ethertype};
 use crate::skb::{Inner, PASS, code, direction, reason};
 use crate::tables::Tables;
+use crate::tunnel::{nf_encapsulate, tunnel, tunnel_of};
 use crate::{depart, owed, refuse};
 
 /// What [`nf_enter_wire`] and [`nf_enter_tunnel`] say of a frame: it is not of a network, and the host's.
@@ -29,49 +29,15 @@ pub const LINK: u64 = 3;
 /// The lower half is the endpoint it is for.
 pub const ENDPOINT: u64 = 1 << 32;
 
-/// Hops of the outer header.
-const TUNNEL_TTL: u8 = 64;
-/// `struct bpf_tunnel_key` of linux/bpf.h as far as every kernel knows it: id, remote address, and a word of type of
-/// service, TTL and two bytes of nothing.
-type TunnelKey = [u32; 6];
-
-/// Says to which node a frame goes from the device that tunnels start from.
+/// Sends a frame into its tunnel, with the headers on it already where that can be.
 #[inline(always)]
-pub(crate) fn tunnel(skb: *mut __sk_buff, vni: u32, node: &Addr) -> bool {
-    let [a, b, c, d]: [u32; 4] = bytemuck::cast(*node);
-    let options = u32::from_ne_bytes([0, TUNNEL_TTL, 0, 0]);
-    let v4 = is_mapped([a, b, c, d]);
-    // The kernel has an IPv4 address here as a number. Over IPv6 the outer checksum may not be left out (RFC 8200).
-    let (mut key, flags): (TunnelKey, u32) = if v4 {
-        ([vni, u32::from_be(d), zero(), zero(), zero(), options], BPF_F_ZERO_CSUM_TX)
-    } else {
-        ([vni, a, b, c, d, options], BPF_F_TUNINFO_IPV6)
-    };
-    // SAFETY: the helper reads as many bytes as it is told.
-    unsafe {
-        let place = ptr::from_mut(&mut key).cast::<bpf_tunnel_key>();
-        bpf_skb_set_tunnel_key(skb, place, size_of::<TunnelKey>() as u32, u64::from(flags)) == 0
+fn leave(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
+    let (size, place) = (scratch.note.size, ptr::from_mut(scratch));
+    if nf_encapsulate(skb, size, place) == 0 {
+        return tunnel(skb, scratch.outer.vni, &scratch.outer.node);
     }
-}
-
-/// Which tunnel a frame came through.
-#[inline(always)]
-fn tunnel_of(skb: *mut __sk_buff) -> Option<(u32, Addr)> {
-    let mut key: TunnelKey = [zero(), zero(), zero(), zero(), zero(), zero()];
-    let place = ptr::from_mut(&mut key).cast::<bpf_tunnel_key>();
-    let size = size_of::<TunnelKey>() as u32;
-    // SAFETY: the helper writes as many bytes as it is told.
-    unsafe {
-        if bpf_skb_get_tunnel_key(skb, place, size, 0) == 0 {
-            return Some((key[0], Addr::from_v4_word(key[1].to_be())));
-        }
-        let found = bpf_skb_get_tunnel_key(skb, place, size, u64::from(BPF_F_TUNINFO_IPV6)) == 0;
-        // A mapped address would be taken for the IPv4 address of another node.
-        if found && !is_mapped([key[1], key[2], key[3], key[4]]) {
-            return Some((key[0], Addr::from_words([key[1], key[2], key[3], key[4]])));
-        }
-    }
-    None
+    scratch.target.path = path::ENCAPSULATED;
+    true
 }
 
 #[unsafe(no_mangle)]
@@ -85,7 +51,14 @@ pub(crate) extern "C" fn nf_depart(skb: *mut __sk_buff, id: u32, scratch: *mut S
     let Some(case) = Case::again(&packet, &Maps, id, Direction::FromPod) else {
         return Reason::NoEndpoint.number();
     };
-    code(depart::depart(&case, scratch))
+    if let Err(reason) = depart::depart(&case, scratch) {
+        return reason.number();
+    }
+    if reread(&scratch.target.path) != path::OVERLAY || leave(skb, scratch) {
+        PASS
+    } else {
+        Reason::NoRoute.number()
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -15,7 +15,7 @@ use crate::transport::protocol;
 /// Finds the way of a datagram that the sender's side let through, and that is for no endpoint of this node.
 #[inline(always)]
 pub fn depart<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { note, ip, target, .. } = scratch;
+    let Scratch { note, ip, target, outer, .. } = scratch;
     *target = Target::HOST;
     let network = case.endpoint.network;
     let member = case.tables.member(&MemberKey { network, addr: ip.destination });
@@ -24,6 +24,10 @@ pub fn depart<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch
         return if member.is_none() { Ok(()) } else { Err(Reason::NoRoute) };
     };
     target.ifindex = uplink.ifindex;
+    outer.vni = uplink.tag;
+    if let Some(member) = &member {
+        outer.node = member.node;
+    }
     if let Some(Member { endpoint: member::GATEWAY, .. }) = member {
         // Back to the pod, whose own program judges the answer.
         target.ifindex = case.endpoint.ifindex;
@@ -50,9 +54,7 @@ pub fn depart<P: Packet, T: Tables>(case: &Case<'_, P, T>, scratch: &mut Scratch
                 return Err(Reason::NoRoute);
             }
             fits(note, uplink)?;
-            let sent =
-                case.packet.set_destination(member.mac) && case.packet.tunnel(uplink.tag, &member.node);
-            if sent { Ok(()) } else { Err(Reason::NoRoute) }
+            if case.packet.set_destination(member.mac) { Ok(()) } else { Err(Reason::NoRoute) }
         }
         (OVERLAY, None) => {
             *target = Target::HOST;

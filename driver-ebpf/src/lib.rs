@@ -39,6 +39,7 @@ pub mod related;
 pub mod sockopt;
 pub mod tables;
 pub mod transport;
+pub mod vxlan;
 
 #[cfg(target_arch = "bpf")]
 pub mod beyond;
@@ -52,6 +53,8 @@ mod refuse;
 pub mod skb;
 #[cfg(target_arch = "bpf")]
 pub mod sweep;
+#[cfg(target_arch = "bpf")]
+pub mod tunnel;
 #[cfg(target_arch = "bpf")]
 pub mod xdp;
 

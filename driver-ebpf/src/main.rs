@@ -13,7 +13,7 @@ mod outside;
 mod programs {
     use aya_ebpf::Global;
     use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-    use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+    use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
     use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
     use aya_ebpf::macros::{cgroup_sockopt, classifier, lsm_cgroup, xdp};
     use aya_ebpf::programs::{LsmContext, SockoptContext, TcContext, XdpContext};
@@ -21,13 +21,14 @@ mod programs {
     use netferry_common::counters::path;
     use netferry_ebpf::deliver::Target;
     use netferry_ebpf::guard::guard;
-    use netferry_ebpf::judge::{Verdict, judge};
+    use netferry_ebpf::judge::{Scratch, Verdict, judge};
     use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::opaque::reread;
     use netferry_ebpf::packet::hook;
-    use netferry_ebpf::skb::{PACKET_HOST, Skb, nf_established};
+    use netferry_ebpf::skb::{LEAVES, PACKET_HOST, Skb, nf_established};
     use netferry_ebpf::sockopt;
     use netferry_ebpf::tables::Tables as _;
+    use netferry_ebpf::tunnel::nf_leave;
     use netferry_ebpf::xdp::Buffer;
 
     /// Which endpoint this copy of the programs protects; set by the loader.
@@ -49,11 +50,12 @@ mod programs {
     /// Host end of a veth pair, ingress: what the pod sent.
     #[classifier]
     fn from_pod(context: TcContext) -> i32 {
-        let target = nf_established(context.skb.skb, ENDPOINT.load());
-        if target != 0 {
-            return redirect(&context, Verdict::Redirect(Target { ifindex: target, path: path::FAST }));
+        let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+        match nf_established(context.skb.skb, ENDPOINT.load(), scratch) {
+            0 => decide::<{ hook::PAIR }>(&context, scratch, Direction::FromPod),
+            LEAVES => nf_leave(context.skb.skb, ENDPOINT.load(), scratch) as i32,
+            ifindex => redirect(&context, Verdict::Redirect(Target { ifindex, path: path::FAST })),
         }
-        run::<{ hook::PAIR }>(&context, Direction::FromPod)
     }
 
     /// Host end of a veth pair, egress: what the pod will receive.
@@ -102,8 +104,13 @@ mod programs {
 
     #[inline(always)]
     fn run<const HOOK: u32>(context: &TcContext, direction: Direction) -> i32 {
-        let skb = Skb::<HOOK>::new(context.skb.skb);
         let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+        decide::<HOOK>(context, scratch, direction)
+    }
+
+    #[inline(always)]
+    fn decide<const HOOK: u32>(context: &TcContext, scratch: &mut Scratch, direction: Direction) -> i32 {
+        let skb = Skb::<HOOK>::new(context.skb.skb);
         match judge(&skb, &Maps, scratch, ENDPOINT.load(), direction) {
             // Other programs of the host come after ours, and may still drop.
             Verdict::Pass => TC_ACT_UNSPEC,
@@ -133,6 +140,8 @@ mod programs {
                     // By the routes of the host's namespace, and only those over that link.
                     bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
                 }
+                // Where to, `nf_encapsulate` has said.
+                Verdict::Redirect(Target { path: path::ENCAPSULATED, .. }) => TC_ACT_REDIRECT,
                 Verdict::Redirect(Target { ifindex, .. }) => bpf_redirect(ifindex, 0) as i32,
                 _ => bpf_redirect((*skb).ifindex, 0) as i32,
             }

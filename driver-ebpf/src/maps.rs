@@ -16,14 +16,16 @@ use netferry_common::event::DENY;
 use netferry_common::limit::{self, DENIES};
 use netferry_common::maps::{
     EVENT_BYTES, EVENTS_WAIT, LOST_FULL, LOST_HELD, MAX_ADDRESSES, MAX_BLOCKED, MAX_COUNTERS, MAX_ENDPOINTS,
-    MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_RULES, MAX_UPLINKS,
+    MAX_FLOWS, MAX_FRAGMENTS, MAX_LIMITS, MAX_MEMBERS, MAX_PEERS, MAX_ROUTES, MAX_RULES, MAX_UPLINKS,
+    MAX_WAYS,
 };
 use netferry_common::policy::{PEER_BITS_ALL, RULE_BITS_ALL};
 use netferry_common::slot;
+use netferry_common::tunnel::{route_of, way_of_network, way_of_vni};
 use netferry_common::{
     Addr, Address, AddressKey, Block, BlockKey, Budget, CounterKey, Direction, Drops, Endpoint, Event, Fast,
-    Flow, FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule,
-    RuleKey, Slot, Traffic, Uplink, Wire, WireKey,
+    Flow, FlowKey, Fragment, FragmentKey, Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Route,
+    Rule, RuleKey, Slot, Traffic, Tunnel, Uplink, Way, Wire, WireKey,
 };
 
 use crate::atomic::Word;
@@ -33,6 +35,7 @@ use crate::guard::BlockList;
 use crate::judge::Scratch;
 use crate::opaque::hide;
 use crate::tables::Tables;
+use crate::vxlan::QUEUED;
 
 #[btf_map(name = "nf_endpoints")]
 static ENDPOINTS: HashMap<u32, Endpoint, MAX_ENDPOINTS> = HashMap::new();
@@ -93,6 +96,15 @@ static DROPS: PerCpuHashMap<CounterKey, Drops, MAX_COUNTERS, ON_DEMAND> = PerCpu
 #[btf_map(name = "nf_blocked")]
 static BLOCKED: LpmTrie<BlockKey, Block, MAX_BLOCKED> = LpmTrie::new();
 
+#[btf_map(name = "nf_tunnel")]
+static TUNNEL: Array<Tunnel, 1> = Array::new();
+
+#[btf_map(name = "nf_ways")]
+static WAYS: Array<Way, MAX_WAYS> = Array::new();
+
+#[btf_map(name = "nf_routes")]
+static ROUTES: PerCpuArray<Route, MAX_ROUTES> = PerCpuArray::new();
+
 #[btf_map(name = "nf_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
@@ -115,6 +127,13 @@ pub fn scratch() -> Option<&'static mut Scratch> {
 pub fn network_of(key: &WireKey) -> Option<u32> {
     // SAFETY: programs never write wires, and user space replaces an element instead of changing it.
     unsafe { WIRES.get(key) }.map(|wire| wire.network)
+}
+
+/// Where this CPU keeps the route to a node, whose address is a word in memory order.
+#[inline(always)]
+pub fn route(node: u32) -> Option<&'static mut Route> {
+    // SAFETY: as for the scratch.
+    ROUTES.get_ptr_mut(route_of(node)).map(|route| unsafe { &mut *route })
 }
 
 /// [`Tables`] on the maps of this object.
@@ -154,6 +173,21 @@ impl Tables for Maps {
     fn uplink(&self, network: u32) -> Option<&Uplink> {
         // SAFETY: as for endpoints.
         unsafe { UPLINKS.get(network) }
+    }
+
+    #[inline(always)]
+    fn way(&self, network: u32) -> Option<&Way> {
+        WAYS.get(way_of_network(network)).filter(|way| way.network == network)
+    }
+
+    #[inline(always)]
+    fn way_of_vni(&self, vni: u32) -> Option<&Way> {
+        WAYS.get(way_of_vni(vni)).filter(|way| way.vni == vni)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self) -> Option<&Tunnel> {
+        TUNNEL.get(0).filter(|tunnel| tunnel.device != 0)
     }
 
     #[inline(always)]
@@ -271,7 +305,7 @@ impl Tables for Maps {
                     path::OPTIONS => (*traffic).slow_options += packets,
                     path::ERROR => (*traffic).slow_error += packets,
                     path::NO_PEER => (*traffic).slow_no_peer += packets,
-                    path::OVERLAY => (*traffic).overlay += packets,
+                    path::OVERLAY | path::ENCAPSULATED => (*traffic).overlay += packets,
                     _ => (*traffic).uplink += packets,
                 }
             }
@@ -294,6 +328,43 @@ impl Tables for Maps {
                 (*fast).sent_bytes += bytes;
             }
         }
+    }
+
+    #[inline(always)]
+    fn left(&self, sender: u32, bytes: u64) {
+        if let Some(fast) = FAST.get_ptr_mut(slot::of(sender)) {
+            // SAFETY: as in `passed`.
+            unsafe {
+                (*fast).left += 1;
+                (*fast).left_bytes += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn entered(&self, receiver: u32, bytes: u64) {
+        if let Some(fast) = FAST.get_ptr_mut(slot::of(receiver)) {
+            // SAFETY: as in `passed`.
+            unsafe {
+                (*fast).entered += 1;
+                (*fast).entered_bytes += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn queued(&self, receiver: u32, now: u64) {
+        if let Some(fast) = FAST.get_ptr_mut(slot::of(receiver)) {
+            // SAFETY: as in `passed`.
+            unsafe { (*fast).queued = now };
+        }
+    }
+
+    #[inline(always)]
+    fn waits(&self, receiver: u32, now: u64) -> bool {
+        // SAFETY: as in `passed`.
+        FAST.get_ptr_mut(slot::of(receiver))
+            .is_none_or(|fast| now.wrapping_sub(unsafe { (*fast).queued }) < QUEUED)
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@ use netferry_ebpf::maps::{Maps, network_of, scratch};
 use netferry_ebpf::packet::{ethertype, hook};
 use netferry_ebpf::skb::{PACKET_HOST, Skb};
 use netferry_ebpf::tables::Tables;
+use netferry_ebpf::tunnel::nf_enter;
 
 const VLAN_ID: u32 = 0xfff;
 
@@ -55,6 +56,13 @@ fn overlay_ingress(context: TcContext) -> i32 {
         to if to & ENDPOINT != 0 => hand_over(&packet, scratch, to as u32),
         _ => TC_ACT_SHOT,
     }
+}
+
+/// The link between the nodes, ingress. What is not plain goes on to the device that tunnels end at, and all else to the
+/// host.
+#[classifier]
+fn underlay_ingress(context: TcContext) -> i32 {
+    nf_enter(context.skb.skb)
 }
 
 /// Lets an endpoint judge a frame that is for it, here where it can be sent straight into the pod's namespace.

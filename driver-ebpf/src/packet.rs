@@ -1,7 +1,7 @@
 //! A frame, and the headers read from it.
 
 use bytemuck::{AnyBitPattern, Pod, Zeroable};
-use netferry_common::{Addr, Direction, Reason};
+use netferry_common::{Direction, Reason};
 
 use crate::datagram::Datagram;
 use crate::flows::SharedFlow;
@@ -124,8 +124,6 @@ pub trait Packet: Sized {
     fn store<T: Pod>(&self, offset: usize, bytes: &T) -> bool;
     /// Puts a VLAN id on the frame; 0 for none.
     fn tag(&self, vlan: u32) -> bool;
-    /// Says to which node, and with which VNI, the device that tunnels start from sends it.
-    fn tunnel(&self, vni: u32, node: &Addr) -> bool;
     /// Whether the device that received it took it for the host.
     fn is_to_host(&self) -> bool;
     /// Whether there is nothing in it, not even a header.

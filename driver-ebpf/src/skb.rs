@@ -7,9 +7,10 @@ use aya_ebpf::helpers::{
 use bytemuck::{AnyBitPattern, Pod};
 use core::mem::MaybeUninit;
 use core::ptr;
-use netferry_common::{Addr, Direction, Endpoint, Reason};
+use netferry_common::{Direction, Endpoint, Reason};
 
 use crate::datagram::Datagram;
+use crate::established::Onward;
 use crate::flows::SharedFlow;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
@@ -256,11 +257,6 @@ impl<const HOOK: u32> Packet for Skb<HOOK> {
     }
 
     #[inline(always)]
-    fn tunnel(&self, vni: u32, node: &Addr) -> bool {
-        beyond::tunnel(self.skb, vni, node)
-    }
-
-    #[inline(always)]
     fn is_to_host(&self) -> bool {
         self.raw().pkt_type == PACKET_HOST
     }
@@ -414,11 +410,20 @@ extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) 
     code(answer::neighbor(&case, scratch.ip.offset as usize, &mut scratch.target))
 }
 
-/// [`established::established`]; 0 for nowhere.
+/// What [`nf_established`] says of a frame that is [`crate::tunnel::nf_leave`]'s.
+pub const LEAVES: u32 = u32::MAX;
+
+/// [`established::established`]: the interface index of the receiver's host end, [`LEAVES`], or 0 for the long way.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nf_established(skb: *mut __sk_buff, id: u32) -> u32 {
-    established::established(&Inner { skb }, &Maps, id).unwrap_or(0)
+pub extern "C" fn nf_established(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the verifier makes sure that it is null or points to that much memory.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
+    match established::established(&Inner { skb }, &Maps, id, scratch) {
+        Some(Onward::Peer(ifindex)) => ifindex,
+        Some(Onward::Tunnel) => LEAVES,
+        None => 0,
+    }
 }
 
 #[unsafe(no_mangle)]

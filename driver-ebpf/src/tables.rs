@@ -2,7 +2,7 @@
 
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Uplink,
+    LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Tunnel, Uplink, Way,
 };
 
 use crate::flows::SharedFlow;
@@ -21,6 +21,12 @@ pub trait Tables {
     fn member(&self, key: &MemberKey) -> Option<Member>;
     /// How a network goes on beyond the node.
     fn uplink(&self, network: u32) -> Option<&Uplink>;
+    /// The way of a network through tunnels. `None`: ask for [`Self::uplink`].
+    fn way(&self, network: u32) -> Option<&Way>;
+    /// Whose VNI that is. `None`: it may be somebody's all the same.
+    fn way_of_vni(&self, vni: u32) -> Option<&Way>;
+    /// Where tunnels start and end. `None`: all their headers are left to the device.
+    fn tunnel(&self) -> Option<&Tunnel>;
     /// The class of an address: longest prefix.
     fn peer(&self, key: PeerKey) -> Option<Peer>;
     /// The rule for a port: longest prefix.
@@ -47,6 +53,14 @@ pub trait Tables {
     fn passed(&self, endpoint: u32, direction: Direction, packets: u64, bytes: u64, path: u32);
     /// Counts a frame for the endpoint that it went straight to, and for the one it came from; both have slots.
     fn went_fast(&self, sender: u32, receiver: u32, bytes: u64);
+    /// Counts a frame that left through a tunnel the short way, for an endpoint that has a slot.
+    fn left(&self, sender: u32, bytes: u64);
+    /// Counts a frame that came through a tunnel the short way, likewise.
+    fn entered(&self, receiver: u32, bytes: u64);
+    /// Notes that a frame to an endpoint waits, on this CPU, for the device that tunnels end at.
+    fn queued(&self, receiver: u32, now: u64);
+    /// Whether one may wait still.
+    fn waits(&self, receiver: u32, now: u64) -> bool;
     /// Counts a frame that was dropped.
     fn dropped(&self, endpoint: u32, direction: Direction, reason: Reason);
 }

@@ -7,7 +7,7 @@ use bytemuck::{AnyBitPattern, Pod};
 use netferry_common::endpoint::{ADDR_OWN, READY, SHARED_MAC};
 use netferry_common::{
     Addr, Address, AddressKey, CounterKey, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Uplink,
+    Limit, LimitKey, Member, MemberKey, Peer, PeerKey, Reason, Rule, RuleKey, Slot, Tunnel, Uplink, Way,
 };
 use proptest::prelude::*;
 
@@ -15,8 +15,10 @@ use crate::flows::SharedFlow;
 use crate::judge::{Scratch, Verdict, judge};
 use crate::packet::{Ethernet, Packet};
 use crate::tables::Tables;
+use crate::vxlan::{OUTER, QUEUED};
 
 mod established;
+mod vxlan;
 
 const ID: u32 = 7;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
@@ -27,6 +29,8 @@ struct Frame {
     bytes: Vec<u8>,
     vlan_tagged: bool,
     gso: bool,
+    /// It is in a tunnel, where a frame that is not linear is left to the kernel.
+    tunnelled: bool,
 }
 
 impl Packet for Frame {
@@ -55,14 +59,12 @@ impl Packet for Frame {
     fn tag(&self, _: u32) -> bool {
         true
     }
-    fn tunnel(&self, _: u32, _: &Addr) -> bool {
-        true
-    }
     fn is_to_host(&self) -> bool {
         true
     }
     fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
-        assert!(offset + size_of::<T>() <= crate::packet::HEAD_LEN, "not made linear in the kernel");
+        let linear = crate::packet::HEAD_LEN + if self.tunnelled { OUTER } else { 0 };
+        assert!(offset + size_of::<T>() <= linear, "not made linear in the kernel");
         self.load(offset)
     }
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
@@ -81,6 +83,9 @@ struct Memory {
     limits: RefCell<HashMap<LimitKey, Limit>>,
     flows: RefCell<HashMap<FlowKey, &'static SharedFlow>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    uplinks: HashMap<u32, Uplink>,
+    ways: Vec<Way>,
+    queued: RefCell<HashMap<u32, u64>>,
     events: RefCell<Vec<Event>>,
     clock: Cell<u64>,
     counted: RefCell<Vec<Result<u64, Reason>>>,
@@ -127,7 +132,16 @@ impl Tables for Memory {
     fn member(&self, key: &MemberKey) -> Option<Member> {
         self.members.get(key).copied()
     }
-    fn uplink(&self, _: u32) -> Option<&Uplink> {
+    fn uplink(&self, network: u32) -> Option<&Uplink> {
+        self.uplinks.get(&network)
+    }
+    fn way(&self, network: u32) -> Option<&Way> {
+        self.ways.iter().find(|way| way.network == network)
+    }
+    fn way_of_vni(&self, vni: u32) -> Option<&Way> {
+        self.ways.iter().find(|way| way.vni == vni)
+    }
+    fn tunnel(&self) -> Option<&Tunnel> {
         None
     }
     fn peer(&self, key: PeerKey) -> Option<Peer> {
@@ -174,6 +188,18 @@ impl Tables for Memory {
     }
     fn went_fast(&self, _: u32, _: u32, bytes: u64) {
         self.counted.borrow_mut().extend([Ok(bytes), Ok(bytes)]);
+    }
+    fn left(&self, _: u32, bytes: u64) {
+        self.counted.borrow_mut().push(Ok(bytes));
+    }
+    fn entered(&self, _: u32, bytes: u64) {
+        self.counted.borrow_mut().push(Ok(bytes));
+    }
+    fn queued(&self, receiver: u32, now: u64) {
+        self.queued.borrow_mut().insert(receiver, now);
+    }
+    fn waits(&self, receiver: u32, now: u64) -> bool {
+        self.queued.borrow().get(&receiver).is_some_and(|at| now - at < QUEUED)
     }
     fn dropped(&self, _: u32, _: Direction, reason: Reason) {
         self.counted.borrow_mut().push(Err(reason));

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use bytemuck::{AnyBitPattern, Pod};
 use core::mem::MaybeUninit;
-use netferry_common::{Addr, Reason};
+use netferry_common::Reason;
 
 use crate::datagram::Datagram;
 use crate::ipv6::{self, Upper};
@@ -104,11 +104,6 @@ impl Packet for Buffer {
 
     #[inline(always)]
     fn tag(&self, _: u32) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn tunnel(&self, _: u32, _: &Addr) -> bool {
         false
     }
 

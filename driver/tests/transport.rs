@@ -177,7 +177,7 @@ fn overlay_networks_are_set_up_and_taken_down() {
     assert!(silent(&red.netns, "", rouge.address(true)) && answers(&one.netns, "", two.address(true)));
     there.set_ports(&[]);
     until("the device goes with the last network", || b.host.link(TUNNEL).is_none());
-    until("nothing is left", || b.datapath.borders().unwrap().1.is_empty());
+    until("nothing is left", || b.datapath.borders().unwrap().tunnels.is_empty());
     assert!(b.datapath.uplinks().unwrap().is_empty());
     assert!(silent(&one.netns, "", two.address(true)));
 }
@@ -248,7 +248,7 @@ fn networks_over_an_uplink_are_set_up_and_taken_down() {
     until("and well again", || here.trouble("blue").is_none());
 
     there.set_ports(&[]);
-    until("nothing is left", || b.datapath.borders().unwrap().0.is_empty());
+    until("nothing is left", || b.datapath.borders().unwrap().uplinks.is_empty());
     assert!(b.datapath.uplinks().unwrap().is_empty() && silent(&one.netns, "", two.address(true)));
     assert!(is_promiscuous(&b.host), "as the administrator wants it");
 
@@ -256,7 +256,7 @@ fn networks_over_an_uplink_are_set_up_and_taken_down() {
     a.host.ip(&format!("link delete {UPLINK}"));
     until("it is told", || here.trouble("blue").is_some_and(|said| said.contains("no link")));
     until("nothing is left", || a.datapath.uplinks().unwrap().is_empty());
-    until("nor a pin", || a.datapath.borders().unwrap().0.is_empty());
+    until("nor a pin", || a.datapath.borders().unwrap().uplinks.is_empty());
 }
 
 #[test]
@@ -271,5 +271,5 @@ fn promiscuous_mode_is_taken_back_by_a_later_daemon() {
     let state = task.kill();
     let _task = Task::start_on(&a, "n1", ENDS[0], &[], state);
     until("it is taken back", || !is_promiscuous(&a.host));
-    assert!(a.datapath.uplinks().unwrap().is_empty() && a.datapath.borders().unwrap().0.is_empty());
+    assert!(a.datapath.uplinks().unwrap().is_empty() && a.datapath.borders().unwrap().uplinks.is_empty());
 }

@@ -97,7 +97,7 @@ fn the_verifier_lets_every_program_in() {
         bench::load(program, name);
         loaded += usize::from(program.fd().is_ok());
     }
-    assert_eq!(loaded, 9, "all but the one for the kernel's type information");
+    assert_eq!(loaded, 10, "all but the one for the kernel's type information");
 }
 
 #[test]

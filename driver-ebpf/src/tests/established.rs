@@ -6,16 +6,16 @@ use netferry_common::policy::DENY_TO_POD;
 
 use super::*;
 use crate::deliver::Target;
-use crate::established::established;
+use crate::established::{Onward, established};
 
-const NETWORK: u32 = 3;
-const OTHER: u32 = 8;
-const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
-const OTHER_V4: [u8; 4] = [192, 0, 2, 8];
-const IFINDEX: u32 = 42;
+pub(super) const NETWORK: u32 = 3;
+pub(super) const OTHER: u32 = 8;
+pub(super) const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
+pub(super) const OTHER_V4: [u8; 4] = [192, 0, 2, 8];
+pub(super) const IFINDEX: u32 = 42;
 
 /// Two endpoints of a network, with slots.
-fn two() -> Memory {
+pub(super) fn two() -> Memory {
     let mut memory = Memory::default();
     for (id, mac, v4) in [(ID, MAC, V4), (OTHER, OTHER_MAC, OTHER_V4)] {
         let ifindex = if id == OTHER { IFINDEX } else { IFINDEX + 1 };
@@ -33,14 +33,18 @@ fn two() -> Memory {
 }
 
 impl Memory {
-    fn put(&mut self, id: u32, endpoint: Endpoint) {
+    pub(super) fn put(&mut self, id: u32, endpoint: Endpoint) {
         self.slots.insert(id, Slot::new(id, &endpoint));
         self.endpoints.insert(id, endpoint);
     }
 
     fn short(&self, frame: &Frame) -> Option<u32> {
         self.counted.borrow_mut().clear();
-        established(frame, self, ID)
+        match established(frame, self, ID, &mut Scratch::new()) {
+            Some(Onward::Peer(ifindex)) => Some(ifindex),
+            Some(Onward::Tunnel) => panic!("no flow of this network goes beyond the node"),
+            None => None,
+        }
     }
 
     fn long(&self, frame: &Frame) -> Verdict {
@@ -50,13 +54,13 @@ impl Memory {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Family {
+pub(super) enum Family {
     V4,
     V6,
 }
 
 /// From [`ID`] to [`OTHER`], 32 bytes of transport header and data.
-fn between(family: Family, protocol: u8, flags: u8) -> Frame {
+pub(super) fn between(family: Family, protocol: u8, flags: u8) -> Frame {
     let mut transport = vec![0x10, 0, 0x20, 0, 0, 32, 0, 0];
     transport.resize(32, 0);
     if protocol == 6 {
@@ -82,7 +86,7 @@ fn between(family: Family, protocol: u8, flags: u8) -> Frame {
     frame
 }
 
-const ACK: u8 = 16;
+pub(super) const ACK: u8 = 16;
 const FAST: Verdict = Verdict::Redirect(Target { ifindex: IFINDEX, path: path::FAST });
 
 #[test]

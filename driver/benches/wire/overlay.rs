@@ -3,8 +3,9 @@
 use std::any::Any;
 
 use anyhow::{Context as _, Result, ensure};
-use netferry::datapath::networks::overlay_mtu;
+use netferry::datapath::networks::{TunnelEnds, overlay_mtu};
 use netferry::datapath::{Datapath as _, NetworkMember, NetworkUplink, Transport};
+use netferry::network::transport::Headers;
 
 use super::netns::Netns;
 use super::ours::{Endpoint, Node};
@@ -18,7 +19,7 @@ const NETWORK: u32 = 1;
 const WIRE: u32 = 1500;
 
 /// Netferry's programs at the pods and at the device that tunnels start from and end at.
-pub(crate) fn ours(rules: Option<u32>) -> Result<Parts> {
+pub(crate) fn ours(headers: Headers, rules: Option<u32>) -> Result<Parts> {
     let (pods, other) = nodes()?;
     let mut nodes = Vec::new();
     let mut evidences: Vec<Evidence> = Vec::new();
@@ -34,7 +35,15 @@ pub(crate) fn ours(rules: Option<u32>) -> Result<Parts> {
             let transport = Transport::Overlay { vni: VNI };
             datapath
                 .set_uplink(NETWORK, &NetworkUplink { ifindex, mtu: overlay_mtu(WIRE, false), transport })?;
-            Ok(datapath.attach_overlay(ifindex)?)
+            datapath.attach_overlay(ifindex)?;
+            if headers == Headers::Programs {
+                let link = nix::net::if_::if_nametoindex("u0")?;
+                let address = host_address(pod).parse()?;
+                std::fs::write("/proc/sys/net/ipv4/conf/vx0/forwarding", "1")?;
+                datapath.attach_underlay(link)?;
+                datapath.set_tunnel_ends(Some(&TunnelEnds { device: ifindex, link, address, port: 4789 }))?;
+            }
+            Ok(())
         })?;
         let far = 3 - pod;
         datapath.set_member(&NetworkMember {

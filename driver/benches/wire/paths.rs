@@ -8,12 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::bare::{self, Jump};
 use super::load::Ends;
+use netferry::network::transport::Headers;
+
 use super::netns::Netns;
 use super::ours::Node;
 use super::overlay;
 
 /// Every path, in the order of the tables.
-pub(crate) const NAMES: [&str; 14] = [
+pub(crate) const NAMES: [&str; 15] = [
     "direct",
     "bridge",
     "bridge-nft",
@@ -27,6 +29,7 @@ pub(crate) const NAMES: [&str; 14] = [
     "ours-100k",
     "vxlan-bridge",
     "overlay",
+    "overlay-device",
     "overlay-10k",
 ];
 
@@ -62,8 +65,9 @@ impl Path {
             "ours-10k" => node.path(Some(10_000)),
             "ours-100k" => node.path(Some(100_000)),
             "vxlan-bridge" => overlay::kernel(),
-            "overlay" => overlay::ours(None),
-            "overlay-10k" => overlay::ours(Some(10_000)),
+            "overlay" => overlay::ours(Headers::Programs, None),
+            "overlay-device" => overlay::ours(Headers::Kernel, None),
+            "overlay-10k" => overlay::ours(Headers::Programs, Some(10_000)),
             _ => bail!("no path {name}"),
         };
         let (pods, evidence, keep) = made.with_context(|| format!("make the path {name}"))?;

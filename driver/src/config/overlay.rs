@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::Args;
 
-use crate::network::transport::{TunnelSettings, VXLAN_PORT};
+use crate::network::transport::{Headers, TunnelSettings, VXLAN_PORT};
 
 /// Settings of overlay networks.
 #[derive(Clone, Copy, Debug, Args)]
@@ -17,12 +17,20 @@ pub struct OverlayArgs {
     /// Node object.
     #[arg(long, value_name = "ADDRESS")]
     pub overlay_address: Option<IpAddr>,
+
+    /// Who puts the headers of tunnels on and takes them off.
+    #[arg(long, value_enum, default_value_t)]
+    pub overlay_headers: Headers,
 }
 
 impl OverlayArgs {
     /// The same for [`crate::network::transport`].
     #[must_use]
     pub const fn settings(self) -> TunnelSettings {
-        TunnelSettings { port: self.overlay_port, address: self.overlay_address }
+        TunnelSettings {
+            port: self.overlay_port,
+            address: self.overlay_address,
+            headers: self.overlay_headers,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
 use netferry_common::uplink::{BRIDGED, OVERLAY, ROUTED};
-use netferry_common::{Addr, Uplink, WireKey};
+use netferry_common::{Addr, Tunnel, Uplink, WireKey};
 
 use super::Upgrade;
 use super::kernel::{AyaDatapath, Written};
@@ -50,6 +50,32 @@ pub struct NetworkUplink {
     pub mtu: u32,
     /// How.
     pub transport: Transport,
+}
+
+/// Where tunnels over IPv4 start and end on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelEnds {
+    /// Index of the tunnel device.
+    pub device: u32,
+    /// Index of the link between the nodes. What routes send over another is left to the device.
+    pub link: u32,
+    /// Address of this node.
+    pub address: Ipv4Addr,
+    /// UDP port of tunnels on all nodes.
+    pub port: u16,
+}
+
+impl TunnelEnds {
+    const fn record(&self) -> Tunnel {
+        let Self { device, link, address, port } = *self;
+        Tunnel { device, link, address: address.octets(), port: port.to_be_bytes(), pad: [0; 2] }
+    }
+
+    fn from_record(record: &Tunnel) -> Option<Self> {
+        let Tunnel { device, link, address, port, .. } = *record;
+        let ends = Self { device, link, address: address.into(), port: u16::from_be_bytes(port) };
+        (device != 0).then_some(ends)
+    }
 }
 
 /// The largest datagram that fits a tunnel between nodes over a link of this MTU: less an Ethernet, a VXLAN, a UDP, and
@@ -138,15 +164,28 @@ impl NetworkUplink {
 pub(super) enum Border {
     Uplink,
     Overlay,
+    Underlay,
+}
+
+/// Links and devices, by index, that have a program of this driver at the border of the node, or had one before they went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Borders {
+    /// Uplinks.
+    pub uplinks: BTreeSet<u32>,
+    /// Devices that tunnels end at.
+    pub tunnels: BTreeSet<u32>,
+    /// Links between nodes that tunnels come over.
+    pub underlays: BTreeSet<u32>,
 }
 
 impl Border {
-    const BOTH: [Self; 2] = [Self::Uplink, Self::Overlay];
+    const ALL: [Self; 3] = [Self::Uplink, Self::Overlay, Self::Underlay];
 
     const fn program(self) -> &'static str {
         match self {
             Self::Uplink => "uplink_ingress",
             Self::Overlay => "overlay_ingress",
+            Self::Underlay => "underlay_ingress",
         }
     }
 
@@ -155,13 +194,14 @@ impl Border {
         match self {
             Self::Uplink => format!("uplink-{ifindex}"),
             Self::Overlay => format!("overlay-{ifindex}"),
+            Self::Underlay => format!("underlay-{ifindex}"),
         }
     }
 
     fn of_pin(name: &str) -> Option<(Self, u32)> {
         let (_, ifindex) = name.rsplit_once('-')?;
         let ifindex = ifindex.parse().ok()?;
-        Self::BOTH.into_iter().find(|border| border.pin(ifindex) == name).map(|border| (border, ifindex))
+        Self::ALL.into_iter().find(|border| border.pin(ifindex) == name).map(|border| (border, ifindex))
     }
 }
 
@@ -220,6 +260,25 @@ impl AyaDatapath {
         self.attach_border(Border::Overlay, ifindex)
     }
 
+    /// Likewise for what comes through tunnels over the link between the nodes. It does nothing before
+    /// [`Self::set_tunnel_ends`].
+    pub fn attach_underlay(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach_border(Border::Underlay, ifindex)
+    }
+
+    /// Says where tunnels start and end, so that programs put their headers on and take them off themselves; `None`: the
+    /// device does. Networks that are not where programs find them without a search are put there. The device needs `forwarding` for IPv4, or routes are not found.
+    pub fn set_tunnel_ends(&self, ends: Option<&TunnelEnds>) -> Result<(), DatapathError> {
+        let mut written = self.written();
+        written.tables.fill_ways()?;
+        written.tables.set_tunnel(&ends.map_or_else(Tunnel::default, TunnelEnds::record))
+    }
+
+    /// Where they do.
+    pub fn tunnel_ends(&self) -> Result<Option<TunnelEnds>, DatapathError> {
+        Ok(TunnelEnds::from_record(&self.written().tables.tunnel()?))
+    }
+
     /// Takes the program off an uplink. Succeeds if there is none.
     pub fn detach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.detach_border(Border::Uplink, ifindex)
@@ -230,16 +289,17 @@ impl AyaDatapath {
         self.detach_border(Border::Overlay, ifindex)
     }
 
-    /// Indices of the uplinks and of the tunnel devices that have a program of this driver, or had one before they went.
-    pub fn borders(&self) -> Result<(BTreeSet<u32>, BTreeSet<u32>), DatapathError> {
-        let (mut uplinks, mut tunnels) = (BTreeSet::new(), BTreeSet::new());
+    /// Where there are programs at the border of the node.
+    pub fn borders(&self) -> Result<Borders, DatapathError> {
+        let mut all = Borders::default();
         for (border, ifindex) in self.pins.borders()?.iter().filter_map(|name| Border::of_pin(name)) {
             match border {
-                Border::Uplink => uplinks.insert(ifindex),
-                Border::Overlay => tunnels.insert(ifindex),
+                Border::Uplink => all.uplinks.insert(ifindex),
+                Border::Overlay => all.tunnels.insert(ifindex),
+                Border::Underlay => all.underlays.insert(ifindex),
             };
         }
-        Ok((uplinks, tunnels))
+        Ok(all)
     }
 
     fn attach_border(&self, border: Border, ifindex: u32) -> Result<(), DatapathError> {
@@ -290,6 +350,11 @@ impl AyaDatapath {
         link.remove()?;
         written.attached.remove(&link.info.program);
         Ok(())
+    }
+
+    /// Takes the program off a link between nodes. Succeeds if there is none.
+    pub fn detach_underlay(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach_border(Border::Underlay, ifindex)
     }
 
     /// Gives every uplink and tunnel device the programs of this process, in place.

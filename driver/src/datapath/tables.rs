@@ -10,7 +10,7 @@ use netferry_common::flow::TRACK;
 use netferry_common::limit::{self, LIMIT_FROM_POD, LIMIT_TO_POD};
 use netferry_common::{
     Addr, Address, AddressKey, Budget, CounterKey, Direction, Drops, Endpoint, Fast, Limit, LimitKey, Member,
-    MemberKey, Slot, Traffic as Counted, Uplink, Wire, WireKey, counters, maps,
+    MemberKey, Slot, Traffic as Counted, Tunnel, Uplink, Way, Wire, WireKey, counters, maps,
 };
 
 use super::limits::Limits;
@@ -20,6 +20,7 @@ use super::{
 
 mod beyond;
 mod slots;
+mod ways;
 
 /// Typed handles of the pinned maps.
 pub(super) struct Tables {
@@ -35,6 +36,8 @@ pub(super) struct Tables {
     pub(super) flows: u32,
     uplinks: HashMap<MapData, u32, Uplink>,
     wires: HashMap<MapData, WireKey, Wire>,
+    tunnel: Array<MapData, Tunnel>,
+    ways: Array<MapData, Way>,
     pub(super) traffic: PerCpuHashMap<MapData, CounterKey, Counted>,
     pub(super) drops: PerCpuHashMap<MapData, CounterKey, Drops>,
 }
@@ -80,6 +83,8 @@ impl Tables {
             flows,
             uplinks: take(object, maps::UPLINKS)?,
             wires: take(object, maps::WIRES)?,
+            tunnel: take(object, maps::TUNNEL)?,
+            ways: take(object, maps::WAYS)?,
             traffic: take(object, maps::TRAFFIC)?,
             drops: take(object, maps::DROPS)?,
         })
@@ -281,7 +286,12 @@ impl Tables {
         let fast = self
             .fast(id)
             .map_err(|source| bpf_error(format!("read the counters of endpoint {id}"), source))?;
-        let start = Counted { packets: fast.sent, bytes: fast.sent_bytes, fast: fast.sent, ..Counted::ZERO };
+        let start = Counted {
+            packets: fast.sent + fast.left,
+            bytes: fast.sent_bytes + fast.left_bytes,
+            fast: fast.sent,
+            ..Counted::ZERO
+        };
         Ok(cpus.iter().flat_map(|cpus| cpus.iter()).fold(start, |mut sum, cpu| {
             sum.packets += cpu.packets;
             sum.bytes += cpu.bytes;
@@ -300,8 +310,11 @@ impl Tables {
         let mut stats = EndpointStats::default();
         let fast = self.fast(id).map_err(failed)?;
         let (sent, received) = (&mut stats.from_pod, &mut stats.to_pod);
-        (sent.packets, sent.bytes, sent.fast) = (fast.sent, fast.sent_bytes, fast.sent);
-        (received.packets, received.bytes) = (fast.received, fast.received_bytes);
+        (sent.packets, sent.bytes, sent.fast) =
+            (fast.sent + fast.left, fast.sent_bytes + fast.left_bytes, fast.sent);
+        (received.packets, received.bytes) =
+            (fast.received + fast.entered, fast.received_bytes + fast.entered_bytes);
+        (sent.overlay, received.overlay) = (fast.left, fast.entered);
         for direction in Direction::ALL {
             let key = CounterKey { endpoint: id, direction: direction.number() };
             if let Some(cpus) = found(self.traffic.get(&key, 0)).map_err(failed)? {

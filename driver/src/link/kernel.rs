@@ -4,6 +4,7 @@ mod conversation;
 mod decode;
 mod encode;
 mod home;
+mod ipsec;
 mod make;
 mod namespace;
 mod probe;

@@ -25,6 +25,8 @@ pub trait Underlay: Links {
     async fn make_tunnel(&self, tunnel: &Tunnel) -> Result<u32, LinkError>;
     /// The settings of a link that is a tunnel device as [`Underlay::make_tunnel`] makes one; `None` for any other.
     async fn tunnel(&self, ifindex: u32) -> Result<Option<Tunnel>, LinkError>;
+    /// How many IPsec policies the host's namespace has.
+    async fn ipsec_policies(&self) -> Result<u32, LinkError>;
     /// Whether the link was set to take frames for every hardware address (`IFF_PROMISC`). Bridges and packet sockets
     /// that want the same do not show here.
     async fn is_promiscuous(&self, ifindex: u32) -> Result<bool, LinkError>;

@@ -4,6 +4,7 @@
 //! down when the last is unprepared: a node without ports carries nothing of a network, and takes nothing in.
 
 mod converge;
+mod headers;
 mod promiscuous;
 pub mod task;
 
@@ -12,6 +13,8 @@ use std::{
     net::IpAddr,
     sync::Arc,
 };
+
+use clap::ValueEnum;
 
 use super::{
     Network, NetworkId, NetworkRef, mtu,
@@ -25,6 +28,7 @@ use crate::{
 };
 
 pub use converge::Converger;
+pub use headers::NodeLink;
 
 /// Name of the device of all tunnels.
 pub const TUNNEL: &str = "nf-vxlan";
@@ -54,6 +58,19 @@ pub struct TunnelSettings {
     pub port: u16,
     /// Address of the node that other nodes send to, and expect it to send from.
     pub address: Option<IpAddr>,
+    /// Who puts their headers on and takes them off.
+    pub headers: Headers,
+}
+
+/// Who puts the tunnels' headers on and takes them off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Headers {
+    /// The programs where they can, else the kernel: between nodes that speak IPv4, over the link that has the node's
+    /// address, as long as the node has no IPsec policies. The node's firewall does not see these frames.
+    #[default]
+    Programs,
+    /// The kernel's VXLAN device, and with it the node's firewall and IPsec.
+    Kernel,
 }
 
 /// The device of all tunnels.
@@ -63,6 +80,8 @@ pub struct TunnelDevice {
     pub port: u16,
     /// The largest datagram that fits, in bytes.
     pub mtu: u32,
+    /// The link between the nodes, where programs may put headers on and take them off; `None`: they may not.
+    pub between: Option<NodeLink>,
 }
 
 /// The way of a network.
@@ -128,6 +147,7 @@ pub fn wanted(
             let device = *wanted.tunnel.get_or_insert_with(|| TunnelDevice {
                 port: tunnels.port,
                 mtu: tunnel_mtu(inventory, tunnels.address),
+                between: node_link(inventory, tunnels),
             });
             if let Some(problem) = address_problem(inventory, tunnels.address) {
                 wanted.problems.insert(reference.clone(), problem);
@@ -239,6 +259,17 @@ fn tunnel_mtu(inventory: &Inventory, address: Option<IpAddr>) -> u32 {
         Some((link, over_ipv6)) if !link.loopback => overlay_mtu(link.mtu, over_ipv6).max(mtu::IPV4_MIN),
         _ => mtu::of_tunnels(inventory),
     }
+}
+
+/// The link that has the node's IPv4 address. Where only the loopback link or a dummy has it, as on a node that tells routers
+/// of its address itself, other nodes are reached over no certain link.
+fn node_link(inventory: &Inventory, tunnels: TunnelSettings) -> Option<NodeLink> {
+    let (Headers::Programs, Some(IpAddr::V4(address))) = (tunnels.headers, tunnels.address) else {
+        return None;
+    };
+    let link = holder(inventory, address.into())?;
+    let leads_out = !link.loopback && link.kind.as_deref() != Some("dummy");
+    leads_out.then_some(NodeLink { ifindex: link.ifindex, address })
 }
 
 fn holder(inventory: &Inventory, address: IpAddr) -> Option<&Device> {

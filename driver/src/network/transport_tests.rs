@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use serde_json::json;
 
 use super::*;
@@ -34,8 +36,9 @@ fn inventory() -> Inventory {
     inventory
 }
 
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const AT: TunnelSettings =
-    TunnelSettings { port: 4789, address: Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7))) };
+    TunnelSettings { port: 4789, address: Some(IpAddr::V4(ADDRESS)), headers: Headers::Programs };
 
 fn on(ifname: &str, vlan: Option<u16>) -> serde_json::Value {
     let selector = format!(r#"device.attributes["netferry.dev"].ifName == "{ifname}""#);
@@ -57,7 +60,8 @@ fn each_network_gets_the_way_of_its_transport() {
     let found = wanted(&networks, &inventory(), AT, "netferry.dev");
     assert_eq!(found.problems, Problems::new());
     assert_eq!(found.remarks, Problems::new());
-    assert_eq!(found.tunnel, Some(TunnelDevice { port: 4789, mtu: 1450 }));
+    let between = Some(NodeLink { ifindex: 2, address: ADDRESS });
+    assert_eq!(found.tunnel, Some(TunnelDevice { port: 4789, mtu: 1450, between }));
     let uplink =
         |ifindex, ifname: &str, mtu, how| Way::Uplink { ifindex, ifname: ifname.to_owned(), mtu, how };
     let bridged = |vlan| Transport::Bridged { vlan };
@@ -128,6 +132,24 @@ fn what_cannot_be_is_said() {
     assert_eq!(nowhere.ways.len(), 1, "what other nodes drop is not taken down here");
     let twice = wanted(&networks[3..], &inventory(), AT, "netferry.dev");
     assert!(twice.problems[&reference(9, "far")].contains("that was deleted"), "{twice:?}");
+}
+
+#[test]
+fn programs_make_the_headers_of_tunnels_over_the_link_that_has_the_address() {
+    let between = |at: TunnelSettings, change: fn(&mut Link)| {
+        let mut inventory = inventory();
+        change(inventory.devices.get_mut("eth0").expect("eth0"));
+        let far = network(1, "far", &json!({"overlay": {"vni": 1}}));
+        wanted(&[far], &inventory, at, "netferry.dev").tunnel.expect("a tunnel").between
+    };
+    let at = |address: &str| TunnelSettings { address: address.parse().ok(), ..AT };
+    assert_eq!(between(AT, |_| {}), Some(NodeLink { ifindex: 2, address: ADDRESS }));
+    assert_eq!(between(AT, |link| link.kind = Some("bond".to_owned())).map(|link| link.ifindex), Some(2));
+    assert_eq!(between(AT, |link| link.kind = Some("dummy".to_owned())), None);
+    assert_eq!(between(AT, |link| link.loopback = true), None);
+    assert_eq!(between(TunnelSettings { headers: Headers::Kernel, ..AT }, |_| {}), None);
+    assert_eq!(between(at("2001:db8::7"), |_| {}), None);
+    assert_eq!(between(at("198.51.100.1"), |_| {}), None);
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn a_routed_network_is_set_up_and_taken_down() {
     assert!(answers(&one.netns, "", FAR[0]) && answers(&one.netns, "", FAR[1]));
 
     task.set_ports(&[]);
-    until("nothing is left", || node.datapath.borders().unwrap().0.is_empty());
+    until("nothing is left", || node.datapath.borders().unwrap().uplinks.is_empty());
     assert!(node.datapath.uplinks().unwrap().is_empty());
     assert!(silent(&one.netns, "", FAR[0]) && silent(&one.netns, "", FAR[1]));
     assert!(silent(&one.netns, "", GATEWAYS[0]), "nor does anybody answer for the gateway");

@@ -16,7 +16,7 @@ use netferry::link::kernel::KernelLinks;
 use netferry::network::facts::{NodeFacts, Seen};
 use netferry::network::members::MemberTable;
 use netferry::network::transport::task::{TransportOptions, Transports};
-use netferry::network::transport::{Converger, VXLAN_PORT};
+use netferry::network::transport::{Converger, Headers, VXLAN_PORT};
 use netferry::network::validate::parse;
 use netferry::network::{Network, NetworkRef, Networks};
 use serde_json::{Value, json};
@@ -131,7 +131,12 @@ impl Task {
                     &folder.path().join("state/promiscuous.json"),
                 )
                 .expect("the state"),
-                tunnels: OverlayArgs { overlay_port: VXLAN_PORT, overlay_address: setting }.settings(),
+                tunnels: OverlayArgs {
+                    overlay_port: VXLAN_PORT,
+                    overlay_address: setting,
+                    overlay_headers: Headers::default(),
+                }
+                .settings(),
                 driver: DRIVER_NAME.to_owned(),
                 node: name.to_owned(),
             };

@@ -217,22 +217,27 @@ impl Bench {
     pub fn fast(&mut self, endpoint: u32) -> Fast {
         let map = PerCpuArray::<_, Fast>::try_from(self.map(maps::FAST)).expect("per CPU");
         let cpus = map.get(&slot::of(endpoint), 0).expect("a slot");
-        cpus.iter().fold(Fast::ZERO, |sum, cpu| Fast {
-            sent: sum.sent + cpu.sent,
-            sent_bytes: sum.sent_bytes + cpu.sent_bytes,
-            received: sum.received + cpu.received,
-            received_bytes: sum.received_bytes + cpu.received_bytes,
-        })
+        cpus.iter().fold(Fast::ZERO, Fast::and)
     }
 
     /// Counters of any endpoint.
     pub fn traffic_of(&mut self, endpoint: u32, direction: Direction) -> Traffic {
-        let fast = self.fast(endpoint);
-        let (packets, bytes, fast) = match direction {
-            Direction::FromPod => (fast.sent, fast.sent_bytes, fast.sent),
-            Direction::ToPod => (fast.received, fast.received_bytes, 0),
+        let short = self.fast(endpoint);
+        let mut sum = match direction {
+            Direction::FromPod => Traffic {
+                packets: short.sent + short.left,
+                bytes: short.sent_bytes + short.left_bytes,
+                fast: short.sent,
+                overlay: short.left,
+                ..Traffic::ZERO
+            },
+            Direction::ToPod => Traffic {
+                packets: short.received + short.entered,
+                bytes: short.received_bytes + short.entered_bytes,
+                overlay: short.entered,
+                ..Traffic::ZERO
+            },
         };
-        let mut sum = Traffic { packets, bytes, fast, ..Traffic::ZERO };
         let map =
             PerCpuHashMap::<_, CounterKey, Traffic>::try_from(self.map(maps::TRAFFIC)).expect("per CPU");
         if let Ok(values) = map.get(&CounterKey { endpoint, direction: direction.number() }, 0) {

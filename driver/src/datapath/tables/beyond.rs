@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use aya::maps::MapError;
 use netferry_common::member::GATEWAY;
-use netferry_common::{Drops, Member, Uplink, Wire, WireKey};
+use netferry_common::{Drops, Member, Tunnel, Uplink, Wire, WireKey};
 
 use super::{Tables, found, gone, network_key};
 use crate::datapath::networks::NetworkUplink;
@@ -31,6 +31,16 @@ impl Tables {
             .map_err(|source| bpf_error("list the wires", source))
     }
 
+    /// Where tunnels start and end.
+    pub(in crate::datapath) fn tunnel(&self) -> Result<Tunnel, DatapathError> {
+        self.tunnel.get(&0, 0).map_err(|source| bpf_error("read where tunnels start and end", source))
+    }
+
+    /// Says where they do.
+    pub(in crate::datapath) fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), DatapathError> {
+        self.tunnel.set(0, tunnel, 0).map_err(|source| bpf_error("write where tunnels start and end", source))
+    }
+
     /// Writes the way of a network beyond the node. What comes in by another is closed first, and by this one opened last.
     pub(in crate::datapath) fn set_uplink(
         &mut self,
@@ -46,18 +56,21 @@ impl Tables {
                 return Err(bpf_error(format!("set the uplink of network {network}"), problem));
             }
         }
+        self.empty_way(network)?;
         self.remove_wires(network, Some(key))?;
         self.remove_gateways(network, |addr| gateways.iter().any(|(gateway, _)| *gateway == addr))?;
         for (address, mac) in gateways {
             self.set_member(network, address, Some(Member::new(GATEWAY, mac)))?;
         }
         self.uplinks.insert(network, uplink.record(), 0).map_err(failed)?;
-        self.wires.insert(key, Wire { network }, 0).map_err(failed)
+        self.wires.insert(key, Wire { network }, 0).map_err(failed)?;
+        self.fill_way(network, &uplink.record())
     }
 
     /// Removes the way of a network beyond the node, and what was counted there.
     pub(in crate::datapath) fn remove_uplink(&mut self, network: u32) -> Result<(), DatapathError> {
         let failed = |source| bpf_error(format!("remove the uplink of network {network}"), source);
+        self.empty_way(network)?;
         self.remove_wires(network, None)?;
         gone(self.uplinks.remove(&network)).map_err(failed)?;
         self.remove_gateways(network, |_| false)?;

@@ -68,11 +68,6 @@ impl Tables {
             return Ok(Fast::ZERO);
         }
         let cpus = self.fast.get(&slot::of(id), 0)?;
-        Ok(cpus.iter().fold(Fast::ZERO, |sum, cpu| Fast {
-            sent: sum.sent + cpu.sent,
-            sent_bytes: sum.sent_bytes + cpu.sent_bytes,
-            received: sum.received + cpu.received,
-            received_bytes: sum.received_bytes + cpu.received_bytes,
-        }))
+        Ok(cpus.iter().fold(Fast::ZERO, Fast::and))
     }
 }

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
-use super::{KernelLinks, Subject, encode};
+use super::{KernelLinks, Subject, encode, ipsec};
 use crate::link::{
     LinkError, LinkRef, Namespace,
     underlay::{Tunnel, Underlay},
@@ -48,6 +48,15 @@ impl Underlay for KernelLinks {
     async fn tunnel(&self, ifindex: u32) -> Result<Option<Tunnel>, LinkError> {
         let on = self.on(&Namespace::Host, ifindex).await?;
         Ok(tunnel(&message(&on, ifindex).await?))
+    }
+
+    async fn ipsec_policies(&self) -> Result<u32, LinkError> {
+        self.within(&Namespace::Host, ipsec::policies).await?.map_err(|source| LinkError::Kernel {
+            action: "count the IPsec policies".to_owned(),
+            link: "of the host".to_owned(),
+            namespace: Namespace::Host,
+            source,
+        })
     }
 
     async fn is_promiscuous(&self, ifindex: u32) -> Result<bool, LinkError> {

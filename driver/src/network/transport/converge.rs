@@ -46,10 +46,10 @@ impl From<DatapathError> for Trouble {
 
 /// Notes the first error that no network is to blame for.
 #[derive(Default)]
-struct Rest(Option<String>);
+pub(super) struct Rest(Option<String>);
 
 impl Rest {
-    fn note<T, E: std::error::Error + 'static>(&mut self, result: Result<T, E>) -> Option<T> {
+    pub(super) fn note<T, E: std::error::Error + 'static>(&mut self, result: Result<T, E>) -> Option<T> {
         match result {
             Ok(done) => Some(done),
             Err(error) => {
@@ -71,8 +71,8 @@ pub struct Outcome {
 
 /// See the module.
 pub struct Converger<L> {
-    links: L,
-    datapath: Arc<AyaDatapath>,
+    pub(super) links: L,
+    pub(super) datapath: Arc<AyaDatapath>,
     promiscuous: Promiscuous,
 }
 
@@ -94,6 +94,9 @@ impl<L: Underlay> Converger<L> {
             Some(device) => Some((device, self.tunnel(device).await)),
             None => None,
         };
+        if let Some((device, Ok(ifindex))) = &tunnel {
+            self.headers(*ifindex, device, &mut rest).await;
+        }
         let mut links = BTreeMap::new();
         for (_, way) in wanted.ways.values() {
             if let Way::Uplink { ifindex, ifname, .. } = way
@@ -233,14 +236,16 @@ impl<L: Underlay> Converger<L> {
     }
 
     /// The kernel's verifier takes its time.
-    async fn attach(
+    pub(super) async fn attach(
         &self,
         ifindex: u32,
         attach: fn(&AyaDatapath, u32) -> Result<(), DatapathError>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), DatapathError> {
         let datapath = Arc::clone(&self.datapath);
-        let done = tokio::task::spawn_blocking(move || attach(&datapath, ifindex)).await;
-        Ok(done.map_err(|error| Trouble::Failed(error.to_string()))??)
+        let attached = tokio::task::spawn_blocking(move || attach(&datapath, ifindex)).await;
+        attached.unwrap_or_else(|error| {
+            Err(DatapathError::Bpf { action: format!("attach to interface {ifindex}"), source: error.into() })
+        })
     }
 
     /// Take away what is not in use: the device of tunnels before its program, and promiscuous mode after it.
@@ -261,8 +266,15 @@ impl<L: Underlay> Converger<L> {
                 rest.note(self.links.remove(&Namespace::Host, link.ifindex).await);
             }
         }
-        let (uplinks, devices) = rest.note(self.datapath.borders()).unwrap_or_default();
-        for ifindex in uplinks.difference(&in_use) {
+        if !tunnels {
+            rest.note(self.datapath.set_tunnel_ends(None));
+        }
+        let there = rest.note(self.datapath.borders()).unwrap_or_default();
+        let between = rest.note(self.datapath.tunnel_ends()).flatten().map(|ends| ends.link);
+        for ifindex in there.underlays.iter().filter(|ifindex| Some(**ifindex) != between) {
+            rest.note(self.datapath.detach_underlay(*ifindex));
+        }
+        for ifindex in there.uplinks.difference(&in_use) {
             rest.note(self.datapath.detach_uplink(*ifindex));
         }
         // One that is wanted and cannot be had now keeps its program: without, its frames would be the host's.
@@ -272,7 +284,7 @@ impl<L: Underlay> Converger<L> {
                 Err(LinkError::NotFound { .. })
             )
         };
-        for ifindex in devices.difference(&in_use) {
+        for ifindex in there.tunnels.difference(&in_use) {
             if !tunnels || gone(*ifindex).await {
                 rest.note(self.datapath.detach_overlay(*ifindex));
             }
