@@ -18,6 +18,7 @@ pub mod leader;
 pub mod members;
 pub mod mtu;
 pub mod names;
+pub mod nodes;
 pub mod offer;
 pub mod peers;
 pub mod pools;

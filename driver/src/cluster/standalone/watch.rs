@@ -25,6 +25,7 @@ use crate::{
     cluster::{ClusterError, watch::Watch},
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+        nodes::Needs,
         scope::Scope,
     },
 };
@@ -68,7 +69,7 @@ impl Watch for Standalone {
         })
     }
 
-    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
+    fn nodes(self: Arc<Self>, _: Needs) -> BoxStream<'static, Seen<NodeFacts, String>> {
         looked(self, |shared| {
             let mut nodes = nodes(shared);
             // This node is there, also where nobody wrote it down.
