@@ -22,5 +22,5 @@ pub trait Watch: Send + Sync {
     /// Nodes, by name: all of them with a list, or those alone that are needed, one by one, and this one.
     fn nodes(self: Arc<Self>, needs: Needs) -> BoxStream<'static, Seen<NodeFacts, String>>;
     /// Pods with their labels, by `namespace/name`. Watched only while a policy selects pods.
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>>;
+    fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>>;
 }

@@ -91,7 +91,7 @@ impl Watch for Told {
         UnboundedReceiverStream::new(receiver).boxed()
     }
 
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+    fn pods(self: Arc<Self>, _: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
         stream::pending().boxed()
     }
 

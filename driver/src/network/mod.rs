@@ -14,6 +14,7 @@ pub mod follow;
 pub mod identity;
 pub mod join;
 pub mod known;
+mod labels;
 pub mod leader;
 pub mod members;
 pub mod mtu;

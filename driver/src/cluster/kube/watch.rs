@@ -65,9 +65,12 @@ impl Watch for KubeCluster {
         stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.uid)).boxed()
     }
 
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+    fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
         // The server is asked for metadata alone.
-        let api = Api::<PartialObjectMeta<Pod>>::all(self.client.clone());
+        let api = match scope {
+            Scope::Cluster => Api::<PartialObjectMeta<Pod>>::all(self.client.clone()),
+            Scope::Namespace(name) => Api::namespaced(self.client.clone(), name),
+        };
         let facts = |pod: &PartialObjectMeta<Pod>| facts::pod(&pod.metadata);
         watched(api, "pods").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
     }

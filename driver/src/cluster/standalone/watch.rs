@@ -53,11 +53,13 @@ impl Watch for Standalone {
         looked(self, read)
     }
 
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
-        looked(self, |shared| {
+    fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
+        let scope = scope.clone();
+        looked(self, move |shared| {
             let pods = objects::<Pod>(shared, Pod::KIND);
             let facts = pods.iter().map(|pod| facts::pod(&pod.metadata));
-            Ok(facts.map(|facts| (facts.name.clone(), facts)).collect())
+            let covered = facts.filter(|facts| scope.covers(facts.namespace()));
+            Ok(covered.map(|facts| (facts.name.clone(), facts)).collect())
         })
     }
 
