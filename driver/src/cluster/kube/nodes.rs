@@ -19,9 +19,8 @@ use crate::{
 type Node = Object<Unread, NodeStatus>;
 
 impl KubeCluster {
-    /// What a node says of itself. The server may answer from its cache, as it does for the kubelets (resource version
-    /// 0), unless there is news of the node. That a node is not there is believed of the store alone: a cache may be
-    /// behind.
+    /// What a node says of itself. The server may answer from its cache (resource version 0), unless there is news of
+    /// the node. That a node is not there is believed of the store alone: a cache may be behind.
     pub(super) async fn node_facts(&self, question: &Question) -> Result<NodeFacts, ClusterError> {
         let object = errors::Object::new("Node", &*question.name, "read");
         let api = Api::<Node>::all_with(self.client.clone(), &ApiResource::erase::<Whole>(&()));
