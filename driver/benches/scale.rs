@@ -3,11 +3,13 @@
 //!
 //! `cargo xtask bench scale` runs it; the numbers are in docs/scale.md. It needs no root.
 
+#[path = "scale/nodes.rs"]
+mod nodes;
 #[path = "scale/objects.rs"]
 mod objects;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     process::Command,
     sync::Arc,
@@ -22,6 +24,7 @@ use netferry::{
         Network, NetworkRef,
         facts::{self, ClaimFacts, Seen},
         members::{MemberTable, Outcome},
+        nodes::NodeNeed,
         scope::{Admits, Need, Scope},
         spec::{AddressSource, NetworkSpec, Overlay, Transport},
     },
@@ -92,7 +95,6 @@ fn simulate(networks: u32) {
     let before = resident();
     let mut table = MemberTable::new(&node_name(0));
     table.set_networks(&declared);
-    take_in_nodes(&mut table);
     table.apply(Seen::Listing);
     let (mut read, mut kept) = (Duration::ZERO, Duration::ZERO);
     for claim in 0..CLAIMS {
@@ -106,6 +108,7 @@ fn simulate(networks: u32) {
     }
     table.apply(Seen::Listed);
     assert_eq!(table.claims(), CLAIMS as usize);
+    let nodes = take_in_nodes(&mut table);
     let wanted = table.wanted().count();
     let kilobytes = resident().saturating_sub(before);
     println!("{networks} networks of {} ports", CLAIMS / networks);
@@ -115,7 +118,7 @@ fn simulate(networks: u32) {
         u64::from(kilobytes) * 1024 / u64::from(CLAIMS)
     );
     let fits = if wanted <= MAX_MEMBERS { "fits" } else { "DOES NOT FIT" };
-    println!("  map of members: {wanted} of {MAX_MEMBERS} entries: {fits}");
+    println!("  map of members: {wanted} of {MAX_MEMBERS} entries: {fits}; on {nodes} other nodes");
     println!(
         "  first list: {:.2} s to read the objects, {:.2} s to take them in",
         read.as_secs_f64(),
@@ -124,13 +127,17 @@ fn simulate(networks: u32) {
     churn(&mut table, networks);
 }
 
-fn take_in_nodes(table: &mut MemberTable) {
-    table.apply_node(Seen::Listing);
-    for number in 0..NODES {
-        let node: Node = serde_json::from_slice(&bytes(&objects::node(number))).expect("a node");
+/// Tell of the nodes that matter. Returns how many there are.
+fn take_in_nodes(table: &mut MemberTable) -> usize {
+    let needs = table.need_nodes();
+    let number: HashMap<String, u32> = (0..NODES).map(|number| (node_name(number), number)).collect();
+    for need in &needs {
+        let NodeNeed::Begins(name) = need else { panic!("no such need: {need:?}") };
+        let sent = bytes(&objects::node(number[&**name]));
+        let node: Node = serde_json::from_slice(&sent).expect("a node");
         table.apply_node(Seen::Is(facts::node(&node.metadata, node.status.as_ref())));
     }
-    table.apply_node(Seen::Listed);
+    needs.len()
 }
 
 /// A node with ports on as many networks as it needs namespaces.
@@ -140,7 +147,6 @@ fn simulate_part() {
     let before = resident();
     let mut table = MemberTable::new(&node_name(0));
     table.set_networks(&declared);
-    take_in_nodes(&mut table);
     let need = |network| {
         let admits = Admits::Only(BTreeSet::from([namespace_name(network)]));
         (network_name(network), Need { here: true, admits })
@@ -156,15 +162,12 @@ fn simulate_part() {
         }
         table.apply_from(&scope, Seen::Listed);
     }
+    let nodes = take_in_nodes(&mut table);
     assert!(table.is_complete());
     let kilobytes = resident().saturating_sub(before);
     println!("{NEEDED} of {NAMESPACES} namespaces");
-    println!(
-        "  table: {:.1} MB resident, {} claims and {NODES} nodes",
-        f64::from(kilobytes) / 1024.0,
-        table.claims()
-    );
-    println!("  map of members: {} of {MAX_MEMBERS} entries", table.wanted().count());
+    println!("  table: {:.1} MB resident, {} claims", f64::from(kilobytes) / 1024.0, table.claims());
+    println!("  map of members: {} of {MAX_MEMBERS} entries, on {nodes} other nodes", table.wanted().count());
 }
 
 /// Claims are deleted, made, allocated and told: one event is one change.
@@ -233,8 +236,7 @@ fn traffic() {
     let place = place(4_711, 1_000);
     let [made, allocated, told] =
         [Stage::Made, Stage::Allocated, Stage::Told].map(|stage| event(&objects::claim(place, stage)));
-    let node = event(&objects::node(4_711));
-    println!("an event, in bytes: claim made {made}, allocated {allocated}, told {told}; node {node}");
+    println!("an event of a claim, in bytes: made {made}, allocated {allocated}, told {told}");
     // Made; finalizer; allocated and reserved; told; no longer reserved; no longer allocated; deleted.
     let life = made + made + allocated + 4 * told;
     let mean = life / 7;
@@ -252,22 +254,16 @@ fn traffic() {
         bytes_a_second(life * 10 * NODES as usize)
     );
     println!(
-        "first list: {} of claims and {} of nodes to one node, {} to all {NODES}",
+        "first list of claims: {} to one node, {} to all {NODES}",
         size(told * CLAIMS as usize),
-        size(node * NODES as usize),
-        size((told * CLAIMS as usize + node * NODES as usize) * NODES as usize)
+        size(told * CLAIMS as usize * NODES as usize)
     );
-    // Kubelet writes a node's status at least every five minutes (nodeStatusReportFrequency).
-    println!(
-        "nodes, one status each five minutes: {} to one node, {} to all",
-        bytes_a_second(node * NODES as usize / 300),
-        bytes_a_second(node * NODES as usize / 300 * NODES as usize)
-    );
-    traffic_of_part(life, told, node);
+    traffic_of_part(life, told);
+    nodes::traffic();
 }
 
-/// The same for nodes that watch the namespaces they need, by the bytes of a claim's life, of one event, and of a node.
-fn traffic_of_part(life: usize, told: usize, node: usize) {
+/// The same for nodes that watch the namespaces they need, by the bytes of a claim's life and of one event.
+fn traffic_of_part(life: usize, told: usize) {
     let (nodes, namespaces, needed) = (NODES as usize, NAMESPACES as usize, NEEDED as usize);
     let namespace = bytes(&objects::namespace(4_711)).len();
     println!();
@@ -284,12 +280,11 @@ fn traffic_of_part(life: usize, told: usize, node: usize) {
     both(format!("{RATE} events a second"), life / 7 * RATE as usize);
     both("10 pods a second, each with one claim".to_owned(), life * 10);
     let claims = told * CLAIMS as usize;
-    let one = claims * needed / namespaces + namespace * namespaces + node * nodes;
+    let one = claims * needed / namespaces + namespace * namespaces;
     println!(
-        "first list: {} of claims, {} of namespaces and {} of nodes to one node, {} to all {NODES}",
+        "first list: {} of claims and {} of namespaces to one node, {} to all {NODES}",
         size(claims * needed / namespaces),
         size(namespace * namespaces),
-        size(node * nodes),
         size(one * nodes + claims)
     );
     println!("watches: {} of claims by all nodes, a connection each", needed * nodes + 1);

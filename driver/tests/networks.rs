@@ -11,6 +11,8 @@ mod folder;
 mod follow;
 #[path = "networks/manifests.rs"]
 mod manifests;
+#[path = "networks/nodes.rs"]
+mod nodes;
 #[path = "networks/server.rs"]
 mod server;
 

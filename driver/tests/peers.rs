@@ -24,6 +24,7 @@ use netferry::{
         follow::SharedTable,
         members::MemberTable,
         peers::{PolicyPeers, told},
+        scope::{Admits, Need},
     },
 };
 use pods::{BLUE, Node, RED, port, v4};
@@ -174,11 +175,17 @@ async fn labels_are_watched_at_the_api_server() {
     let kubeconfig = server.kubeconfig(stand.dir.path());
     let cluster = KubeCluster::connect(Some(&kubeconfig), DRIVER_NAME, "node").await.expect("connect");
     stand.attach().await;
+    // The network takes one namespace of two.
+    server.put(serde_json::json!({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": []},
+        "metadata": {"namespace": "other", "name": "pod1", "labels": {"role": "web"}}}));
+    let admits = Admits::Only([String::from("default")].into());
+    let needs = [("blue".to_owned(), Need { here: true, admits })].into();
+    stand.table.lock().expect("table").set_needs(&needs);
     stand.claims_come();
     let stop = CancellationToken::new();
     let following = tokio::spawn(Arc::clone(&stand.peers).run(Arc::new(cluster), stop.clone()));
     let label = std::collections::BTreeMap::from([("role".to_owned(), "web".to_owned())]);
-    let is = |action| stand.table.lock().expect("table").is_selected("default/pod1", &label, action);
+    let is = |action| stand.table.lock().expect("table").is_selected("blue", "default/pod1", &label, action);
     server.until("the list", |_| is(Action::Allow) == Some(true)).await;
     assert!(!stand.reaches());
     put("db");
@@ -186,7 +193,7 @@ async fn labels_are_watched_at_the_api_server() {
     server.remove("pods", "default/pod1");
     server.until("the pod is gone", |_| !stand.reaches()).await;
     let asked = server.asked("GET", "/pods");
-    assert!(asked.iter().all(|request| request.path == "/api/v1/pods"), "{asked:?}");
+    assert!(asked.iter().all(|request| request.path == "/api/v1/namespaces/default/pods"), "{asked:?}");
     stop.cancel();
     following.await.expect("ends in order");
     stand.end().await;

@@ -182,6 +182,25 @@ fn overlay_networks_are_set_up_and_taken_down() {
     assert!(silent(&one.netns, "", two.address(true)));
 }
 
+#[test]
+fn the_first_port_is_told_and_not_looked_for() {
+    if !able("the_first_port_is_told_and_not_looked_for") {
+        return;
+    }
+    let (a, b) = (Node::new(), Node::new());
+    wire(&a.host, &b.host);
+    let here = Task::start_idle(&a, "n1", ENDS[0], &overlays(0));
+    for names in [["blue"], ["red"]] {
+        until("nothing is there", || {
+            a.host.link(TUNNEL).is_none() && a.datapath.uplinks().unwrap().is_empty()
+        });
+        here.set_ports(&names);
+        until("it has its way", || a.datapath.uplinks().unwrap().len() == 1);
+        here.set_ports(&[]);
+    }
+    until("the device goes with the last port", || a.host.link(TUNNEL).is_none());
+}
+
 fn over_a_vlan(id: u32, name: &'static str, vlan: u16) -> Net {
     let selector = format!(r#"device.attributes["netferry.dev"].ifName == "{UPLINK}""#);
     Net { id, name, transport: json!({"uplink": {"selector": selector, "vlan": vlan}}) }

@@ -184,6 +184,41 @@ fn told_by_driver(node: &str, network: &str) -> Value {
         "fieldsV1": {"f:status": {"f:devices": fields}}})
 }
 
+fn written_by_kubelet() -> Value {
+    let entry = |subresource: &str, fields: Value| {
+        let mut entry = json!({"manager": "kubelet", "operation": "Update", "apiVersion": "v1",
+            "time": "2026-11-01T08:15:42Z", "fieldsType": "FieldsV1", "fieldsV1": fields});
+        if !subresource.is_empty() {
+            entry["subresource"] = subresource.into();
+        }
+        entry
+    };
+    let condition = json!({".": {}, "f:lastHeartbeatTime": {}, "f:lastTransitionTime": {}, "f:message": {},
+        "f:reason": {}, "f:status": {}, "f:type": {}});
+    let resources = json!({".": {}, "f:cpu": {}, "f:ephemeral-storage": {}, "f:memory": {}, "f:pods": {}});
+    let address = json!({".": {}, "f:address": {}, "f:type": {}});
+    json!([
+        entry(
+            "",
+            json!({"f:metadata": {
+            "f:annotations": {".": {}, "f:volumes.kubernetes.io/controller-managed-attach-detach": {}},
+            "f:labels": {".": {}, "f:kubernetes.io/arch": {}, "f:kubernetes.io/hostname": {}, "f:kubernetes.io/os": {},
+                "f:topology.kubernetes.io/zone": {}}}, "f:spec": {"f:providerID": {}}})
+        ),
+        entry(
+            "status",
+            json!({"f:status": {
+            "f:addresses": {".": {}, "k:{\"type\":\"Hostname\"}": address, "k:{\"type\":\"InternalIP\"}": address},
+            "f:allocatable": resources, "f:capacity": resources,
+            "f:conditions": {".": {}, "k:{\"type\":\"DiskPressure\"}": condition,
+                "k:{\"type\":\"MemoryPressure\"}": condition, "k:{\"type\":\"PIDPressure\"}": condition,
+                "k:{\"type\":\"Ready\"}": condition},
+            "f:images": {}, "f:nodeInfo": {"f:bootID": {}, "f:containerRuntimeVersion": {}, "f:kernelVersion": {},
+                "f:kubeletVersion": {}, "f:machineID": {}, "f:osImage": {}, "f:systemUUID": {}}}})
+        ),
+    ])
+}
+
 /// A node whose kubelet tells the 50 largest images, as it does by default.
 pub(crate) fn node(node: u32) -> Value {
     let images: Vec<Value> = (0..50)
@@ -204,7 +239,9 @@ pub(crate) fn node(node: u32) -> Value {
         "metadata": {"name": node_name(node), "uid": format!("2b1a7c1d-93e4-4f52-8d21-{node:012x}"),
             "resourceVersion": "700000000", "creationTimestamp": "2026-10-01T08:15:42Z",
             "labels": {"kubernetes.io/hostname": node_name(node), "kubernetes.io/arch": "amd64",
-                "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "eu-central-1a"}},
+                "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "eu-central-1a"},
+            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+            "managedFields": written_by_kubelet()},
         "spec": {"podCIDR": "10.64.0.0/24", "providerID": format!("cloud:///eu-central-1a/i-{node:017x}")},
         "status": {
             "addresses": [{"type": "InternalIP", "address": format!("172.{b}.{c}.{d}")},

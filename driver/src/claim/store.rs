@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::{Checkpoint, ClaimRef, InterfaceRecord, PodRef};
 
@@ -103,6 +104,7 @@ pub struct Store {
     /// Held over a whole write, so that what is checked before it still holds after it.
     writing: Mutex<()>,
     claims: Mutex<BTreeMap<String, Checkpoint>>,
+    changed: watch::Sender<()>,
 }
 
 /// A poisoned lock is used on: the maps behind it are replaced by single inserts and are always whole.
@@ -183,7 +185,14 @@ impl Store {
         if !problems.is_empty() {
             sync_dir(dir)?;
         }
-        Ok((Self { dir: dir.to_owned(), writing: Mutex::new(()), claims: Mutex::new(claims) }, problems))
+        let (writing, claims, changed) = (Mutex::new(()), Mutex::new(claims), watch::Sender::new(()));
+        Ok((Self { dir: dir.to_owned(), writing, claims, changed }, problems))
+    }
+
+    /// Told after each change, when reads see it.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// The checkpoint of a claim.
@@ -274,6 +283,7 @@ impl Store {
             _ => sync_dir(&self.dir)?,
         }
         lock(&self.claims).remove(uid);
+        self.changed.send_replace(());
         crossing("store-after-write", &path)
     }
 
@@ -295,6 +305,7 @@ impl Store {
         self.replace_file(&path, &checkpoint).map_err(io_error("write", &path))?;
         sync_dir(&self.dir)?;
         lock(&self.claims).insert(checkpoint.claim.uid.clone(), checkpoint);
+        self.changed.send_replace(());
         crossing("store-after-write", &path)
     }
 

@@ -4,6 +4,7 @@ mod errors;
 mod events;
 mod lease;
 mod networks;
+mod nodes;
 mod pools;
 mod watch;
 
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     claim::ClaimRef,
-    network::{Declared, NetworkRef, spec::NetworkStatus},
+    network::{Declared, NetworkRef, nodes::NodePace, spec::NetworkStatus},
 };
 use errors::{Object, refused, unavailable};
 use events::Series;
@@ -52,6 +53,7 @@ pub struct KubeCluster {
     driver: String,
     node: String,
     timeout: Duration,
+    node_pace: NodePace,
     series: Series,
 }
 
@@ -86,6 +88,7 @@ impl KubeCluster {
             driver: driver.to_owned(),
             node: node.to_owned(),
             timeout: REQUEST_TIMEOUT,
+            node_pace: NodePace::default(),
             series: Series::default(),
         })
     }
@@ -94,6 +97,13 @@ impl KubeCluster {
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Change how nodes are asked for.
+    #[must_use]
+    pub fn with_node_pace(mut self, pace: NodePace) -> Self {
+        self.node_pace = pace;
         self
     }
 

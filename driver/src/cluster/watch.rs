@@ -6,10 +6,11 @@ use futures::stream::BoxStream;
 
 use crate::network::{
     facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+    nodes::Needs,
     scope::Scope,
 };
 
-/// Watches over objects of the cluster. Each begins with a list, and with another one whenever it has missed
+/// Watches over objects of the cluster. Each but nodes begins with a list, and with another one whenever it has missed
 /// something. They go on until they are dropped; what cannot be read now is tried again.
 pub trait Watch: Send + Sync {
     /// Whether a watch over a part of the claims costs less than one over all. Else only all of them are watched.
@@ -18,8 +19,8 @@ pub trait Watch: Send + Sync {
     fn claims(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<ClaimFacts, String>>;
     /// Namespaces with their labels, by name. Watched only while a network selects some of them.
     fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>>;
-    /// Nodes, by name.
-    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>>;
+    /// Nodes, by name: all of them with a list, or those alone that are needed, one by one, and this one.
+    fn nodes(self: Arc<Self>, needs: Needs) -> BoxStream<'static, Seen<NodeFacts, String>>;
     /// Pods with their labels, by `namespace/name`. Watched only while a policy selects pods.
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>>;
+    fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>>;
 }

@@ -99,6 +99,14 @@ pub struct PodFacts {
     pub labels: BTreeMap<String, String>,
 }
 
+impl PodFacts {
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.name.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+}
+
 /// What a claim has of this driver's networks. A claim that has no allocation has nothing.
 #[must_use]
 pub fn claim(metadata: &ObjectMeta, status: Option<&ResourceClaimStatus>, driver: &str) -> ClaimFacts {

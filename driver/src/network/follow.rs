@@ -1,6 +1,8 @@
 //! Keeps the node's map of members as the cluster says it is to be.
 
 use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    Networks,
+    NetworkId, Networks,
     changeover::Pace,
     demand::{Demand, PortsHere},
-    members::{Change, MemberTable, Outcome},
+    members::{Change, MemberTable, Outcome, Remote},
     scope::Situation,
     streams::{News, Streams},
 };
-use crate::{cluster::watch::Watch, datapath::DatapathError, telemetry::chain};
+use crate::{cluster::watch::Watch, datapath::DatapathError, link::MacAddr, telemetry::chain};
 
 /// Where members on other nodes are written.
 pub trait Members: Send + Sync {
@@ -72,6 +74,9 @@ impl Default for FollowOptions {
     }
 }
 
+/// Members whose node was not told yet.
+type Awaited = HashSet<(NetworkId, IpAddr, MacAddr)>;
+
 /// The table, shared with who publishes addresses.
 pub type SharedTable = Arc<Mutex<MemberTable>>;
 
@@ -109,12 +114,12 @@ impl Follow {
         loop {
             let other = tokio::select! {
                 () = stop.cancelled() => return,
-                news = streams.next() => self.hear(news),
+                news = streams.next() => self.hear(&streams, news),
                 () = self.demand.next() => true,
                 Ok(()) = leading.changed() => true,
                 _ = networks.tick() => {
                     let now = self.networks.list();
-                    self.take_in(|table| vec![table.set_networks(&now)]);
+                    self.take_in(&streams, |table| vec![table.set_networks(&now)]);
                     true
                 }
                 _ = compare.tick() => {
@@ -136,13 +141,18 @@ impl Follow {
     }
 
     /// Returns whether other claims may have to be watched.
-    fn hear(&self, news: News) -> bool {
+    fn hear(&self, streams: &Streams, news: News) -> bool {
         match news {
             News::Claims(scope, seen) => {
-                self.take_in(|table| seen.into_iter().map(|seen| table.apply_from(&scope, seen)).collect());
+                let apply = |table: &mut MemberTable| {
+                    seen.into_iter().map(|seen| table.apply_from(&scope, seen)).collect()
+                };
+                self.take_in(streams, apply);
             }
             News::Nodes(seen) => {
-                self.take_in(|table| seen.into_iter().map(|seen| table.apply_node(seen)).collect());
+                let apply =
+                    |table: &mut MemberTable| seen.into_iter().map(|seen| table.apply_node(seen)).collect();
+                self.take_in(streams, apply);
             }
             News::Namespaces => return true,
         }
@@ -155,7 +165,8 @@ impl Follow {
         let local: Vec<String> = self.table().local().map(str::to_owned).collect();
         self.demand.keep(local);
         let networks = self.networks.list();
-        self.take_in(|table| {
+        let outcomes: Vec<Outcome> = {
+            let mut table = self.table();
             let known = table.set_networks(&networks);
             let situation = Situation {
                 networks,
@@ -164,9 +175,10 @@ impl Follow {
                 namespaces: streams.namespaces(),
                 leads: *self.leading.borrow(),
             };
-            let adapted = streams.adapt(situation, table, options.pace);
+            let adapted = streams.adapt(situation, &mut table, options.pace);
             [known].into_iter().chain(adapted).collect()
-        });
+        };
+        self.put(streams, outcomes);
     }
 
     /// Tell who waits for it whose members are known.
@@ -180,9 +192,14 @@ impl Follow {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_in(&self, apply: impl FnOnce(&mut MemberTable) -> Vec<Outcome>) {
+    fn take_in(&self, streams: &Streams, apply: impl FnOnce(&mut MemberTable) -> Vec<Outcome>) {
         let outcomes = apply(&mut self.table());
+        self.put(streams, outcomes);
+    }
+
+    fn put(&self, streams: &Streams, outcomes: Vec<Outcome>) {
         for outcome in outcomes {
+            streams.need(outcome.nodes);
             for conflict in outcome.conflicts {
                 self.stats.conflicts.fetch_add(1, Ordering::Relaxed);
                 let (network, address) = (&conflict.network, conflict.address);
@@ -212,9 +229,10 @@ impl Follow {
 
     /// Make the map what the table wants. Returns whether it was compared whole.
     fn compare(&self) -> bool {
-        let (wanted, complete) = {
+        let (wanted, awaited, has_members, complete) = {
             let table = self.table();
-            (table.wanted().collect::<Vec<_>>(), table.is_complete())
+            let (wanted, awaited) = (table.wanted().collect::<Vec<_>>(), table.awaited().collect());
+            (wanted, awaited, table.has_members(), table.is_complete())
         };
         let there = match self.members.remote() {
             Ok(there) => there,
@@ -223,7 +241,7 @@ impl Follow {
                 return false;
             }
         };
-        let differences = differences(&wanted, &there, complete);
+        let differences = differences(&wanted, &there, has_members.then_some(&awaited));
         let before = self.stats.failures.load(Ordering::Relaxed);
         let written = differences.iter().filter(|change| self.write(change)).count();
         self.stats.repairs.fetch_add(written as u64, Ordering::Relaxed);
@@ -239,15 +257,18 @@ impl Follow {
     }
 }
 
-/// What turns `there` into `wanted`. Before the table is complete nothing goes.
-fn differences(wanted: &[Change], there: &[Change], complete: bool) -> Vec<Change> {
-    use std::collections::HashMap;
-
+/// What turns `there` into `wanted`. Nothing goes before all members are known; then what is not of a member whose node
+/// is `awaited`.
+fn differences(wanted: &[Change], there: &[Change], awaited: Option<&Awaited>) -> Vec<Change> {
     let key = |change: &Change| (change.network, change.address);
     let mut left: HashMap<_, _> = there.iter().map(|change| (key(change), change.member)).collect();
     let mut differences: Vec<Change> =
         wanted.iter().filter(|change| left.remove(&key(change)) != Some(change.member)).copied().collect();
-    if complete {
+    if let Some(awaited) = awaited {
+        let mac = |member: Option<Remote>| member.map(|remote| remote.mac);
+        left.retain(|(network, address), member| {
+            mac(*member).is_none_or(|mac| !awaited.contains(&(*network, *address, mac)))
+        });
         let gone = left.into_keys().map(|(network, address)| Change { network, address, member: None });
         // Room comes before what needs it.
         differences.splice(0..0, gone);

@@ -19,6 +19,7 @@ use crate::{
         demand::Ports,
         facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
+        nodes::Needs,
         scope::Scope,
         spec::{AddressSource, NetworkSpec, Overlay, Transport},
     },
@@ -90,11 +91,11 @@ impl Watch for Told {
         UnboundedReceiverStream::new(receiver).boxed()
     }
 
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+    fn pods(self: Arc<Self>, _: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
         stream::pending().boxed()
     }
 
-    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
+    fn nodes(self: Arc<Self>, _: Needs) -> BoxStream<'static, Seen<NodeFacts, String>> {
         let node = |number: u8| NodeFacts {
             name: format!("n{number}"),
             address: Some(IpAddr::from([192, 0, 2, number])),

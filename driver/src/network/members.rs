@@ -10,6 +10,7 @@
 //! given to another node, whoever wins: what attach wrote stays.
 
 mod claims;
+mod nodes;
 mod pods;
 mod sources;
 #[cfg(test)]
@@ -26,14 +27,10 @@ use std::{
 use ipnetwork::IpNetwork;
 use netferry_common::Addr;
 
-use super::{
-    Network, NetworkId,
-    facts::{NodeFacts, Seen},
-    scope::Admits,
-    window::InUse,
-};
+use super::{Network, NetworkId, nodes::NodeNeed, scope::Admits, window::InUse};
 use crate::link::MacAddr;
 use claims::{Claim, ClaimKey};
+use nodes::{Node, Place};
 use pods::Pods;
 use sources::Sources;
 use tokio::sync::watch;
@@ -78,6 +75,8 @@ pub struct Outcome {
     pub changes: Vec<Change>,
     /// What somebody should look at.
     pub conflicts: Vec<Conflict>,
+    /// Which nodes matter, after this, and did not before, or the other way round.
+    pub nodes: Vec<NodeNeed>,
 }
 
 /// What of a network decides over its members.
@@ -109,12 +108,15 @@ struct Of {
     complete: bool,
     /// Whose claims are members.
     admits: Admits,
+    /// Members whose node was not told yet.
+    waits: u32,
 }
 
-#[derive(Debug)]
-struct Node {
-    address: Option<IpAddr>,
-    round: u8,
+impl Of {
+    /// Whether this node has a port of it: then its members are to be in the map.
+    const fn has_port(&self) -> bool {
+        self.local > 0 || self.here
+    }
 }
 
 /// See the module.
@@ -127,11 +129,17 @@ pub struct MemberTable {
     index: HashMap<String, u32>,
     /// Names of nodes and namespaces, each kept once.
     names: HashSet<Arc<str>>,
-    /// What the map is to hold.
-    wanted: HashMap<(NetworkId, Addr), Remote>,
+    /// Members on other nodes.
+    places: HashMap<(NetworkId, Addr), Place>,
     sources: Sources,
     node_round: u8,
+    /// Whether all nodes were told.
     nodes_listed: bool,
+    /// Whether those alone are told that matter.
+    asks: bool,
+    own_address: watch::Sender<Option<IpAddr>>,
+    /// Nodes with other members than before the event, and whether one came.
+    touched: BTreeMap<Arc<str>, bool>,
     /// Whether it was said which networks are needed.
     planned: bool,
     outcome: Outcome,
@@ -151,36 +159,19 @@ impl MemberTable {
             networks: Vec::new(),
             index: HashMap::new(),
             names: HashSet::from([Arc::clone(&this_node)]),
-            wanted: HashMap::new(),
+            places: HashMap::new(),
             sources: Sources::default(),
             node_round: 0,
             planned: false,
             pods: Pods::default(),
             changed: watch::Sender::new(()),
             nodes_listed: false,
+            asks: false,
+            own_address: watch::Sender::new(None),
+            touched: BTreeMap::new(),
             outcome: Outcome::default(),
             this_node,
         }
-    }
-
-    /// Where this node is reached, as far as the cluster has told.
-    #[must_use]
-    pub fn own_address(&self) -> Option<IpAddr> {
-        self.nodes.get(&self.this_node)?.address
-    }
-
-    /// Where the other nodes are reached.
-    pub fn other_nodes(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.nodes.iter().filter(|(name, _)| **name != self.this_node).filter_map(|(_, node)| node.address)
-    }
-
-    /// What the node's map is to hold of other nodes.
-    pub fn wanted(&self) -> impl Iterator<Item = Change> + '_ {
-        self.wanted.iter().map(|((network, address), remote)| Change {
-            network: *network,
-            address: (*address).into(),
-            member: Some(*remote),
-        })
     }
 
     /// Claims with ports or addresses of networks.
@@ -239,67 +230,27 @@ impl MemberTable {
             }
         }
         // All that goes before all that comes: a number may have passed from one network to another.
-        for (_, before) in &changed {
+        for (index, before) in &changed {
             if let Some(before) = before {
-                self.forget(before.id);
+                self.forget(*index, before.id);
             }
         }
         for (index, _) in changed {
             self.refresh_network(index);
         }
-        std::mem::take(&mut self.outcome)
-    }
-
-    /// Take in what the watch over nodes sees.
-    pub fn apply_node(&mut self, seen: Seen<NodeFacts, String>) -> Outcome {
-        match seen {
-            Seen::Listing => {
-                self.node_round = self.node_round.wrapping_add(1);
-                self.nodes_listed = false;
-            }
-            Seen::Is(node) => {
-                let (name, round) = (self.name(&node.name), self.node_round);
-                let before = self.nodes.insert(Arc::clone(&name), Node { address: node.address, round });
-                if before.is_none_or(|before| before.address != node.address) {
-                    self.refresh_node(&name);
-                }
-            }
-            Seen::Gone(name) => self.remove_node(&name),
-            Seen::Listed => {
-                let gone: Vec<Arc<str>> = self
-                    .nodes
-                    .iter()
-                    .filter(|(_, node)| node.round != self.node_round)
-                    .map(|(name, _)| Arc::clone(name))
-                    .collect();
-                for name in gone {
-                    self.remove_node(&name);
-                }
-                self.nodes_listed = true;
-            }
-        }
-        std::mem::take(&mut self.outcome)
-    }
-
-    /// Nodes are not watched any more.
-    pub fn close_nodes(&mut self) -> Outcome {
-        self.nodes_listed = false;
-        let names: Vec<Arc<str>> = self.nodes.keys().map(Arc::clone).collect();
-        for name in names {
-            self.remove_node(&name);
-        }
-        std::mem::take(&mut self.outcome)
-    }
-
-    fn remove_node(&mut self, name: &str) {
-        if self.nodes.remove(name).is_some() {
-            self.refresh_node(name);
-            self.forget_names();
-        }
+        self.finish()
     }
 
     fn forget_names(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
+    }
+
+    /// Forget a name that nobody has any more.
+    fn forget_name(&mut self, name: &Arc<str>) {
+        // This one, and the one that is kept.
+        if Arc::strong_count(name) == 2 {
+            self.names.remove(name);
+        }
     }
 
     /// The one copy of a node's name.
@@ -323,65 +274,11 @@ impl MemberTable {
         index
     }
 
-    /// Who has an address on another node, as the map is to say it.
-    fn remote(&self, of: &Of, known: &Known, address: Addr) -> Option<Remote> {
-        let ip: IpAddr = address.into();
-        let inside = is_link_local(address) || known.subnets.iter().any(|subnet| subnet.contains(ip));
-        if !known.wide || (of.local == 0 && !of.here) || !inside {
-            return None;
-        }
-        let holder = of.holders.get(&address)?;
-        let here = |key: &ClaimKey| self.claims.get(key).is_some_and(|claim| claim.is_on(&self.this_node));
-        if here(holder) || of.rivals.get(&address).is_some_and(|rivals| rivals.iter().any(here)) {
-            return None;
-        }
-        let claim = self.claims.get(holder)?;
-        let node = self.nodes.get(claim.node.as_ref()?)?;
-        let reached = if known.tunnelled { Some(node.address?) } else { None };
-        Some(Remote { mac: claim.told(&of.name, &self.index, address)?, node: reached })
-    }
-
-    /// Compare what the map is to hold for an address with what it was to hold.
-    fn refresh(&mut self, index: u32, address: Addr) {
-        let Some(of) = self.networks.get(index as usize) else { return };
-        let Some(known) = &of.known else { return };
-        let (key, now) = ((known.id, address), self.remote(of, known, address));
-        let before = match now {
-            Some(remote) => self.wanted.insert(key, remote),
-            None => self.wanted.remove(&key),
-        };
-        if before != now {
-            self.outcome.changes.push(Change { network: key.0, address: address.into(), member: now });
-        }
-    }
-
     fn refresh_network(&mut self, index: u32) {
         let Some(of) = self.networks.get(index as usize) else { return };
         let addresses: Vec<Addr> = of.holders.keys().copied().collect();
         for address in addresses {
             self.refresh(index, address);
-        }
-    }
-
-    fn refresh_node(&mut self, name: &str) {
-        let held: Vec<(u32, Addr)> = self
-            .claims
-            .values()
-            .filter(|claim| claim.is_on(name))
-            .flat_map(|claim| &claim.held)
-            .map(|held| (held.network, held.address))
-            .collect();
-        for (network, address) in held {
-            self.refresh(network, address);
-        }
-    }
-
-    fn forget(&mut self, id: NetworkId) {
-        let gone: Vec<(NetworkId, Addr)> =
-            self.wanted.keys().filter(|(network, _)| *network == id).copied().collect();
-        for key in gone {
-            self.wanted.remove(&key);
-            self.outcome.changes.push(Change { network: id, address: key.1.into(), member: None });
         }
     }
 }

@@ -4,7 +4,7 @@
 //! names stand for: set at attach, and set again when they change.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, future::pending, stream::BoxStream};
 use netferry_common::Addr;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -21,15 +20,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use super::{
-    facts::{PodFacts, Seen},
-    follow::SharedTable,
-    members::MemberTable,
-};
+use super::{follow::SharedTable, labels::PodLabels, members::MemberTable};
 use crate::{
-    claim::{Checkpoint, InterfacePlan, Step, store::Store},
+    claim::{Checkpoint, InterfacePlan, PodRef, Step, store::Store},
     cluster::watch::Watch,
     datapath::{
         Datapath, DatapathError, EndpointId,
@@ -42,8 +37,6 @@ use crate::{
 const TOGETHER: Duration = Duration::from_millis(100);
 /// How often the checkpoints are looked at without a reason.
 const LOOK: Duration = Duration::from_secs(1);
-/// Events of pods that are taken in at once.
-const BATCH: usize = 1024;
 
 /// Who a name stands for at an endpoint, for readers beside the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,8 +105,7 @@ impl Peers for Seeing<'_> {
         let network = self.network?;
         let mut addresses = self.table.selected(network, labels, action)?;
         let is_one = |checkpoint: &Checkpoint| {
-            let is_one =
-                |pod: &crate::claim::PodRef| self.table.is_selected(&pod.to_string(), labels, action);
+            let is_one = |pod: &PodRef| self.table.is_selected(network, &pod.to_string(), labels, action);
             checkpoint.pods.iter().any(|pod| is_one(pod) == Some(true))
         };
         addresses.extend(self.here(network, is_one));
@@ -216,10 +208,13 @@ impl PolicyPeers {
             .collect()
     }
 
-    fn selects_pods(&self) -> bool {
+    /// Networks that ports are on whose policy selects pods.
+    fn selecting(&self) -> BTreeSet<String> {
         let checkpoints = self.store.all();
-        let mut records = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
-        records.any(|record| record.plan.policy.as_ref().is_some_and(Policy::selects_pods))
+        let plans =
+            checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces).map(|record| &record.plan);
+        let selecting = plans.filter(|plan| plan.policy.as_ref().is_some_and(Policy::selects_pods));
+        selecting.filter_map(|plan| Some(plan.port()?.network.name.clone())).collect()
     }
 
     fn tell(&self) -> io::Result<()> {
@@ -253,24 +248,16 @@ impl PolicyPeers {
         let mut changes = self.table().changes();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pods: Option<BoxStream<'static, Vec<Seen<PodFacts, String>>>> = None;
+        let mut pods = PodLabels::new(watch);
         loop {
-            if pods.is_none() && self.selects_pods() {
-                debug!("a policy selects pods: watching their labels");
-                pods = Some(Arc::clone(&watch).pods().ready_chunks(BATCH).boxed());
-            }
-            let seen = async {
-                match &mut pods {
-                    Some(pods) => pods.next().await,
-                    None => pending().await,
-                }
-            };
+            let selecting = self.selecting();
+            pods.adapt(selecting, &mut self.table());
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(seen) = seen => {
+                (scope, seen) = pods.next() => {
                     let mut table = self.table();
                     for seen in seen {
-                        table.apply_pod(seen);
+                        table.apply_pod_from(&scope, seen);
                     }
                     continue;
                 }

@@ -11,7 +11,10 @@ use crate::{
         fake::FakeDatapath,
         policy::{Decision, evaluate, flatten},
     },
-    network::facts::{ClaimFacts, PortFacts},
+    network::{
+        facts::{ClaimFacts, PodFacts, PortFacts, Seen},
+        scope::{Admits, Need, Scope},
+    },
 };
 use netferry_common::Direction;
 
@@ -136,4 +139,81 @@ fn without_endpoints_nothing_is_set() {
     .expect("a policy");
     assert!(peers.set(3, &policy, None).is_err(), "there is no endpoint");
     assert_eq!(peers.in_force().len(), 0);
+}
+
+fn within(names: &[&str]) -> Admits {
+    Admits::Only(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+fn scopes(names: &[&str]) -> BTreeSet<Scope> {
+    names.iter().map(|name| Scope::Namespace((*name).to_owned())).collect()
+}
+
+#[test]
+fn pods_of_the_namespaces_that_may_join_are_needed_and_stay_known() {
+    let mut table = MemberTable::new("n0");
+    let need = |table: &mut MemberTable, admits| {
+        table.set_needs(&BTreeMap::from([("blue".to_owned(), Need { here: true, admits })]));
+    };
+    let blue = BTreeSet::from(["blue".to_owned()]);
+    let db = |table: &MemberTable, action| {
+        table.selected("blue", &[("role".to_owned(), "db".to_owned())].into(), action).map(|all| all.len())
+    };
+    let come = |table: &mut MemberTable, scope: &Scope, pods: &[PodFacts]| {
+        table.apply_pod_from(scope, Seen::Listing);
+        for pod in pods {
+            table.apply_pod_from(scope, Seen::Is(pod.clone()));
+        }
+        table.apply_pod_from(scope, Seen::Listed);
+    };
+    table.apply(Seen::Listing);
+    table.apply(Seen::Is(claim(1, "blue")));
+    table.apply(Seen::Listed);
+    need(&mut table, within(&["a"]));
+    assert_eq!(table.select_pods(&BTreeSet::new()), scopes(&[]), "no policy selects pods");
+    assert_eq!(table.select_pods(&blue), scopes(&["a"]));
+    let (a, b) = (Scope::Namespace("a".to_owned()), Scope::Namespace("b".to_owned()));
+    table.apply_pod_from(&b, Seen::Is(pod(1, "db")));
+    assert_eq!(db(&table, Action::Allow), None, "nobody watches b, and a has not come");
+    come(&mut table, &a, &[pod(1, "db")]);
+    // Each port has two addresses, one of them link-local.
+    assert_eq!(db(&table, Action::Allow), Some(2));
+
+    // Another namespace may join: of its pods nothing is known, and of the others all that was.
+    need(&mut table, within(&["a", "b"]));
+    assert_eq!(table.select_pods(&blue), scopes(&["a", "b"]));
+    let late = ClaimFacts { name: "b/c2".to_owned(), pod: Some("b/p2".to_owned()), ..claim(2, "blue") };
+    table.apply(Seen::Is(late));
+    assert_eq!((db(&table, Action::Allow), db(&table, Action::Deny)), (Some(2), Some(4)));
+    come(&mut table, &b, &[]);
+    assert_eq!((db(&table, Action::Allow), db(&table, Action::Deny)), (Some(2), Some(4)));
+
+    // One watch over all takes their place, and they its: a label that changed meanwhile counts with the list.
+    need(&mut table, Admits::All);
+    let all = BTreeSet::from([Scope::Cluster]);
+    assert_eq!(table.select_pods(&blue), all);
+    table.apply_pod_from(&a, Seen::Gone("a/p1".to_owned()));
+    assert_eq!(db(&table, Action::Allow), Some(2), "that watch is over");
+    come(&mut table, &Scope::Cluster, &[pod(1, "web")]);
+    assert_eq!(db(&table, Action::Allow), Some(0));
+    need(&mut table, within(&["a"]));
+    assert_eq!(table.select_pods(&blue), scopes(&["a"]));
+    assert_eq!(db(&table, Action::Deny), Some(0), "what was known stays");
+    come(&mut table, &a, &[]);
+    assert_eq!(db(&table, Action::Deny), Some(2), "and goes with a list that lacks it");
+
+    // Selected again after a while, all have to come again.
+    assert_eq!(table.select_pods(&BTreeSet::new()), scopes(&[]));
+    assert_eq!(table.select_pods(&blue), scopes(&["a"]));
+    assert_eq!(db(&table, Action::Allow), None);
+}
+
+#[test]
+fn very_many_namespaces_are_one_watch() {
+    let mut table = MemberTable::new("n0");
+    let names: Vec<String> = (0..40).map(|number| format!("ns{number}")).collect();
+    let admits = Admits::Only(names.iter().cloned().collect());
+    table.set_needs(&BTreeMap::from([("blue".to_owned(), Need { here: true, admits })]));
+    let blue = BTreeSet::from(["blue".to_owned()]);
+    assert_eq!(table.select_pods(&blue), BTreeSet::from([Scope::Cluster]));
 }

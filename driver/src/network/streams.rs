@@ -7,6 +7,7 @@ use futures::{
     future::pending,
     stream::{BoxStream, Stream},
 };
+use tokio::sync::mpsc;
 use tokio_stream::StreamMap;
 use tracing::{debug, info};
 
@@ -14,6 +15,7 @@ use super::{
     changeover::{Pace, Steps, Watches},
     facts::{ClaimFacts, NamespaceFacts, NodeFacts, Seen},
     members::{MemberTable, Outcome},
+    nodes::NodeNeed,
     scope::{Namespaces, Plan, Scope, Situation, plan},
 };
 use crate::cluster::watch::Watch;
@@ -27,7 +29,7 @@ type Batches<T> = BoxStream<'static, Vec<Seen<T, String>>>;
 pub(super) enum News {
     /// One over claims.
     Claims(Scope, Vec<Seen<ClaimFacts, String>>),
-    /// The one over nodes.
+    /// Who tells of nodes.
     Nodes(Vec<Seen<NodeFacts, String>>),
     /// The one over namespaces: it is taken in.
     Namespaces,
@@ -37,7 +39,8 @@ pub(super) enum News {
 pub(super) struct Streams {
     watch: Arc<dyn Watch>,
     claims: StreamMap<Scope, Batches<ClaimFacts>>,
-    nodes: Option<Batches<NodeFacts>>,
+    /// With who tells it which nodes matter.
+    nodes: Option<(Batches<NodeFacts>, mpsc::UnboundedSender<NodeNeed>)>,
     namespaces: Option<(Batches<NamespaceFacts>, Labels)>,
     watches: Watches,
     planned: Option<(Situation, Plan)>,
@@ -56,7 +59,7 @@ impl Streams {
         };
         if !streams.watch.narrows() {
             streams.open(&Scope::Cluster, table);
-            streams.nodes = Some(batches(Arc::clone(&streams.watch).nodes()));
+            streams.open_nodes(Vec::new());
         }
         streams
     }
@@ -71,7 +74,7 @@ impl Streams {
         };
         let nodes = async {
             match &mut self.nodes {
-                Some(nodes) => nodes.next().await,
+                Some((nodes, _)) => nodes.next().await,
                 None => pending().await,
             }
         };
@@ -118,7 +121,7 @@ impl Streams {
             if plan.needs.is_empty() && self.nodes.take().is_some() {
                 outcomes.push(table.close_nodes());
             } else if !plan.needs.is_empty() && self.nodes.is_none() {
-                self.nodes = Some(batches(Arc::clone(&self.watch).nodes()));
+                self.open_nodes(table.need_nodes());
             }
             self.planned = Some((situation, plan));
         }
@@ -143,6 +146,21 @@ impl Streams {
             debug!(?steps, "other claims are watched");
         }
         outcomes
+    }
+
+    /// Tell which nodes matter now.
+    pub(super) fn need(&self, needs: Vec<NodeNeed>) {
+        let Some((_, teller)) = &self.nodes else { return };
+        for need in needs {
+            // Who tells of all nodes does not listen.
+            let _ = teller.send(need);
+        }
+    }
+
+    fn open_nodes(&mut self, needs: Vec<NodeNeed>) {
+        let (teller, needed) = mpsc::unbounded_channel();
+        self.nodes = Some((batches(Arc::clone(&self.watch).nodes(needed)), teller));
+        self.need(needs);
     }
 
     fn open(&mut self, scope: &Scope, table: &mut MemberTable) {

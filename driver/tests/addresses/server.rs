@@ -127,7 +127,6 @@ impl Server {
             .route("/apis", get(|| async move { answer(StatusCode::OK, &groups) }))
             .route(&format!("{group}/resourceclaims"), listed("resourceclaims"))
             .route(&format!("{group}/resourceslices"), listed("resourceslices"))
-            .route("/api/v1/nodes", listed("nodes"))
             .route(leases, axum::routing::post(write))
             .route(&format!("{leases}/{{name}}"), get(get_lease).put(write))
             .with_state(self);
@@ -195,26 +194,6 @@ async fn claims_are_listed_watched_and_listed_again() {
         assert!(matches!(next(&mut claims).await, Seen::Is(facts) if facts.uid == "u3"));
         assert_eq!(next(&mut claims).await, Seen::Listed);
     }
-}
-
-#[tokio::test]
-async fn nodes_are_watched() {
-    let server = Server::default();
-    let node = |address: &str| {
-        json!({"metadata": {"name": "n1", "resourceVersion": "1"}, "spec": {},
-            "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
-    };
-    server.content().objects.insert("nodes", vec![node("192.0.2.1")]);
-    server
-        .content()
-        .watches
-        .insert("nodes", VecDeque::from([vec![event("DELETED", node("192.0.2.1"), "Node", "v1")]]));
-    let mut nodes = server.clone().start("v1").await.nodes();
-    assert_eq!(next(&mut nodes).await, Seen::Listing);
-    let Seen::Is(facts) = next(&mut nodes).await else { panic!("no node") };
-    assert_eq!((facts.name.as_str(), facts.address), ("n1", Some("192.0.2.1".parse().expect("an address"))));
-    assert_eq!(next(&mut nodes).await, Seen::Listed);
-    assert_eq!(next(&mut nodes).await, Seen::Gone("n1".to_owned()));
 }
 
 #[tokio::test]

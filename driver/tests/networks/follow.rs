@@ -11,14 +11,14 @@ use netferry::{
     DRIVER_NAME,
     cluster::{Cluster, kube::KubeCluster, versions::ApiVersion},
     datapath::DatapathError,
-    link::MacAddr,
     network::{
-        Network, NetworkRef, Networks,
+        Network, NetworkId, NetworkRef, Networks,
         changeover::Pace,
         demand::{Demand, Ports},
         follow::{Follow, FollowOptions, Members, SharedTable},
         identity::Identities,
-        members::{Change, MemberTable},
+        members::{Change, MemberTable, Remote},
+        nodes::NodePace,
         share::{self, Sharing},
         validate,
         watch::NetworkWatch,
@@ -30,42 +30,60 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::apiserver::{ApiServer, Fault};
 
-const HERE: &str = "n0";
+pub(super) const HERE: &str = "n0";
+
+type Entries = BTreeMap<(NetworkId, IpAddr), Remote>;
 
 /// The node's map, and every address that was ever taken out of it.
 #[derive(Default)]
-struct Map(Mutex<(BTreeMap<IpAddr, MacAddr>, Vec<IpAddr>)>);
+pub(super) struct Map(Mutex<(Entries, Vec<IpAddr>)>);
+
+fn ip(host: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, host])
+}
 
 impl Map {
     /// The last numbers of the IPv4 addresses in it.
     fn hosts(&self) -> Vec<u8> {
         let inner = self.0.lock().expect("map");
-        let last = |address: &IpAddr| match address {
+        let last = |(_, address): &(NetworkId, IpAddr)| match address {
             IpAddr::V4(address) => Some(address.octets()[3]),
             IpAddr::V6(_) => None,
         };
         inner.0.keys().filter_map(last).collect()
     }
 
-    fn lost(&self, host: u8) -> bool {
-        self.0.lock().expect("map").1.contains(&IpAddr::from([10, 0, 0, host]))
+    /// Where a member of the first network is reached.
+    pub(super) fn node_of(&self, host: u8) -> Option<IpAddr> {
+        self.0.lock().expect("map").0.get(&(1, ip(host)))?.node
+    }
+
+    pub(super) fn lost(&self, host: u8) -> bool {
+        self.0.lock().expect("map").1.contains(&ip(host))
     }
 }
 
 impl Members for Map {
     fn put(&self, change: &Change) -> Result<bool, DatapathError> {
         let mut inner = self.0.lock().expect("map");
+        let key = (change.network, change.address);
         if let Some(member) = change.member {
-            inner.0.insert(change.address, member.mac);
+            inner.0.insert(key, member);
         } else {
-            inner.0.remove(&change.address);
+            inner.0.remove(&key);
             inner.1.push(change.address);
         }
         Ok(true)
     }
 
     fn remote(&self) -> Result<Vec<Change>, DatapathError> {
-        Ok(Vec::new())
+        let inner = self.0.lock().expect("map");
+        let change = |((network, address), member): (&(NetworkId, IpAddr), &Remote)| Change {
+            network: *network,
+            address: *address,
+            member: Some(*member),
+        };
+        Ok(inner.0.iter().map(change).collect())
     }
 }
 
@@ -75,7 +93,18 @@ fn namespace(server: &ApiServer, name: &str, team: &str) {
 
 /// A claim with a port of `network` on node `n1`, which has told it, or, without a host, on this node.
 fn claim(server: &ApiServer, namespace: &str, name: &str, network: &str, host: Option<u8>) {
-    let (node, device) = (if host.is_some() { "n1" } else { HERE }, format!("port-{network}"));
+    claim_on(server, if host.is_some() { "n1" } else { HERE }, (namespace, name), network, host);
+}
+
+/// The same on a node.
+pub(super) fn claim_on(
+    server: &ApiServer,
+    node: &str,
+    (namespace, name): (&str, &str),
+    network: &str,
+    host: Option<u8>,
+) {
+    let device = format!("port-{network}");
     let told = |host: u8| {
         json!([{"driver": DRIVER_NAME, "pool": node, "device": device, "networkData":
             {"ips": [format!("10.0.0.{host}/24")], "hardwareAddress": format!("02:00:00:00:00:{host:02x}")}}])
@@ -92,23 +121,28 @@ fn network(name: &str, id: u32, selector: &Value) -> Network {
     Network { reference, id, spec: validate::parse(&spec).expect("a network") }
 }
 
-async fn server() -> ApiServer {
+/// A node that is reached at an address that ends so.
+pub(super) fn node(server: &ApiServer, name: &str, last: u8) {
+    server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{last}")}]}}));
+}
+
+pub(super) async fn server() -> ApiServer {
     let server = ApiServer::start(&[ApiVersion::V1]).await;
-    server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {},
-        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}));
+    node(&server, "n1", 1);
     for (name, team) in [("a", "blue"), ("b", "blue"), ("c", "red"), ("d", "none")] {
         namespace(&server, name, team);
     }
     server
 }
 
-async fn connect(server: &ApiServer) -> Arc<KubeCluster> {
+async fn connect(server: &ApiServer) -> KubeCluster {
     let dir = tempfile::tempdir().expect("a folder");
     let kubeconfig = server.kubeconfig(dir.path());
-    Arc::new(KubeCluster::connect(Some(&kubeconfig), DRIVER_NAME, HERE).await.expect("connect"))
+    KubeCluster::connect(Some(&kubeconfig), DRIVER_NAME, HERE).await.expect("connect")
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_mins(1), "not within a minute: {what}");
@@ -128,15 +162,16 @@ fn asked(server: &ApiServer) -> BTreeSet<String> {
     server.asked("GET", "resourceclaims").iter().filter_map(|request| name(&request.path)).collect()
 }
 
-fn set(names: &[&str]) -> BTreeSet<String> {
+pub(super) fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-struct Node {
-    map: Arc<Map>,
+pub(super) struct Node {
+    pub(super) map: Arc<Map>,
+    pub(super) table: SharedTable,
     ports: Arc<Mutex<Ports>>,
     networks: Arc<Networks>,
-    demand: Arc<Demand>,
+    pub(super) demand: Arc<Demand>,
     leads: watch::Sender<bool>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -144,8 +179,18 @@ struct Node {
 
 impl Node {
     async fn start(server: &ApiServer) -> Self {
-        let (map, ports, demand) =
-            (Arc::<Map>::default(), Arc::<Mutex<Ports>>::default(), Arc::<Demand>::default());
+        Self::start_on(connect(server).await, Arc::default())
+    }
+
+    /// With the map that an earlier one has left.
+    pub(super) async fn paced(server: &ApiServer, pace: NodePace, map: Arc<Map>) -> Self {
+        let cluster = connect(server).await.with_node_pace(pace).with_timeout(Duration::from_millis(300));
+        Self::start_on(cluster, map)
+    }
+
+    fn start_on(cluster: KubeCluster, map: Arc<Map>) -> Self {
+        let (ports, demand) = (Arc::<Mutex<Ports>>::default(), Arc::<Demand>::default());
+        let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(HERE)));
         let networks = Arc::new(Networks::default());
         networks.replace([
             network("blue", 1, &json!({"matchLabels": {"team": "blue"}})),
@@ -154,9 +199,9 @@ impl Node {
         let (leads, leading) = watch::channel(false);
         let shown = Arc::clone(&ports);
         let follow = Follow {
-            watch: connect(server).await as _,
+            watch: Arc::new(cluster),
             networks: Arc::clone(&networks),
-            table: Arc::new(Mutex::new(MemberTable::new(HERE))),
+            table: Arc::clone(&table),
             members: Arc::clone(&map) as _,
             ports: Box::new(move || shown.lock().expect("ports").clone()),
             demand: Arc::clone(&demand),
@@ -165,25 +210,25 @@ impl Node {
         };
         let options = FollowOptions {
             networks: Duration::from_millis(20),
+            compare: Duration::from_millis(100),
             linger: Duration::from_secs(2),
             pace: Pace { linger: Duration::from_millis(500), settle: Duration::from_millis(200) },
-            ..FollowOptions::default()
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(follow.run(options, stop.clone()));
-        Self { map, ports, networks, demand, leads, stop, task }
+        Self { map, table, ports, networks, demand, leads, stop, task }
     }
 
-    fn here(&self, names: &[&str]) {
+    pub(super) fn here(&self, names: &[&str]) {
         self.ports.lock().expect("ports").here = set(names);
     }
 
-    async fn has(&self, hosts: &[u8]) {
+    pub(super) async fn has(&self, hosts: &[u8]) {
         let what = format!("the members {hosts:?}, not {:?}", self.map.hosts());
         until(&what, || self.map.hosts() == hosts).await;
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.stop.cancel();
         self.task.await.expect("ends in order");
     }
@@ -283,7 +328,7 @@ async fn the_elected_node_counts_for_all() {
     for (space, name, host) in [("a", "1", Some(1)), ("b", "2", Some(2)), ("a", "3", None)] {
         claim(&server, space, name, "blue", host);
     }
-    let cluster = connect(&server).await;
+    let cluster = Arc::new(connect(&server).await);
     let (networks, stop) = (Arc::new(Networks::default()), CancellationToken::new());
     let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(HERE)));
     let sharing = Sharing {

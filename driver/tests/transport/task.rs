@@ -15,13 +15,13 @@ use netferry::device::watch::{WatchOptions, start};
 use netferry::link::kernel::KernelLinks;
 use netferry::network::facts::{NodeFacts, Seen};
 use netferry::network::members::MemberTable;
-use netferry::network::transport::task::{TransportOptions, Transports};
+use netferry::network::transport::task::{PortsOn, TransportOptions, Transports};
 use netferry::network::transport::{Converger, Headers, VXLAN_PORT};
 use netferry::network::validate::parse;
 use netferry::network::{Network, NetworkRef, Networks};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{ENDS, ENDS_V6, world::Node};
@@ -40,6 +40,8 @@ pub(crate) struct Net {
 pub(crate) struct Task {
     networks: Arc<Networks>,
     ports: Arc<Mutex<BTreeSet<String>>>,
+    /// Tells that they are others.
+    told: watch::Sender<()>,
     /// Times that it asked for the ports: one run is over when the next begins.
     asked: Arc<AtomicUsize>,
     kill: Option<oneshot::Sender<()>>,
@@ -72,6 +74,28 @@ impl Task {
         nets: &[Net],
         folder: Arc<TempDir>,
     ) -> Self {
+        let short = Duration::from_millis(200);
+        let options = TransportOptions { again: short, repair: Duration::from_secs(1) };
+        Self::start_with(node, name, address, nets, (folder, options))
+    }
+
+    /// With no ports, and nobody looks again without being told.
+    pub(crate) fn start_idle(node: &Node, name: &'static str, address: &str, nets: &[Net]) -> Self {
+        let never = Duration::from_hours(9);
+        let options = TransportOptions { again: never, repair: never };
+        let folder = tempfile::Builder::new().prefix("nf-").tempdir().expect("a folder");
+        let task = Self::start_with(node, name, address, nets, (Arc::new(folder), options));
+        task.set_ports(&[]);
+        task
+    }
+
+    fn start_with(
+        node: &Node,
+        name: &'static str,
+        address: &str,
+        nets: &[Net],
+        (folder, options): (Arc<TempDir>, TransportOptions),
+    ) -> Self {
         let networks = Arc::new(Networks::default());
         networks.replace(nets.iter().map(|net| {
             Network {
@@ -99,6 +123,7 @@ impl Task {
         let mut task = Self {
             networks: Arc::clone(&networks),
             ports: Arc::default(),
+            told: watch::Sender::new(()),
             asked: Arc::default(),
             kill: None,
             thread: None,
@@ -108,6 +133,7 @@ impl Task {
         let (kill, killed) = oneshot::channel();
         let (datapath, host) = (Arc::new(node.open_again()), node.host.path.clone());
         let (ports, asked) = (Arc::clone(&task.ports), Arc::clone(&task.asked));
+        let changes = task.told.subscribe();
         let part = async move {
             let stop = CancellationToken::new();
             let watch = WatchOptions {
@@ -118,10 +144,13 @@ impl Task {
             let watcher = start(watch, Arc::new(BTreeSet::new), stop.clone()).await.expect("an inventory");
             let transports = Transports {
                 networks,
-                ports: Box::new(move || {
-                    asked.fetch_add(1, Ordering::SeqCst);
-                    ports.lock().expect("ports").clone()
-                }),
+                ports: PortsOn {
+                    networks: Box::new(move || {
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        ports.lock().expect("ports").clone()
+                    }),
+                    changes,
+                },
                 inventory: watcher.inventory,
                 table: Arc::new(Mutex::new(table)),
                 cluster: Arc::new(Standalone::open(folder.path(), DRIVER_NAME, name).expect("a folder")),
@@ -140,8 +169,6 @@ impl Task {
                 driver: DRIVER_NAME.to_owned(),
                 node: name.to_owned(),
             };
-            let short = Duration::from_millis(200);
-            let options = TransportOptions { ports: short, again: short, repair: Duration::from_secs(1) };
             transports.run(options, stop).await;
         };
         let thread = std::thread::spawn(move || {
@@ -163,6 +190,7 @@ impl Task {
     /// The networks that pods of the node have ports on, from now on.
     pub(crate) fn set_ports(&self, names: &[&str]) {
         *self.ports.lock().expect("ports") = names.iter().map(|name| format!("uid-{name}")).collect();
+        self.told.send_replace(());
     }
 
     /// What is said to be wrong with a network.

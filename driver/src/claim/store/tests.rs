@@ -245,3 +245,26 @@ fn stopped_at_any_write_nothing_is_half_done() {
         assert_eq!(store.get("u1").as_ref(), expected, "{points}");
     }
 }
+
+#[test]
+fn a_change_is_told_when_it_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let mut changes = store.changes();
+    let mut told = || {
+        let news = changes.has_changed().unwrap();
+        changes.mark_unchanged();
+        news
+    };
+    assert!(!told());
+    store.put(checkpoint("c1", "ens5")).unwrap();
+    assert!(told() && !told());
+    store.update("c1", |checkpoint| checkpoint.pods.clear()).unwrap();
+    assert!(told());
+    // Refused: ens5 is held.
+    store.put(checkpoint("c2", "ens5")).unwrap_err();
+    store.update("c3", |_| ()).unwrap_err();
+    assert!(!told());
+    store.remove("c1").unwrap();
+    assert!(told());
+}

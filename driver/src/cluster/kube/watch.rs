@@ -1,19 +1,18 @@
-//! Watches over an API server's claims and nodes. Of each object only the facts are kept, so a watch costs what the
+//! Watches over an API server's claims, namespaces and pods. Of each object only the facts are kept, so a watch costs what the
 //! largest page of a list does, and no copy of the cluster is held.
 
 use std::{fmt::Debug, future::ready, sync::Arc, time::Duration};
 
 use futures::{
-    Stream, StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _,
     stream::{self, BoxStream},
 };
 use k8s_openapi::api::{
-    core::v1::{Namespace, NodeStatus, Pod},
+    core::v1::{Namespace, Pod},
     resource::v1::ResourceClaimStatus,
 };
 use kube::{
     Api, Resource,
-    api::ApiResource,
     core::{Object, PartialObjectMeta},
     runtime::{
         WatchStreamExt as _,
@@ -28,17 +27,17 @@ use crate::{
     cluster::watch::Watch,
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+        nodes::{self, Needs, Question},
         scope::Scope,
     },
 };
 
 /// A spec that nobody reads.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-struct Unread {}
+pub(super) struct Unread {}
 
 /// The status of a claim has one shape in all versions of the API.
 type Claim = Object<Unread, ResourceClaimStatus>;
-type Node = Object<Unread, NodeStatus>;
 
 impl Watch for KubeCluster {
     fn narrows(&self) -> bool {
@@ -66,9 +65,12 @@ impl Watch for KubeCluster {
         stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.uid)).boxed()
     }
 
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
+    fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
         // The server is asked for metadata alone.
-        let api = Api::<PartialObjectMeta<Pod>>::all(self.client.clone());
+        let api = match scope {
+            Scope::Cluster => Api::<PartialObjectMeta<Pod>>::all(self.client.clone()),
+            Scope::Namespace(name) => Api::namespaced(self.client.clone(), name),
+        };
         let facts = |pod: &PartialObjectMeta<Pod>| facts::pod(&pod.metadata);
         watched(api, "pods").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
     }
@@ -79,11 +81,13 @@ impl Watch for KubeCluster {
         watched(api, "namespaces").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
     }
 
-    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
-        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&());
-        let api = Api::<Node>::all_with(self.client.clone(), &resource);
-        let facts = |node: &Node| facts::node(&node.metadata, node.status.as_ref());
-        watched(api, "nodes").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+    fn nodes(self: Arc<Self>, needs: Needs) -> BoxStream<'static, Seen<NodeFacts, String>> {
+        let (own, pace) = (self.node.clone(), self.node_pace);
+        let ask = move |question: Question| {
+            let cluster = Arc::clone(&self);
+            async move { cluster.node_facts(&question).await }.boxed()
+        };
+        nodes::asked(&own, needs, Box::new(ask), pace)
     }
 }
 

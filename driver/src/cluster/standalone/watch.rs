@@ -25,6 +25,7 @@ use crate::{
     cluster::{ClusterError, watch::Watch},
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+        nodes::Needs,
         scope::Scope,
     },
 };
@@ -52,11 +53,13 @@ impl Watch for Standalone {
         looked(self, read)
     }
 
-    fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>> {
-        looked(self, |shared| {
+    fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
+        let scope = scope.clone();
+        looked(self, move |shared| {
             let pods = objects::<Pod>(shared, Pod::KIND);
             let facts = pods.iter().map(|pod| facts::pod(&pod.metadata));
-            Ok(facts.map(|facts| (facts.name.clone(), facts)).collect())
+            let covered = facts.filter(|facts| scope.covers(facts.namespace()));
+            Ok(covered.map(|facts| (facts.name.clone(), facts)).collect())
         })
     }
 
@@ -68,7 +71,7 @@ impl Watch for Standalone {
         })
     }
 
-    fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>> {
+    fn nodes(self: Arc<Self>, _: Needs) -> BoxStream<'static, Seen<NodeFacts, String>> {
         looked(self, |shared| {
             let mut nodes = nodes(shared);
             // This node is there, also where nobody wrote it down.

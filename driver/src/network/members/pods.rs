@@ -1,7 +1,7 @@
 //! Labels of pods, and which addresses pods with given labels have.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::RandomState},
     hash::BuildHasher as _,
     net::IpAddr,
 };
@@ -11,27 +11,37 @@ use tokio::sync::watch;
 use super::{MemberTable, is_link_local};
 use crate::{
     datapath::policy::Action,
-    network::facts::{PodFacts, Seen},
+    network::{
+        facts::{NAMESPACE_LABEL, PodFacts, Seen},
+        scope::{Admits, MAX_NAMESPACES, Scope},
+    },
 };
 
 /// A pod, by two hashes of `namespace/name`. Their keys are random: nobody can choose a name that is another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PodKey(u64, u64);
 
-#[derive(Debug)]
-struct Labels {
-    labels: BTreeMap<String, String>,
-    round: u8,
+type Labels = BTreeMap<String, String>;
+
+/// A watch.
+#[derive(Debug, Default)]
+struct Source {
+    /// Whether a list was whole once.
+    known: bool,
+    /// Pods that came since a list began.
+    seen: Option<HashSet<PodKey>>,
 }
 
-/// The pods of the cluster, from the moment in which a policy needs them.
+/// The pods of the namespaces whose pods may be members, from the moment in which a policy selects some by labels.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     hashers: [RandomState; 2],
     labels: HashMap<PodKey, Labels>,
-    round: u8,
-    /// Whether every pod has come once.
-    known: bool,
+    /// The watches. No two cover the same.
+    open: BTreeMap<Scope, Source>,
+    /// The networks on which policies select pods, if that was said. With whether the pods that can be members have all
+    /// come once: that is not forgotten while others come.
+    networks: Option<BTreeMap<u32, bool>>,
 }
 
 impl Pods {
@@ -40,10 +50,21 @@ impl Pods {
     }
 
     /// Whether a rule for pods with these labels is for this one. Of a pod that is not known: if it denies.
-    fn is_selected(&self, pod: Option<PodKey>, labels: &BTreeMap<String, String>, action: Action) -> bool {
+    fn is_selected(&self, pod: Option<PodKey>, labels: &Labels, action: Action) -> bool {
         match pod.and_then(|pod| self.labels.get(&pod)) {
-            Some(pod) => labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value)),
+            Some(pod) => labels.iter().all(|(key, value)| pod.get(key) == Some(value)),
             None => action == Action::Deny,
+        }
+    }
+
+    /// Whether every pod that can be a member has come.
+    fn cover(&self, admits: &Admits) -> bool {
+        let known = |scope: &Scope| self.open.get(scope).is_some_and(|source| source.known);
+        let all = known(&Scope::Cluster);
+        match admits {
+            Admits::Unknown => false,
+            Admits::All => all,
+            Admits::Only(names) => all || names.iter().all(|name| known(&Scope::Namespace(name.clone()))),
         }
     }
 }
@@ -59,30 +80,92 @@ impl MemberTable {
         self.changed.send_replace(());
     }
 
-    /// Take in what the watch over pods sees.
-    pub fn apply_pod(&mut self, seen: Seen<PodFacts, String>) {
+    /// Say on which networks policies select pods by labels. Returns what of the pods is to be watched: nothing else is
+    /// taken in from now on. What was known of them stays until their lists are whole.
+    pub fn select_pods(&mut self, networks: &BTreeSet<String>) -> BTreeSet<Scope> {
+        let before = self.pods.networks.take().unwrap_or_default();
+        let (mut whole, mut names, mut known) = (false, BTreeSet::new(), BTreeMap::new());
+        for name in networks {
+            let index = self.network(name);
+            known.insert(index, before.get(&index).copied().unwrap_or(false));
+            match self.networks.get(index as usize).map(|of| &of.admits) {
+                Some(Admits::All) => whole = true,
+                Some(Admits::Only(only)) => names.extend(only.iter().cloned()),
+                Some(Admits::Unknown) | None => {}
+            }
+        }
+        let wanted: BTreeSet<Scope> = if whole || names.len() > MAX_NAMESPACES {
+            BTreeSet::from([Scope::Cluster])
+        } else {
+            names.into_iter().map(Scope::Namespace).collect()
+        };
         let pods = &mut self.pods;
+        pods.networks = Some(known);
+        if !pods.open.keys().eq(&wanted) {
+            pods.open.retain(|scope, _| wanted.contains(scope));
+            pods.labels.retain(|_, labels| wanted.iter().any(|scope| scope.covers(namespace(labels))));
+            for scope in &wanted {
+                pods.open.entry(scope.clone()).or_default();
+            }
+            self.touch();
+        }
+        self.settle_pods();
+        wanted
+    }
+
+    /// Note the networks whose pods have all come.
+    fn settle_pods(&mut self) {
+        let mut networks = self.pods.networks.take();
+        for (index, known) in networks.iter_mut().flatten() {
+            *known |= self.networks.get(*index as usize).is_some_and(|of| self.pods.cover(&of.admits));
+        }
+        self.pods.networks = networks;
+    }
+
+    fn knows_pods(&self, network: &str) -> bool {
+        match (&self.pods.networks, self.index.get(network)) {
+            (Some(known), Some(index)) => known.get(index).copied().unwrap_or(false),
+            _ => self.pods.cover(&Admits::All),
+        }
+    }
+
+    /// Take in what a watch over the pods of the cluster sees.
+    pub fn apply_pod(&mut self, seen: Seen<PodFacts, String>) {
+        self.pods.open.entry(Scope::Cluster).or_default();
+        self.apply_pod_from(&Scope::Cluster, seen);
+    }
+
+    /// Take in what a watch over pods sees. Nothing is taken from one that is not open.
+    pub fn apply_pod_from(&mut self, scope: &Scope, seen: Seen<PodFacts, String>) {
+        let pods = &mut self.pods;
+        let key = match &seen {
+            Seen::Is(PodFacts { name, .. }) | Seen::Gone(name) => pods.key(name),
+            Seen::Listing | Seen::Listed => PodKey(0, 0),
+        };
+        let Some(source) = pods.open.get_mut(scope) else { return };
         match seen {
-            Seen::Listing => pods.round = pods.round.wrapping_add(1),
+            Seen::Listing => source.seen = Some(HashSet::new()),
             Seen::Is(pod) => {
-                let (key, round) = (pods.key(&pod.name), pods.round);
-                let labels = Labels { labels: pod.labels, round };
-                let same = pods.labels.get(&key).is_some_and(|before| before.labels == labels.labels);
-                pods.labels.insert(key, labels);
-                if !same {
+                if let Some(seen) = &mut source.seen {
+                    seen.insert(key);
+                }
+                if pods.labels.get(&key) != Some(&pod.labels) {
+                    pods.labels.insert(key, pod.labels);
                     self.touch();
                 }
             }
-            Seen::Gone(name) => {
-                let key = pods.key(&name);
+            Seen::Gone(_) => {
                 if pods.labels.remove(&key).is_some() {
                     self.touch();
                 }
             }
             Seen::Listed => {
-                let round = pods.round;
-                pods.labels.retain(|_, pod| pod.round == round);
-                pods.known = true;
+                source.known = true;
+                if let Some(seen) = source.seen.take() {
+                    let others = |labels: &Labels| !scope.covers(namespace(labels));
+                    pods.labels.retain(|key, labels| seen.contains(key) || others(labels));
+                }
+                self.settle_pods();
                 self.touch();
             }
         }
@@ -106,20 +189,20 @@ impl MemberTable {
         action: Action,
     ) -> Option<Vec<IpAddr>> {
         let is_selected = |pod| self.pods.is_selected(pod, labels, action);
-        (self.knows(network) && self.pods.known).then(|| self.held(network, is_selected).collect())
+        (self.knows(network) && self.knows_pods(network)).then(|| self.held(network, is_selected).collect())
     }
 
-    /// Whether a rule is for a pod; `None` before every pod has come.
+    /// Whether a rule is for a pod on a network; `None` before every pod has come.
     #[must_use]
-    pub fn is_selected(&self, pod: &str, labels: &BTreeMap<String, String>, action: Action) -> Option<bool> {
-        self.pods.known.then(|| self.pods.is_selected(Some(self.pods.key(pod)), labels, action))
+    pub fn is_selected(&self, network: &str, pod: &str, labels: &Labels, action: Action) -> Option<bool> {
+        self.knows_pods(network).then(|| self.pods.is_selected(Some(self.pods.key(pod)), labels, action))
     }
 
     /// The nodes with a member of a network, and its members, as far as claims are told.
     #[must_use]
     pub fn counts(&self, network: &str) -> (u32, u32) {
         let Some(index) = self.index.get(network) else { return (0, 0) };
-        let mut nodes = std::collections::HashSet::new();
+        let mut nodes = HashSet::new();
         let mut members = 0_u32;
         for claim in self.claims.values() {
             // A port has one link-local address, whatever else it has.
@@ -150,4 +233,9 @@ impl MemberTable {
 
 fn local(address: IpAddr) -> bool {
     is_link_local(address.into())
+}
+
+/// The namespace of a pod with these labels.
+fn namespace(labels: &Labels) -> &str {
+    labels.get(NAMESPACE_LABEL).map_or("", String::as_str)
 }

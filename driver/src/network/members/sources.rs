@@ -85,7 +85,7 @@ impl MemberTable {
             self.forget_names();
             self.touch();
         }
-        std::mem::take(&mut self.outcome)
+        self.finish()
     }
 
     /// Take in what a watch over the claims of the cluster sees.
@@ -135,7 +135,7 @@ impl MemberTable {
                 self.touch();
             }
         }
-        std::mem::take(&mut self.outcome)
+        self.finish()
     }
 
     /// Take out what a watch has not listed, if no other covers it, too.
@@ -170,11 +170,11 @@ impl MemberTable {
         let mut changed = Vec::new();
         for (index, of) in (0..).zip(&mut self.networks) {
             let need = needs.get(&of.name);
-            of.needed = need.is_some();
+            let needed = std::mem::replace(&mut of.needed, need.is_some());
             of.complete &= of.needed;
             let here = need.is_some_and(|need| need.here);
             let admits = need.map_or(Admits::Unknown, |need| need.admits.clone());
-            if of.here != here || of.admits != admits {
+            if of.here != here || of.admits != admits || needed != of.needed {
                 of.here = here;
                 changed.push((index, std::mem::replace(&mut of.admits, admits)));
             }
@@ -198,7 +198,7 @@ impl MemberTable {
         if !changed.is_empty() {
             self.touch();
         }
-        std::mem::take(&mut self.outcome)
+        self.finish()
     }
 
     /// Note the networks whose members have all come.
@@ -211,7 +211,7 @@ impl MemberTable {
     /// Whether the members of a network have all come once.
     #[must_use]
     pub fn knows(&self, network: &str) -> bool {
-        let of = self.index.get(network).and_then(|index| self.networks.get(*index as usize));
+        let of = self.of(network);
         let all = self.sources.has(&Scope::Cluster, |source| source.known);
         match of {
             Some(of) if self.planned => of.complete,
@@ -222,7 +222,7 @@ impl MemberTable {
     /// Whether the members of a network have all come, and the nodes they are on.
     #[must_use]
     pub fn is_ready(&self, network: &str) -> bool {
-        self.knows(network) && self.nodes_listed
+        self.knows(network) && self.of(network).is_none_or(|of| of.waits == 0)
     }
 
     /// Whether the list of a watch is whole.
@@ -231,15 +231,25 @@ impl MemberTable {
         self.sources.has(scope, |source| source.listed)
     }
 
-    /// Whether every claim and node that matters has come: only then is what is missing gone.
+    fn of(&self, network: &str) -> Option<&Of> {
+        self.index.get(network).and_then(|index| self.networks.get(*index as usize))
+    }
+
+    /// Whether every claim that matters has come: only then is what is missing gone, but for members whose node is
+    /// waited for.
+    #[must_use]
+    pub fn has_members(&self) -> bool {
+        if !self.planned {
+            return self.has_claims();
+        }
+        let mut needed = self.networks.iter().filter(|of| of.needed);
+        needed.all(|of| self.sources.cover(of, |source| source.listed))
+    }
+
+    /// Whether every claim and node that matters has come.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        if !self.planned {
-            return self.nodes_listed && self.has_claims();
-        }
-        let mut needed = self.networks.iter().filter(|of| of.needed).peekable();
-        needed.peek().is_none()
-            || (self.nodes_listed && needed.all(|of| self.sources.cover(of, |source| source.listed)))
+        self.has_members() && self.networks.iter().all(|of| of.waits == 0)
     }
 
     /// Whether every claim of the cluster has come.

@@ -14,7 +14,7 @@ use super::*;
 use crate::network::{
     NetworkRef,
     changeover::{Pace, Watches},
-    facts::{ClaimFacts, NodeFacts, PortFacts},
+    facts::{ClaimFacts, NodeFacts, PortFacts, Seen},
     scope::{Namespaces, Scope, Situation, plan},
     validate::parse,
 };

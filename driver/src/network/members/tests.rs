@@ -1,3 +1,5 @@
+mod needed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -5,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::network::{
     NetworkRef,
-    facts::{ClaimFacts, PortFacts},
+    facts::{ClaimFacts, NodeFacts, PortFacts, Seen},
     spec::{AddressSource, Local, NetworkSpec, Overlay, Transport, UplinkTransport},
 };
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,36 +28,36 @@ use crate::{
 /// How it is paced.
 #[derive(Clone, Copy, Debug)]
 pub struct TransportOptions {
-    /// Looks this often for networks that have got their first port, or lost their last.
-    pub ports: Duration,
     /// Tries again what could not be done.
     pub again: Duration,
-    /// Looks at everything in the kernel.
+    /// Looks at everything: in the checkpoints, of which it is told when they change, and in the kernel.
     pub repair: Duration,
 }
 
 impl Default for TransportOptions {
     fn default() -> Self {
-        Self {
-            ports: Duration::from_millis(500),
-            again: Duration::from_secs(5),
-            repair: Duration::from_secs(30),
-        }
+        Self { again: Duration::from_secs(5), repair: Duration::from_secs(30) }
     }
 }
 
-/// UIDs of the networks that pods of this node have ports on, or are about to.
-pub type PortsOn = Box<dyn Fn() -> BTreeSet<String> + Send + Sync>;
+/// Networks that pods of this node have ports on, or are about to.
+pub struct PortsOn {
+    /// Their UIDs.
+    pub networks: Box<dyn Fn() -> BTreeSet<String> + Send + Sync>,
+    /// Told when they may be others.
+    pub changes: watch::Receiver<()>,
+}
 
 /// The same from the checkpoints.
 #[must_use]
 pub fn ports_on_networks(store: &Arc<Store>) -> PortsOn {
-    let store = Arc::clone(store);
-    Box::new(move || {
+    let (changes, store) = (store.changes(), Arc::clone(store));
+    let networks = move || {
         let checkpoints = store.all();
         let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
         interfaces.filter_map(|interface| Some(interface.plan.port()?.network.uid.clone())).collect()
-    })
+    };
+    PortsOn { networks: Box::new(networks), changes }
 }
 
 /// See the module.
@@ -98,8 +98,8 @@ impl<L: Underlay> Transports<L> {
     pub async fn run(mut self, options: TransportOptions, stop: CancellationToken) {
         let mut changes = self.networks.changes();
         let mut inventory = self.inventory.clone();
-        let mut tick = interval(options.ports);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ports = self.ports.changes.clone();
+        let mut address = self.own_address_changes();
         let (mut done, mut due): (Option<Wanted>, _) = (None, Instant::now());
         let mut said = Said::default();
         loop {
@@ -107,7 +107,9 @@ impl<L: Underlay> Transports<L> {
                 () = stop.cancelled() => return,
                 () = changes.next() => changes.mark_seen(),
                 Ok(()) = inventory.changed() => {}
-                _ = tick.tick() => {}
+                Ok(()) = ports.changed() => {}
+                Ok(()) = address.changed() => {}
+                () = sleep_until(due) => {}
             }
             let wanted = self.wanted(&Arc::clone(&inventory.borrow_and_update()));
             if done.as_ref() == Some(&wanted) && Instant::now() < due {
@@ -127,8 +129,12 @@ impl<L: Underlay> Transports<L> {
 
     fn wanted(&self, inventory: &Inventory) -> Wanted {
         let networks: Vec<Arc<Network>> =
-            (self.ports)().iter().filter_map(|uid| self.networks.of_uid(uid)).collect();
+            (self.ports.networks)().iter().filter_map(|uid| self.networks.of_uid(uid)).collect();
         wanted(&networks, inventory, TunnelSettings { address: self.address(), ..self.tunnels }, &self.driver)
+    }
+
+    fn own_address_changes(&self) -> watch::Receiver<Option<IpAddr>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).own_address_changes()
     }
 
     fn address(&self) -> Option<IpAddr> {

@@ -164,6 +164,9 @@ impl State {
                 Ok(self.list("namespaces", ("NamespaceList", "v1"), None, request))
             }
             ["api", "v1", "pods"] => Ok(self.list("pods", ("PodList", "v1"), None, request)),
+            ["api", "v1", "namespaces", namespace, "pods"] => {
+                Ok(self.list_within("pods", Some(namespace), ("PodList", "v1"), None, request))
+            }
             ["api", "v1", "nodes"] => Ok(self.list("nodes", ("NodeList", "v1"), None, request)),
             ["api", "v1", "nodes", name] => self.read("nodes", name, None),
             ["api", "v1", "namespaces", namespace, "pods", name] => {

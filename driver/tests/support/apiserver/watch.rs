@@ -43,6 +43,10 @@ pub(super) fn at(path: &str) -> Option<Watched> {
         "/api/v1/namespaces" => Some(plain("namespaces")),
         "/api/v1/pods" => Some(plain("pods")),
         _ => {
+            let pods = path.strip_prefix("/api/v1/namespaces/").and_then(|rest| rest.strip_suffix("/pods"));
+            if let Some(namespace) = pods {
+                return Some(Watched { namespace: Some(namespace.to_owned()), ..plain("pods") });
+            }
             let within = path.strip_prefix("/apis/resource.k8s.io/")?.strip_suffix("/resourceclaims")?;
             let (version, namespace) = match within.split_once("/namespaces/") {
                 Some((version, namespace)) => (version, Some(namespace.to_owned())),
