@@ -1,5 +1,5 @@
 //! How exact rate limits are: more than the limit is offered over a real veth pair, and what comes out is counted by the
-//! receiver's kernel. `cargo xtask bench limits` runs it as root; two minutes once built.
+//! receiver's kernel. `cargo xtask bench limits` runs it as root; five minutes once built.
 #![allow(missing_docs, dead_code, reason = "shares the world of the matrix")]
 
 #[path = "../tests/matrix/frames.rs"]
@@ -64,7 +64,12 @@ fn main() {
             show("UDP", udp(&node, rate, 1, 1));
             show("UDP, GSO", udp(&node, rate, 1, 44));
             show("UDP, GSO, two CPUs", udp(&node, rate, 2, 44));
-            show("TCP", (f64::NAN, tcp(&node)));
+            for control in ["reno", "cubic", "bbr"] {
+                match tcp(&node, control) {
+                    Some(measured) => show(&format!("TCP, {control}"), (f64::NAN, measured)),
+                    None => println!("{direction:<10} TCP, {control}: this kernel has it not"),
+                }
+            }
             datapath.set_limits(limited, &Limits::default()).expect("take them back");
         }
     }
@@ -132,13 +137,15 @@ fn received(node: &Node) -> u64 {
     wanted.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
 }
 
-/// A bulk transfer; the data that arrives, as the full segments it came in. TCP slows down when frames are dropped.
-fn tcp(node: &Node) -> f64 {
+/// A bulk transfer; the data that arrives, as the full segments it came in. TCP slows down when frames are dropped: how much
+/// depends on the sender's congestion control.
+fn tcp(node: &Node, control: &str) -> Option<f64> {
     let peer = Ipv4Addr::from(PEER.v4);
     let listener = node.within("peer", move || TcpListener::bind((peer, 0)).expect("listen"));
     let to = listener.local_addr().expect("an address");
     let stop = Arc::new(AtomicBool::new(false));
     let stream = node.within("pod", move || TcpStream::connect(to).expect("connect"));
+    controls(&stream, control).then_some(())?;
     let (mut receiver, _) = listener.accept().expect("accept");
     let stopped = Arc::clone(&stop);
     let sender = std::thread::spawn(move || {
@@ -161,7 +168,7 @@ fn tcp(node: &Node) -> f64 {
     sender.join().expect("the sender");
     #[allow(clippy::cast_precision_loss, reason = "of some billions")]
     let segments = bytes as f64 / SEGMENT;
-    segments * FRAME * 8.0 / took.as_secs_f64()
+    Some(segments * FRAME * 8.0 / took.as_secs_f64())
 }
 
 fn pin(cpu: usize) {
@@ -169,6 +176,22 @@ fn pin(cpu: usize) {
     let mut set = nix::sched::CpuSet::new();
     set.set(cpu % cpus).expect("a CPU");
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).expect("pin");
+}
+
+/// Whether the kernel has this congestion control; then the connection uses it.
+fn controls(stream: &TcpStream, control: &str) -> bool {
+    let length = libc::socklen_t::try_from(control.len()).expect("short");
+    // SAFETY: the name outlives the call, and its length is told.
+    let set = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CONGESTION,
+            control.as_ptr().cast(),
+            length,
+        )
+    };
+    set == 0
 }
 
 /// One call sends a train of datagrams as one frame, as far as the wire.

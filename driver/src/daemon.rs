@@ -283,7 +283,7 @@ impl Parts {
         let (pins, socket) = (config.state.pin_root(), config.state.flows_socket());
         let flow_log = FlowLog::open(&pins, &socket, Arc::clone(&store), Arc::clone(&metrics));
         tasks.spawn("flow log", flow_log.context("cannot tell flow events")?.run(stop.clone()));
-        let sweeper = FlowSweeper::open(&pins).context("cannot load the sweep of the flow table")?;
+        let sweeper = FlowSweeper::open(&datapath).context("cannot load the sweep of the flow table")?;
         tasks.spawn("flow cleaner", flow_log::clean_until(sweeper, Arc::clone(&metrics), stop.clone()));
         let told = Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&sandboxes) as _);
         let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };

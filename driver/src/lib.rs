@@ -30,6 +30,7 @@ pub mod publish;
 pub mod readiness;
 pub mod repair;
 pub mod sandbox;
+pub mod selector;
 pub mod status;
 pub mod telemetry;
 

@@ -254,8 +254,8 @@ async fn a_pod_sends_no_faster_than_its_limit() {
         let frame = f64::from(1000 + 8 + 14 + if to.is_ipv4() { 20 } else { 40 });
         let bytes = f64::from(counted.join().expect("the receiver")) * frame;
         println!("{peer}: {sent} frames sent; {:.0} bytes a second came", bytes / took);
-        // Its burst is what 50 ms allow; the last frame may overdraw, and the clock is coarse.
-        assert!(bytes <= BYTES_PER_SECOND * (took + 0.1), "{peer}: {bytes} bytes in {took} s");
+        // Its burst is what 200 ms allow; the last frame may overdraw, and the clock is coarse.
+        assert!(bytes <= BYTES_PER_SECOND * (took + 0.25), "{peer}: {bytes} bytes in {took} s");
         assert!(bytes >= BYTES_PER_SECOND * took * 0.5, "{peer}: {bytes} bytes in {took} s");
     }
     let id = attached[0].endpoint.expect("an endpoint");

@@ -137,6 +137,7 @@ fn filters_that_were_taken_off_or_overtaken_are_put_first_again() {
     assert!(drifted[0].1.to_string().contains("does not run its clsact/ingress"), "{}", drifted[0].1);
     assert_eq!(exchange(&world), [50; 4], "nothing guards it");
     let repaired = datapath.repair_inside(3, here).unwrap();
+    assert_eq!((repaired.len(), before.len()), (2, 2));
     assert!(repaired.iter().zip(&before).all(|(new, old)| new.id != old.id && new.name == old.name));
     assert!(datapath.drifted().unwrap().is_empty());
     assert_eq!(exchange(&world), [0; 4]);
@@ -186,6 +187,7 @@ fn an_upgrade_replaces_filters_in_place() {
     }
     sender.join().unwrap();
     let new = datapath.verify(5, here).unwrap();
+    assert_eq!((new.len(), old.len()), (2, 2));
     assert!(new.iter().zip(&old).all(|(new, old)| new.id != old.id && new.name == old.name));
     let stats = datapath.stats(5).unwrap();
     assert_eq!(stats.drops, drops, "{upgrades} upgrades");
@@ -229,6 +231,7 @@ fn filters_inside_a_pod_go_on_before_up_and_come_back() {
     inside(&datapath, |datapath| datapath.upgrade_inside(6)).unwrap();
     inside(&datapath, |datapath| datapath.upgrade_inside(6)).unwrap();
     let after = datapath.verify(6, 77).unwrap();
+    assert_eq!((after.len(), before.len()), (2, 2));
     assert!(after.iter().zip(&before).all(|(new, old)| new.id != old.id));
     inside(&datapath, |datapath| datapath.verify_inside(6, 77).map(drop)).unwrap();
 

@@ -368,6 +368,7 @@ fn an_upgrade_replaces_programs_in_place() {
     }
     sender.join().unwrap();
     let new = datapath.verify(3, 21).unwrap();
+    assert_eq!((new.len(), old.len()), (2, 2));
     assert!(new.iter().zip(&old).all(|(new, old)| new.id != old.id && new.name == old.name));
     let stats = datapath.stats(3).unwrap();
     assert!(stats.from_pod.packets >= 20_000, "{stats:?}");

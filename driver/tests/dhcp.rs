@@ -228,6 +228,7 @@ async fn a_refused_lease_closes_its_port_until_the_address_is_given_again() {
     until("an Event, too", || world.events().contains("LeaseLost")).await;
     let state = || pod.link("net1").is_some_and(|link| link["operstate"] == "UP");
     until("the interface is down", || !state()).await;
+    until("it has the address no more", || address(&pod).is_none()).await;
     // A pod that may do so gets nothing by setting it up.
     pod.ip("link set net1 up");
     assert!(pod.try_exec(&format!("ping -n -c 2 -W 1 {SERVER}")).is_err(), "it does not speak");
@@ -237,6 +238,7 @@ async fn a_refused_lease_closes_its_port_until_the_address_is_given_again() {
     let _server = world.serve(RANGE, &[]);
     until("both have them again", || world.counted("regained") >= 2).await;
     until("the status says so", || world.status(&claim).contains(&leased)).await;
+    until("the interface has it", || address(&pod).as_ref() == Some(&leased)).await;
     until("the pod speaks", || answers(&pod, SERVER)).await;
     assert!(answers(&second, &leased), "and is a member");
     assert_eq!(address(&pod), Some(leased));
@@ -253,15 +255,19 @@ async fn a_lease_that_ended_while_nobody_was_there_closes_its_port() {
     world.prepare(&claim).await.expect("prepared");
     world.run(&sandbox).await;
     assert!(answers(&pod, SERVER));
+    let lost = address(&pod).expect("an address");
     drop(server);
     world.late(&["renew", "rebind", "expires"]).await;
     until("it is lost", || world.counted("lost") == 1).await;
     until("the status says so", || world.status(&claim).contains("reason: LeaseLost")).await;
+    until("it has the address no more", || address(&pod).is_none()).await;
     pod.ip("link set net1 up");
     assert!(pod.try_exec(&format!("ping -n -c 2 -W 1 {SERVER}")).is_err());
-    // Also for a daemon that did not see it end.
+    // Also for a daemon that did not see it end, and whose forerunner was killed before it came to the address.
     world.kill();
+    pod.ip(&format!("address add {lost}/24 dev net1"));
     world.start_again("").await;
+    until("the address is taken off again", || address(&pod).is_none()).await;
     until("the status says so", || world.status(&claim).contains("reason: LeaseLost")).await;
     pod.ip("link set net1 up");
     assert!(pod.try_exec(&format!("ping -n -c 2 -W 1 {SERVER}")).is_err());

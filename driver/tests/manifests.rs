@@ -24,9 +24,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use netferry::{
     DRIVER_NAME,
     claim::config::InterfaceConfig,
-    cluster::standalone::Selector,
     config::{Arguments, Command, RunConfig},
     network::validate,
+    selector::Selector,
 };
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 use serde_json::Value;

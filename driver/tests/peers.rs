@@ -193,6 +193,7 @@ async fn labels_are_watched_at_the_api_server() {
     server.remove("pods", "default/pod1");
     server.until("the pod is gone", |_| !stand.reaches()).await;
     let asked = server.asked("GET", "/pods");
+    assert!(!asked.is_empty(), "pods are watched");
     assert!(asked.iter().all(|request| request.path == "/api/v1/namespaces/default/pods"), "{asked:?}");
     stop.cancel();
     following.await.expect("ends in order");

@@ -9,6 +9,7 @@ mod debian;
 mod initramfs;
 mod machine;
 mod modules;
+mod private_apt;
 mod series;
 
 use std::{collections::BTreeMap, fs::OpenOptions, io::Write as _, path::Path, process};

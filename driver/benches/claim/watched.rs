@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -91,6 +92,16 @@ impl<T: Links> Links for Watched<T> {
     ) -> Result<(), LinkError> {
         let start = Instant::now();
         self.note("link add_address", start, self.inner.add_address(namespace, ifindex, address).await)
+    }
+    async fn remove_address(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<(), LinkError> {
+        let start = Instant::now();
+        let removed = self.inner.remove_address(namespace, ifindex, address).await;
+        self.note("link remove_address", start, removed)
     }
     async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
         let start = Instant::now();

@@ -1,8 +1,10 @@
 //! Addresses that a port has for a time: taken away when they are somebody else's, and given again.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
-use super::{AttachError, Attacher, Extent, namespace_of, repair::Subject};
+use super::{AttachError, Attacher, Extent, into_pod::pod_address, namespace_of, repair::Subject};
 use crate::{
     claim::{ClaimRef, InterfaceKey, Step},
     datapath::EndpointId,
@@ -11,8 +13,14 @@ use crate::{
 
 impl Attacher {
     /// Take a port's addresses out of its plan. One that is in a pod speaks for them no more, is no member of its network,
-    /// and goes down. May be called again.
-    pub async fn take_addresses(&self, claim: &ClaimRef, key: &InterfaceKey) -> Result<(), AttachError> {
+    /// goes down, and has the address `lost` no more. May be called again, also by a daemon whose forerunner was killed on
+    /// the way: `lost` comes from the lease, which outlives the plan's addresses.
+    pub async fn take_addresses(
+        &self,
+        claim: &ClaimRef,
+        key: &InterfaceKey,
+        lost: IpAddr,
+    ) -> Result<(), AttachError> {
         let _turn = self.turn.lock().await;
         // Closed first, also where the checkpoint cannot be written.
         if let Some(id) = self.endpoint_of(claim, key) {
@@ -23,10 +31,13 @@ impl Attacher {
         if let Some(wanted) = self.wanted_of(subject.clone(), &host).await {
             self.datapath(move |datapath| datapath.mend(&wanted)).await?;
         }
-        self.set_pod_end_up(&subject, false).await
+        self.set_pod_end_up(&subject, false).await?;
+        let Some(ifindex) = subject.attachment.pod_ifindex else { return Ok(()) };
+        let pod = namespace_of(&subject.attachment.sandbox);
+        unless_gone(self.links.remove_address(&pod, ifindex, lost).await)
     }
 
-    /// Put an address into a port's plan. One that is in a pod goes up and is opened.
+    /// Put an address into a port's plan. One that is in a pod gets it, goes up and is opened.
     pub async fn give_address(
         &self,
         claim: &ClaimRef,
@@ -40,9 +51,13 @@ impl Attacher {
             if let Some(wanted) = self.wanted_of(subject.clone(), &host).await {
                 self.datapath(move |datapath| datapath.mend(&wanted)).await?;
             }
+            if let Some(ifindex) = subject.attachment.pod_ifindex {
+                let pod = namespace_of(&subject.attachment.sandbox);
+                unless_gone(self.links.add_address(&pod, ifindex, &pod_address(address)).await)?;
+            }
             self.set_pod_end_up(&subject, true).await?;
         }
-        // Routes went when it went down, and a pod may have taken the address off.
+        // Routes went when it went down.
         self.repair(Extent::Everywhere).await;
         Ok(())
     }
@@ -80,10 +95,14 @@ impl Attacher {
 
     async fn set_pod_end_up(&self, subject: &Subject, up: bool) -> Result<(), AttachError> {
         let Some(ifindex) = subject.attachment.pod_ifindex else { return Ok(()) };
-        match self.links.set_up(&namespace_of(&subject.attachment.sandbox), ifindex, up).await {
-            // Then there is nothing to be up or down.
-            Err(LinkError::NotFound { .. } | LinkError::NamespaceGone { .. }) => Ok(()),
-            done => Ok(done?),
-        }
+        unless_gone(self.links.set_up(&namespace_of(&subject.attachment.sandbox), ifindex, up).await)
+    }
+}
+
+/// What is gone from its pod, or with it, has no state and no address.
+fn unless_gone(done: Result<(), LinkError>) -> Result<(), AttachError> {
+    match done {
+        Err(LinkError::NotFound { .. } | LinkError::NamespaceGone { .. }) => Ok(()),
+        done => Ok(done?),
     }
 }

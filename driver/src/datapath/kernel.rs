@@ -42,6 +42,8 @@ pub(super) struct Written {
     pub(super) recovered: bool,
     /// Programs loaded ahead for endpoints that are not attached yet.
     preloaded: BTreeMap<EndpointId, Ebpf>,
+    /// What the maps were taken from. Its programs serve no endpoint: the flow sweeper has one of them.
+    pub(super) nobodys: Option<Ebpf>,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
     pub(super) attached: BTreeMap<u32, (EndpointId, &'static str)>,
 }
@@ -69,7 +71,7 @@ impl AyaDatapath {
         let pins = Pins::create(root)?;
         check_pinned(&pins.maps())?;
         let programs = ProgramLoader::new(&pins, features, flows)?;
-        // Endpoint 0 is nobody's: this is for the maps only.
+        // Endpoint 0 is nobody's.
         let mut object = programs.prepare(0)?;
         let tables = Tables::take(&mut object)?;
         let policies = PolicyTables::take(&mut object, &pins.maps())?;
@@ -85,6 +87,7 @@ impl AyaDatapath {
                 blocked,
                 recovered: false,
                 preloaded: BTreeMap::new(),
+                nobodys: Some(object),
                 attached: BTreeMap::new(),
             }),
         })

@@ -28,7 +28,7 @@ pub struct RateLimit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i64>", range(min = 8_000, max = 10_000_000_000_000_i64))]
     pub bits_per_second: Option<u64>,
-    /// Bytes that may pass at once after a pause. Left out: what 50 ms allow.
+    /// Bytes that may pass at once after a pause. Left out: what 200 ms allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i64>", range(min = 1, max = 10_000_000_000_i64))]
     pub burst_bytes: Option<u64>,
@@ -115,8 +115,11 @@ impl Limits {
         let bytes = limit.bits_per_second.map(|bits| bits / 8);
         let flows = limit.new_flows_per_second.unwrap_or(NEW_FLOWS);
         [
-            (BYTES, bytes.map(|rate| Limit::new(rate, limit.burst_bytes.unwrap_or(rate / 20)))),
-            (FRAMES, limit.packets_per_second.map(|rate| Limit::new(rate, rate / 20))),
+            (
+                BYTES,
+                bytes.map(|rate| limit.burst_bytes.map_or(Limit::usual(rate), |it| Limit::new(rate, it))),
+            ),
+            (FRAMES, limit.packets_per_second.map(Limit::usual)),
             (FLOWS, Some(Limit::new(flows, flows))),
             (DENIES, Some(told_denies())),
         ]
@@ -146,7 +149,7 @@ mod tests {
         let limits: Limits = serde_yaml_ng::from_str("egress: {bitsPerSecond: 8000000}").unwrap();
         limits.validate().unwrap();
         let [bytes, frames, flows, _] = limits.entries(Direction::FromPod);
-        assert_eq!(bytes, (BYTES, Some(Limit::new(1_000_000, 50_000))));
+        assert_eq!(bytes, (BYTES, Some(Limit::new(1_000_000, 200_000))));
         assert_eq!(frames, (FRAMES, None));
         assert_eq!(flows, (FLOWS, Some(Limit::new(NEW_FLOWS, NEW_FLOWS))));
         assert_eq!(limits.entries(Direction::ToPod)[0], (BYTES, None));

@@ -3,15 +3,10 @@
 //! It looks at every flow where it is. Reading them all here instead, to find the few that are over, costs two system calls a
 //! flow, and more time passes between a look and a removal, in which a frame may open the flow anew.
 
-use std::path::Path;
-
 use aya::Ebpf;
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 
-use super::features::Features;
-use super::object::ProgramLoader;
-use super::pins::Pins;
-use super::{DatapathError, bpf_error};
+use super::{AyaDatapath, DatapathError, bpf_error};
 
 /// What one run of the program removes at most, as in driver-ebpf.
 const MOST: u32 = 4096;
@@ -24,10 +19,10 @@ const PROGRAM: &str = "flow_sweep";
 pub struct FlowSweeper(Ebpf);
 
 impl FlowSweeper {
-    /// Loads the program for the tables under the root of a datapath that is or was open.
-    pub fn open(root: &Path) -> Result<Self, DatapathError> {
-        let pins = Pins::create(root)?;
-        let mut object = ProgramLoader::new(&pins, Features::probe(), None)?.prepare(0)?;
+    /// Loads the program for the tables of a datapath.
+    pub fn open(datapath: &AyaDatapath) -> Result<Self, DatapathError> {
+        let nobodys = datapath.written().nobodys.take();
+        let mut object = nobodys.map_or_else(|| datapath.programs.prepare(0), Ok)?;
         let failed = |source| bpf_error(format!("load the program {PROGRAM}"), source);
         let program: &mut RawTracePoint =
             object.program_mut(PROGRAM).ok_or_else(missing)?.try_into().map_err(failed)?;

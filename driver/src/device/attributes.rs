@@ -5,6 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::{
+    api::resource::v1::{Device as ApiDevice, DeviceAttribute, DeviceCapacity},
+    apimachinery::pkg::api::resource::Quantity,
+};
+
 use super::{Device, Sriov};
 
 /// Longest string value, in bytes (`DeviceAttributeMaxValueLength` in `k8s.io/api/resource/v1`).
@@ -20,25 +25,29 @@ pub const STANDARD_DOMAIN: &str = "resource.kubernetes.io";
 /// Name of the one capacity: bits per second.
 pub const BANDWIDTH: &str = "bandwidth";
 
-/// Value of an attribute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// At most [`MAX_VALUE`] bytes.
-    String(String),
-    /// Integer.
-    Int(i64),
-    /// Boolean.
-    Bool(bool),
+/// A link as a device.
+#[must_use]
+pub fn api_device(device: &Device) -> ApiDevice {
+    let capacities = capacities(device);
+    ApiDevice {
+        name: device.name.clone(),
+        attributes: Some(attributes(device)),
+        // What the whole link can carry says nothing of a share of it.
+        capacity: (!capacities.is_empty() && !device.shared).then_some(capacities),
+        allow_multiple_allocations: device.shared.then_some(true),
+        ..ApiDevice::default()
+    }
 }
 
 /// Attributes by name: unqualified for the driver's own domain, `resource.kubernetes.io/…` for the standard
 /// ones. Facts that are not known have no attribute.
-#[must_use]
-pub fn attributes(device: &Device) -> BTreeMap<String, Value> {
+fn attributes(device: &Device) -> BTreeMap<String, DeviceAttribute> {
     let mut attributes = BTreeMap::new();
     let mut string = |name: &str, value: Option<&str>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
-            attributes.insert(name.to_owned(), Value::String(clip(value).to_owned()));
+            let value =
+                DeviceAttribute { string: Some(clip(value).to_owned()), ..DeviceAttribute::default() };
+            attributes.insert(name.to_owned(), value);
         }
     };
     string("ifName", Some(&device.ifname));
@@ -66,7 +75,8 @@ pub fn attributes(device: &Device) -> BTreeMap<String, Value> {
     }
     let mut int = |name: &str, value: Option<u32>| {
         if let Some(value) = value {
-            attributes.insert(name.to_owned(), Value::Int(value.into()));
+            let value = DeviceAttribute { int: Some(value.into()), ..DeviceAttribute::default() };
+            attributes.insert(name.to_owned(), value);
         }
     };
     int("mtu", Some(device.mtu));
@@ -86,16 +96,19 @@ pub fn attributes(device: &Device) -> BTreeMap<String, Value> {
         ("rdma", device.rdma_device.is_some()),
         ("defaultRoute", device.default_route),
     ] {
-        attributes.insert(name.to_owned(), Value::Bool(value));
+        let value = DeviceAttribute { bool: Some(value), ..DeviceAttribute::default() };
+        attributes.insert(name.to_owned(), value);
     }
     attributes
 }
 
-/// Capacities by name, in the base unit: `bandwidth` in bits per second, where the speed is known.
-#[must_use]
-pub fn capacities(device: &Device) -> BTreeMap<String, u64> {
-    let bits = |mbps: u32| (BANDWIDTH.to_owned(), u64::from(mbps) * 1_000_000);
-    device.speed_mbps.filter(|mbps| *mbps > 0).map(bits).into_iter().collect()
+/// Capacities by name: `bandwidth` in bits per second, where the speed is known.
+fn capacities(device: &Device) -> BTreeMap<String, DeviceCapacity> {
+    let bandwidth = |mbps: u32| {
+        let value = quantity(u64::from(mbps) * 1_000_000);
+        (BANDWIDTH.to_owned(), DeviceCapacity { value, ..DeviceCapacity::default() })
+    };
+    device.speed_mbps.filter(|mbps| *mbps > 0).map(bandwidth).into_iter().collect()
 }
 
 /// The `kind` attribute: the kernel's, or what a link without one is.
@@ -112,4 +125,16 @@ pub fn kind(device: &Device) -> &str {
 /// `value` cut to [`MAX_VALUE`] bytes at a character boundary.
 fn clip(value: &str) -> &str {
     &value[..value.floor_char_boundary(MAX_VALUE)]
+}
+
+/// In the form the API server stores (the largest decimal unit without a fraction), so that what comes back
+/// equals what was written.
+pub(crate) fn quantity(mut value: u64) -> Quantity {
+    for unit in ["", "k", "M", "G", "T", "P"] {
+        if value == 0 || !value.is_multiple_of(1000) {
+            return Quantity(format!("{value}{unit}"));
+        }
+        value /= 1000;
+    }
+    Quantity(format!("{value}E"))
 }

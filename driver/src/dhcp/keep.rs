@@ -272,13 +272,13 @@ impl Keeper {
     }
 
     async fn close(&self, claim: &ClaimRef, entry: &Entry) -> Done {
-        let address = entry.lease.as_ref().map(|lease| lease.address.to_string()).unwrap_or_default();
+        let Some(address) = entry.lease.as_ref().map(|lease| lease.address) else { return Done::Well };
         let (network, why) = (&entry.network.name, entry.lost.as_deref().unwrap_or_default());
-        if let Err(error) = self.attacher.take_addresses(claim, &entry.key()).await {
-            warn!(%claim, network, address, "the port is not closed: {}; trying again", chain(&error));
+        if let Err(error) = self.attacher.take_addresses(claim, &entry.key(), address.into()).await {
+            warn!(%claim, network, %address, "the port is not closed: {}; trying again", chain(&error));
             return Done::Again(Timestamp::now());
         }
-        warn!(%claim, network, address, "the address is lost, and the port is closed: {why}");
+        warn!(%claim, network, %address, "the address is lost, and the port is closed: {why}");
         let note = format!("address {address} on network {network} is lost, and its port is closed: {why}");
         self.tell(claim, &entry.key(), EventType::Warning, "LeaseLost", &note);
         Done::Closed

@@ -6,6 +6,7 @@ mod pairs;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -350,6 +351,17 @@ impl Links for FakeLinks {
         let addresses = &mut state.link(namespace, ifindex)?.home.addresses;
         addresses.retain(|had| had.address != address.address);
         addresses.push(address.clone());
+        Ok(())
+    }
+
+    async fn remove_address(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<(), LinkError> {
+        let mut state = self.change(namespace, ifindex, format!("remove the address {address}"))?;
+        state.link(namespace, ifindex)?.home.addresses.retain(|had| had.address.ip() != address);
         Ok(())
     }
 

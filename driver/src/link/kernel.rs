@@ -18,6 +18,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
@@ -240,6 +241,25 @@ impl Links for KernelLinks {
     ) -> Result<(), LinkError> {
         let on = self.on(namespace, ifindex).await?;
         on.add_address(ifindex, address).await
+    }
+
+    async fn remove_address(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<(), LinkError> {
+        let on = self.on(namespace, ifindex).await?;
+        for had in home::addresses(&on, ifindex).await?.iter().filter(|had| had.address.ip() == address) {
+            let message = RouteNetlinkMessage::DelAddress(encode::address(ifindex, had));
+            match on.conversation.change(message, 0).await {
+                Ok(()) => {}
+                // Somebody else has just removed it.
+                Err(source) if source.kind() == io::ErrorKind::AddrNotAvailable => {}
+                Err(source) => return Err(on.error(format!("remove the address {}", had.address), source)),
+            }
+        }
+        Ok(())
     }
 
     async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {

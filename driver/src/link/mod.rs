@@ -332,6 +332,13 @@ pub trait Links: Send + Sync {
         ifindex: u32,
         address: &Address,
     ) -> Result<(), LinkError>;
+    /// Take every address away that has this IP address, whatever its prefix length.
+    async fn remove_address(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<(), LinkError>;
     /// Add a route through the link.
     async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError>;
     /// Write per-link sysctls, named as in [`Home::sysctls`]. One that this kernel lacks is passed over.

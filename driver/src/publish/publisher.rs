@@ -20,13 +20,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     ports::{ports, uplinks},
-    slices::{api_device, slices_of},
+    slices::slices_of,
     writer::PoolWriter,
 };
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
     device::{
         Inventory,
+        attributes::api_device,
         rule::{Rule, decide},
     },
     network::Networks,

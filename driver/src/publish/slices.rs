@@ -2,17 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::resource::v1::{
-        Device as ApiDevice, DeviceAttribute, DeviceCapacity, ResourcePool, ResourceSliceSpec,
-    },
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::api::resource::v1::{Device as ApiDevice, ResourcePool, ResourceSliceSpec};
 
-use crate::device::{
-    Device,
-    attributes::{self, Value},
-};
+use crate::device::{Device, attributes::api_device};
 
 /// Devices in a slice (`ResourceSliceMaxDevices` in `k8s.io/api/resource/v1`).
 pub const MAX_DEVICES: usize = 128;
@@ -69,43 +61,6 @@ fn devices_per_slice(devices: &[ApiDevice]) -> usize {
             || device.consumes_counters.as_ref().is_some_and(|counters| !counters.is_empty())
     };
     if devices.iter().any(limited) { MAX_DEVICES_WITH_TAINTS } else { MAX_DEVICES }
-}
-
-/// A link as a device.
-#[must_use]
-pub fn api_device(device: &Device) -> ApiDevice {
-    let attributes = attributes::attributes(device).into_iter().map(|(name, value)| {
-        let value = match value {
-            Value::String(text) => DeviceAttribute { string: Some(text), ..DeviceAttribute::default() },
-            Value::Int(number) => DeviceAttribute { int: Some(number), ..DeviceAttribute::default() },
-            Value::Bool(flag) => DeviceAttribute { bool: Some(flag), ..DeviceAttribute::default() },
-        };
-        (name, value)
-    });
-    let capacity: BTreeMap<_, _> = attributes::capacities(device)
-        .into_iter()
-        .map(|(name, value)| (name, DeviceCapacity { value: quantity(value), ..DeviceCapacity::default() }))
-        .collect();
-    ApiDevice {
-        name: device.name.clone(),
-        attributes: Some(attributes.collect()),
-        // What the whole link can carry says nothing of a share of it.
-        capacity: (!capacity.is_empty() && !device.shared).then_some(capacity),
-        allow_multiple_allocations: device.shared.then_some(true),
-        ..ApiDevice::default()
-    }
-}
-
-/// In the form the API server stores (the largest decimal unit without a fraction), so that what comes back
-/// equals what was written.
-fn quantity(mut value: u64) -> Quantity {
-    for unit in ["", "k", "M", "G", "T", "P"] {
-        if value == 0 || !value.is_multiple_of(1000) {
-            return Quantity(format!("{value}{unit}"));
-        }
-        value /= 1000;
-    }
-    Quantity(format!("{value}E"))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::resource::v1::DeviceTaint;
+use k8s_openapi::{api::resource::v1::DeviceTaint, apimachinery::pkg::api::resource::Quantity};
 use proptest::{option, prelude::*};
 
 use super::*;
@@ -9,7 +9,7 @@ use crate::{
     DRIVER_NAME,
     device::{
         Sriov,
-        attributes::{MAX_PER_DEVICE, MAX_VALUE},
+        attributes::{MAX_PER_DEVICE, MAX_VALUE, quantity},
         names::{device_name, is_dns_label},
     },
     link::MacAddr,

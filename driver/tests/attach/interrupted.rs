@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -94,6 +95,10 @@ impl<T: Links> Links for Interrupted<T> {
     async fn add_address(&self, ns: &Namespace, ifindex: u32, address: &Address) -> Result<(), LinkError> {
         self.link(ns, "add_address")?;
         self.inner.add_address(ns, ifindex, address).await
+    }
+    async fn remove_address(&self, ns: &Namespace, ifindex: u32, address: IpAddr) -> Result<(), LinkError> {
+        self.link(ns, "remove_address")?;
+        self.inner.remove_address(ns, ifindex, address).await
     }
     async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
         self.link(namespace, "add_route")?;

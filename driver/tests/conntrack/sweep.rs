@@ -59,7 +59,7 @@ fn what_is_over_goes_and_the_rest_is_counted() {
     if !able("what_is_over_goes_and_the_rest_is_counted") {
         return;
     }
-    let (node, _datapath) = network(None);
+    let (node, datapath) = network(None);
     let mut flows: HashMap<_, FlowKey, Flow> =
         HashMap::try_from(Map::LruHashMap(pinned(&node, maps::FLOWS))).expect("a hash map");
     let mut fragments: HashMap<_, FragmentKey, Fragment> =
@@ -83,7 +83,7 @@ fn what_is_over_goes_and_the_rest_is_counted() {
     let ended = now.saturating_sub(LIFETIME + 500_000_000);
     flows.insert(key(OVER + 10), flow(ended, MEMBER, SENDER), 0).expect("room");
 
-    let sweeper = FlowSweeper::open(&node.pins).expect("the sweep loads");
+    let sweeper = FlowSweeper::open(&datapath).expect("the sweep loads");
     assert_eq!(sweeper.sweep().expect("a sweep"), OVER as usize + 5);
     let mut left: Vec<u32> = (0..OVER + 20).filter(|nth| flows.get(&key(*nth), 0).is_ok()).collect();
     left.sort_unstable();
@@ -102,7 +102,7 @@ fn a_sweep_under_traffic_loses_nothing() {
         return;
     }
     let (node, datapath) = network(None);
-    let sweeper = FlowSweeper::open(&node.pins).expect("the sweep loads");
+    let sweeper = FlowSweeper::open(&datapath).expect("the sweep loads");
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let sweeping = std::thread::spawn(move || {

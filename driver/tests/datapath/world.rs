@@ -14,6 +14,11 @@ use netferry::datapath::{AyaDatapath, EndpointSpec, Placement};
 use netferry::link::MacAddr;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType};
 
+#[path = "../support/skip.rs"]
+mod skip;
+
+use skip::skip;
+
 pub(crate) const LINK: &str = "link0";
 pub(crate) const WIRE: &str = "wire0";
 pub(crate) const LINK_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x0a]);
@@ -51,7 +56,7 @@ pub(crate) fn run(command: &str) -> String {
 /// Whether tests can run here; says why if not.
 pub(crate) fn able(test: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIP {test}: needs root");
+        skip(test, "needs root");
         return false;
     }
     let on = nix::sys::statfs::statfs("/sys/fs/bpf").expect("sysfs is mounted");

@@ -24,9 +24,11 @@ use tonic::transport::{Channel, Endpoint};
 
 pub mod image;
 pub mod packages;
+#[path = "../../../xtask/src/vm/private_apt.rs"]
+mod private_apt;
 
 pub use packages::Series;
-use packages::run;
+use private_apt::run;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CNI_BIN: &str = "/usr/lib/cni";

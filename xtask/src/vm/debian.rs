@@ -1,16 +1,17 @@
-//! Debian's kernels, unpacked beside the system: apt with private state, and dpkg.
+//! Debian's kernels, unpacked beside the system.
 
 use std::{
-    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::series::Series;
-use crate::command::{foreign, line, root};
+use super::{
+    private_apt::{PrivateApt, run},
+    series::Series,
+};
+use crate::command::root;
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
@@ -60,30 +61,14 @@ pub(crate) fn kernel(series: &Series) -> Result<Kernel> {
     Ok(Kernel { version, image, modules })
 }
 
-/// Downloads into `dir` and unpacks into `dir/root`. Neither apt's lists nor dpkg's status of this machine are
-/// touched.
+/// Downloads into `dir` and unpacks into `dir/root`.
 fn fetch(series: &Series, dir: &Path) -> Result<()> {
-    for folder in ["state/lists/partial", "cache/archives/partial", "deb"] {
-        fs::create_dir_all(dir.join(folder))?;
-    }
-    let sources = dir.join("sources.list");
-    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(&sources, format!("deb [signed-by={keyring}] {} {} main\n", mirror()?, series.suite))?;
-    let options = private(dir, &sources);
-    let apt = |program: &str| {
-        let mut apt = foreign(program);
-        apt.arg("-q").args(&options).current_dir(dir.join("deb"));
-        apt
-    };
-    said(apt("apt-get").arg("update"))?;
+    let apt = PrivateApt::open(series.suite, dir)?;
     let depends = ["depends", "--recurse", "--important", META];
-    let tree = said(apt("apt-cache").args(depends))?;
+    let tree = run(apt.command("apt-cache").args(depends))?;
     let parts: Vec<&str> = tree.lines().filter(|package| is_part(package)).collect();
     ensure!(!parts.is_empty(), "{META} depends on no kernel");
-    said(apt("apt-get").arg("download").args(&parts))?;
-    for package in fs::read_dir(dir.join("deb"))? {
-        said(foreign("dpkg").arg("-x").arg(package?.path()).arg(dir.join("root")))?;
-    }
+    apt.unpack(&parts)?;
     Ok(())
 }
 
@@ -92,46 +77,6 @@ fn is_part(package: &str) -> bool {
     PARTS.iter().any(|part| {
         package.strip_prefix(part).is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
     })
-}
-
-/// Options that keep apt within `dir`.
-fn private(dir: &Path, sources: &Path) -> Vec<OsString> {
-    let set = |name: &str, value: &dyn AsRef<OsStr>| {
-        let mut option = OsString::from("-o");
-        option.push(name);
-        option.push("=");
-        option.push(value);
-        option
-    };
-    vec![
-        set("Dir::Etc::sourcelist", &sources),
-        set("Dir::Etc::sourceparts", &"-"),
-        set("Dir::Etc::preferencesparts", &"-"),
-        set("Dir::State", &dir.join("state")),
-        set("Dir::State::status", &"/dev/null"),
-        set("Dir::Cache", &dir.join("cache")),
-        set("Acquire::Languages", &"none"),
-        set("Acquire::Retries", &"3"),
-        set("APT::Sandbox::User", &"root"),
-    ]
-}
-
-/// The archive this machine's own packages come from: a mirror or proxy is set there if one is needed.
-fn mirror() -> Result<String> {
-    let targets = ["indextargets", "--no-release-info", "--format", "$(REPO_URI)", "Created-By: Packages"];
-    let listed = said(foreign("apt-get").args(targets))?;
-    let mirror = listed.lines().map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
-    Ok(mirror.unwrap_or("http://deb.debian.org/debian").to_owned())
-}
-
-/// Runs to the end; standard output, or an error with all that was said.
-fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot start `{}`", line(command)))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!("`{}`: {}\n{said}{}", line(command), output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(said)
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use k8s_openapi::api::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::{claims, selector::SelectorError};
+use super::claims;
+use crate::selector::SelectorError;
 use capacity::Room;
 use requests::Alternative;
 

@@ -16,7 +16,6 @@ mod folder;
 mod lease;
 mod networks;
 mod pools;
-mod selector;
 mod watch;
 mod written;
 
@@ -43,7 +42,6 @@ use crate::{
 use folder::Folder;
 
 pub use claims::{RESERVED_FOR, derived_uid};
-pub use selector::{Selector, SelectorError};
 
 /// A folder in place of an API server.
 #[derive(Clone)]

@@ -13,9 +13,8 @@ impl Tables {
         id: EndpointId,
         record: &Endpoint,
     ) -> Result<(), MapError> {
-        self.close_slot(id)?;
+        let before = self.close_slot(id)?;
         self.endpoints.insert(id, record, 0)?;
-        let before = self.slots.get(&slot::of(id), 0)?;
         if before.endpoint != id {
             // Two endpoints may have ids that share a slot: the first keeps it, the other has none.
             if found(self.endpoints.get(&before.endpoint, 0))?.is_some() {
@@ -34,12 +33,13 @@ impl Tables {
         gone(self.endpoints.remove(&id))
     }
 
-    fn close_slot(&mut self, id: EndpointId) -> Result<(), MapError> {
+    /// Says what the slot was.
+    fn close_slot(&mut self, id: EndpointId) -> Result<Slot, MapError> {
         let before = self.slots.get(&slot::of(id), 0)?;
         if before.endpoint == id && before != before.closed() {
             self.slots.set(slot::of(id), before.closed(), 0)?;
         }
-        Ok(())
+        Ok(before)
     }
 
     /// Whether a slot says what the record does, or is another endpoint's.

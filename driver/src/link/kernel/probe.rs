@@ -44,13 +44,17 @@ async fn make(kind: PairKind) -> Result<(), LinkError> {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/support/skip.rs"]
+mod skip;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_tried_is_not_seen() {
         if unshare_is_refused() {
-            println!("SKIP what_is_tried_is_not_seen: network namespaces cannot be made here");
+            skip::skip("what_is_tried_is_not_seen", "network namespaces cannot be made here");
             return;
         }
         let names = || std::fs::read_to_string("/proc/net/dev").expect("the links of this thread");

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::packages::run;
+use super::private_apt::run;
 
 /// The image's name in the runtime. Its domain is not one of a registry's: nothing pulls it.
 pub const PAUSE: &str = "pause.netferry.test/pause:1";

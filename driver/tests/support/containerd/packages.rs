@@ -1,13 +1,14 @@
-//! Debian's packages of containerd, unpacked beside the system: apt and dpkg with private state.
+//! Debian's packages of containerd, unpacked beside the system.
 
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
+
+use super::private_apt::{PrivateApt, run};
 
 /// A series of containerd, each with its own generation of NRI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +39,7 @@ impl Series {
 
 /// The folder of `series`' binaries, downloaded and unpacked at the first call.
 ///
-/// Cached in `target/runtimes/`, or where `NETFERRY_RUNTIMES` says. Neither apt's lists nor dpkg's status of the
-/// machine are touched.
+/// Cached in `target/runtimes/`, or where `NETFERRY_RUNTIMES` says.
 pub fn binaries(series: Series) -> anyhow::Result<PathBuf> {
     let home = home().join(series.version().trim_end_matches('.'));
     fs::create_dir_all(&home).with_context(|| format!("make {}", home.display()))?;
@@ -49,9 +49,10 @@ pub fn binaries(series: Series) -> anyhow::Result<PathBuf> {
     let root = home.join("root");
     if !root.exists() {
         let fresh = tempfile::tempdir_in(&home)?;
-        fetch(series, fresh.path())
+        let unpacked = PrivateApt::open(series.suite(), fresh.path())
+            .and_then(|apt| apt.unpack(&["containerd"]))
             .with_context(|| format!("get containerd from Debian {}", series.suite()))?;
-        fs::rename(fresh.path().join("root"), &root)?;
+        fs::rename(unpacked, &root)?;
     }
     let bin = root.join("usr/bin");
     let version = run(Command::new(bin.join("containerd")).arg("--version"))?;
@@ -75,62 +76,4 @@ fn home() -> PathBuf {
         |tmp| Path::new(tmp).join(".."),
     );
     target.join("runtimes")
-}
-
-/// Download into `dir` and unpack into `dir/root`.
-fn fetch(series: Series, dir: &Path) -> anyhow::Result<()> {
-    for folder in ["state/lists/partial", "cache/archives/partial", "deb"] {
-        fs::create_dir_all(dir.join(folder))?;
-    }
-    let sources = dir.join("sources.list");
-    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(&sources, format!("deb [signed-by={keyring}] {} {} main\n", mirror()?, series.suite()))?;
-    let set = |name: &str, value: &dyn AsRef<OsStr>| {
-        let mut option = std::ffi::OsString::from(name);
-        option.push("=");
-        option.push(value);
-        option
-    };
-    let options = [
-        set("Dir::Etc::sourcelist", &sources),
-        set("Dir::Etc::sourceparts", &"-"),
-        set("Dir::Etc::preferencesparts", &"-"),
-        set("Dir::State", &dir.join("state")),
-        set("Dir::State::status", &"/dev/null"),
-        set("Dir::Cache", &dir.join("cache")),
-        set("Acquire::Languages", &"none"),
-        set("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", &"false"),
-        set("Acquire::Retries", &"3"),
-        set("APT::Sandbox::User", &"root"),
-    ];
-    let apt = || {
-        let mut apt = Command::new("apt-get");
-        apt.arg("-q")
-            .args(options.iter().flat_map(|option| [OsStr::new("-o"), option]))
-            .current_dir(dir.join("deb"));
-        apt
-    };
-    run(apt().arg("update"))?;
-    run(apt().args(["download", "containerd"]))?;
-    let package = fs::read_dir(dir.join("deb"))?.next().context("apt-get downloaded nothing")??.path();
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(dir.join("root")))?;
-    Ok(())
-}
-
-/// The archive this machine's own packages come from: a mirror or proxy is set there if one is needed.
-fn mirror() -> anyhow::Result<String> {
-    let targets = ["indextargets", "--no-release-info", "--format", "$(REPO_URI)", "Created-By: Packages"];
-    let listed = run(Command::new("apt-get").args(targets))?;
-    let mirror = listed.lines().map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
-    Ok(mirror.unwrap_or("http://deb.debian.org/debian").to_owned())
-}
-
-/// Run to the end; standard output, or an error with all that was said.
-pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("start {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!("{command:?}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(said)
 }

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 
 use super::Share;
-use crate::cluster::standalone::selector::Quantity as Number;
+use crate::selector::Quantity as Number;
 
 /// A quantity that a claim wants.
 pub(super) fn parse(quantity: &Quantity) -> Result<(), String> {

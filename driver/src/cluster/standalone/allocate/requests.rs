@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::{AllocateError, Candidate, Question, capacity};
-use crate::cluster::standalone::selector::Selector;
+use crate::selector::Selector;
 
 /// Most devices a claim may have (`AllocationResultsMaxSize`).
 pub(super) const MAX_DEVICES: usize = 32;
@@ -209,7 +209,7 @@ fn compile(
             };
             match Selector::compile(&cel.expression) {
                 Ok(selector) => Ok((field, selector)),
-                Err(source) => Err(AllocateError::Selector { field, source }),
+                Err(source) => Err(AllocateError::Selector { field, source: source.into() }),
             }
         })
         .collect()

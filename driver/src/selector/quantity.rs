@@ -1,11 +1,11 @@
-//! `quantity()` and its comparisons (kubernetes `apiserver/pkg/cel/library/quantity.go`).
+//! `quantity()`, its comparisons and its arithmetic (kubernetes `apiserver/pkg/cel/library/quantity.go`).
 
 use std::{any::Any, str::FromStr};
 
 use cel::{
     DeclarationError, Env, ExecutionError,
     common::{
-        types::{CelBool, CelInt, CelString, Type},
+        types::{CelBool, CelDouble, CelInt, CelString, Type},
         value::{StaticVal, Val},
     },
 };
@@ -14,7 +14,10 @@ static QUANTITY: Type = Type::new_unspecified_type("kubernetes.Quantity");
 
 /// A quantity in units of 10⁻⁹, the finest that Kubernetes knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::cluster::standalone) struct Quantity(pub(in crate::cluster::standalone) i128);
+pub struct Quantity(pub i128);
+
+/// 1, in the units of a [`Quantity`].
+const ONE: i128 = 1_000_000_000;
 
 impl FromStr for Quantity {
     type Err = String;
@@ -119,12 +122,50 @@ fn is_less_than(this: &Quantity, other: &Quantity) -> CelBool {
     CelBool::from(this < other)
 }
 
+/// The whole number, if it is one and fits into 64 bits.
+fn whole(this: &Quantity) -> Option<i64> {
+    (this.0 % ONE == 0).then(|| i64::try_from(this.0 / ONE).ok()).flatten()
+}
+
+fn is_integer(this: &Quantity) -> CelBool {
+    CelBool::from(whole(this).is_some())
+}
+
 fn as_integer(this: &Quantity) -> Result<CelInt, ExecutionError> {
-    let whole = (this.0 % 1_000_000_000 == 0).then_some(this.0 / 1_000_000_000);
-    whole
-        .and_then(|whole| i64::try_from(whole).ok())
+    whole(this)
         .map(CelInt::from)
         .ok_or_else(|| ExecutionError::function_error("asInteger", "the quantity is no 64-bit integer"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "approximate, as its name says")]
+fn as_approximate_float(this: &Quantity) -> CelDouble {
+    CelDouble::from(this.0 as f64 / ONE as f64)
+}
+
+fn sign(this: &Quantity) -> CelInt {
+    CelInt::from(this.0.signum() as i64)
+}
+
+fn checked(function: &str, result: Option<i128>) -> Result<Quantity, ExecutionError> {
+    result.map(Quantity).ok_or_else(|| ExecutionError::function_error(function, "the result is too large"))
+}
+
+fn add(this: &Quantity, other: &Quantity) -> Result<Quantity, ExecutionError> {
+    checked("add", this.0.checked_add(other.0))
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature CEL functions have")]
+fn add_integer(this: &Quantity, other: &CelInt) -> Result<Quantity, ExecutionError> {
+    checked("add", this.0.checked_add(i128::from(*other.inner()) * ONE))
+}
+
+fn sub(this: &Quantity, other: &Quantity) -> Result<Quantity, ExecutionError> {
+    checked("sub", this.0.checked_sub(other.0))
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature CEL functions have")]
+fn sub_integer(this: &Quantity, other: &CelInt) -> Result<Quantity, ExecutionError> {
+    checked("sub", this.0.checked_sub(i128::from(*other.inner()) * ONE))
 }
 
 /// Make the functions known.
@@ -134,5 +175,13 @@ pub(super) fn declare(env: &mut Env) -> Result<(), DeclarationError> {
     cel::add_member_overload!(env, fn compare_to: (Quantity, Quantity) -> CelInt)?;
     cel::add_member_overload!(env, fn is_greater_than: (Quantity, Quantity) -> CelBool)?;
     cel::add_member_overload!(env, fn is_less_than: (Quantity, Quantity) -> CelBool)?;
-    cel::add_member_overload!(env, fn as_integer: (Quantity) -> Result<CelInt>)
+    cel::add_member_overload!(env, fn is_integer: (Quantity) -> CelBool)?;
+    cel::add_member_overload!(env, fn as_integer: (Quantity) -> Result<CelInt>)?;
+    cel::add_member_overload!(env, fn as_approximate_float: (Quantity) -> CelDouble)?;
+    // Kubernetes declares this one as a function: `sign(q)`.
+    cel::add_overload!(env, fn sign: (Quantity) -> CelInt)?;
+    cel::add_member_overload!(env, fn add: (Quantity, Quantity) -> Result<Quantity>)?;
+    cel::add_member_overload!(env, fn add_integer: (Quantity, CelInt) -> Result<Quantity>, name = "add")?;
+    cel::add_member_overload!(env, fn sub: (Quantity, Quantity) -> Result<Quantity>)?;
+    cel::add_member_overload!(env, fn sub_integer: (Quantity, CelInt) -> Result<Quantity>, name = "sub")
 }

@@ -107,11 +107,31 @@ fn is_less_than(this: &Version, other: &Version) -> CelBool {
     CelBool::from(this < other)
 }
 
+/// One of the three numbers; kubernetes' are 64-bit integers with a sign, too.
+fn number(number: u64) -> CelInt {
+    CelInt::from(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+fn major(this: &Version) -> CelInt {
+    number(this.numbers[0])
+}
+
+fn minor(this: &Version) -> CelInt {
+    number(this.numbers[1])
+}
+
+fn patch(this: &Version) -> CelInt {
+    number(this.numbers[2])
+}
+
 /// Make the functions known.
 pub(super) fn declare(env: &mut Env) -> Result<(), DeclarationError> {
     cel::add_overload!(env, fn semver: (CelString) -> Result<Version>)?;
     cel::add_overload!(env, fn is_semver: (CelString) -> CelBool)?;
     cel::add_member_overload!(env, fn compare_to: (Version, Version) -> CelInt)?;
     cel::add_member_overload!(env, fn is_greater_than: (Version, Version) -> CelBool)?;
-    cel::add_member_overload!(env, fn is_less_than: (Version, Version) -> CelBool)
+    cel::add_member_overload!(env, fn is_less_than: (Version, Version) -> CelBool)?;
+    cel::add_member_overload!(env, fn major: (Version) -> CelInt)?;
+    cel::add_member_overload!(env, fn minor: (Version) -> CelInt)?;
+    cel::add_member_overload!(env, fn patch: (Version) -> CelInt)
 }

@@ -3,9 +3,9 @@
 use std::{any::Any, collections::BTreeMap, sync::Arc};
 
 use cel::{
-    ExecutionError, Value,
+    DeclarationError, Env, ExecutionError, Value,
     common::{
-        traits::{Container, Indexer},
+        traits::{self, Container, Indexer, Iterable, Sizer},
         types::{CelBool, CelInt, CelString, Type},
         value::{CowVal, StaticVal, Val},
     },
@@ -19,8 +19,15 @@ static FACTS: Type = Type::new_unspecified_type("kubernetes.DRADevice");
 /// A map from names to values, whose missing names are either an error or an empty map.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
-    entries: BTreeMap<String, Arc<dyn Val>>,
+    entries: BTreeMap<String, Fact>,
     missing_is_empty: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Fact {
+    /// The name once more, as CEL sees it when it goes through them.
+    name: CelString<'static>,
+    value: Arc<dyn Val>,
 }
 
 /// The variable `device`.
@@ -31,14 +38,14 @@ pub(super) fn of(driver: &str, device: &Device) -> Result<Facts, String> {
     for (name, value) in device.attributes.iter().flatten() {
         let (domain, id) = name.split_once('/').unwrap_or((driver, name));
         let value = attribute(value).map_err(|error| format!("attribute {name:?}: {error}"))?;
-        domains.entry(domain.to_owned()).or_default().entries.insert(id.to_owned(), value);
+        domains.entry(domain.to_owned()).or_default().insert(id, value);
     }
     attributes.take(std::mem::take(&mut domains));
     for (name, value) in device.capacity.iter().flatten() {
         let (domain, id) = name.split_once('/').unwrap_or((driver, name));
         let quantity: Quantity =
             value.value.0.parse().map_err(|error| format!("capacity {name:?}: {error}"))?;
-        domains.entry(domain.to_owned()).or_default().entries.insert(id.to_owned(), Arc::new(quantity));
+        domains.entry(domain.to_owned()).or_default().insert(id, Arc::new(quantity));
     }
     capacity.take(domains);
     let shared = device.allow_multiple_allocations.unwrap_or(false);
@@ -48,8 +55,11 @@ pub(super) fn of(driver: &str, device: &Device) -> Result<Facts, String> {
         ("attributes", Arc::new(attributes)),
         ("capacity", Arc::new(capacity)),
     ];
-    let entries = entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    Ok(Facts { entries, missing_is_empty: false })
+    let mut facts = Facts::default();
+    for (name, value) in entries {
+        facts.insert(name, value);
+    }
+    Ok(facts)
 }
 
 fn attribute(attribute: &DeviceAttribute) -> Result<Arc<dyn Val>, String> {
@@ -72,8 +82,13 @@ fn attribute(attribute: &DeviceAttribute) -> Result<Arc<dyn Val>, String> {
 impl Facts {
     fn take(&mut self, domains: BTreeMap<String, Self>) {
         for (domain, facts) in domains {
-            self.entries.insert(domain, Arc::new(facts));
+            self.insert(&domain, Arc::new(facts));
         }
+    }
+
+    fn insert(&mut self, name: &str, value: Arc<dyn Val>) {
+        let fact = Fact { name: CelString::from(name.to_owned()), value };
+        self.entries.insert(name.to_owned(), fact);
     }
 
     fn name(index: &dyn Val) -> Result<String, ExecutionError> {
@@ -106,6 +121,17 @@ impl Val for Facts {
         Some(self)
     }
 
+    fn as_iterable<'b, 'v>(&'b self) -> Option<&'b (dyn Iterable + 'v)>
+    where
+        Self: 'v,
+    {
+        Some(self)
+    }
+
+    fn as_sizer(&self) -> Option<&dyn Sizer> {
+        Some(self)
+    }
+
     fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v> {
         Box::new(self.clone())
     }
@@ -130,7 +156,7 @@ impl Indexer for Facts {
     {
         let name = Self::name(index)?;
         match self.entries.get(&name) {
-            Some(value) => Ok(CowVal::Borrowed(&**value)),
+            Some(fact) => Ok(CowVal::Borrowed(&*fact.value)),
             None if self.missing_is_empty => Ok(CowVal::owned(Self::default())),
             None => Err(ExecutionError::no_such_key(&name)),
         }
@@ -141,5 +167,40 @@ impl Indexer for Facts {
         Self: 'v,
     {
         self.get(index).map(CowVal::into_owned)
+    }
+}
+
+/// What counts them, as with every map.
+fn size(facts: &Facts) -> CelInt {
+    Sizer::size(facts)
+}
+
+/// Make the functions known.
+pub(super) fn declare(env: &mut Env) -> Result<(), DeclarationError> {
+    cel::add_overload!(env, fn size: (Facts) -> CelInt)?;
+    cel::add_member_overload!(env, fn size: (Facts) -> CelInt)
+}
+
+impl Sizer for Facts {
+    fn size(&self) -> CelInt {
+        i64::try_from(self.entries.len()).unwrap_or(i64::MAX).into()
+    }
+}
+
+/// Goes through the names, as CEL does with every map.
+impl Iterable for Facts {
+    fn iter<'b, 'v>(&'b self) -> Box<dyn traits::Iterator<'b, 'v> + 'b>
+    where
+        Self: 'v,
+    {
+        Box::new(Names(self.entries.values()))
+    }
+}
+
+struct Names<'b>(std::collections::btree_map::Values<'b, String, Fact>);
+
+impl<'b, 'v> traits::Iterator<'b, 'v> for Names<'b> {
+    fn next(&mut self) -> Option<&'b (dyn Val + 'v)> {
+        self.0.next().map(|fact| &fact.name as &dyn Val)
     }
 }

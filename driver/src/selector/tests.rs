@@ -41,6 +41,48 @@ fn attributes_decide() {
     }
 }
 
+/// What kubernetes documents of its libraries, each with the result that it documents.
+#[test]
+fn functions_are_those_of_kubernetes() {
+    for (expression, wanted) in [
+        ("quantity('50k').add(quantity('20k')) == quantity('70k')", true),
+        ("quantity('50k').add(20) == quantity('50020')", true),
+        ("quantity('50k').sub(quantity('20k')) == quantity('30k')", true),
+        ("quantity('50k').add(20).sub(quantity('100k')).sub(-50000) == quantity('20')", true),
+        ("quantity('50k').sub(20000).asApproximateFloat() == 30000.0", true),
+        ("quantity('1500m').asApproximateFloat() == 1.5", true),
+        ("quantity('50k').isInteger() && quantity('50k').asInteger() == 50000", true),
+        ("quantity('100m').isInteger() || quantity('16E').isInteger()", false),
+        ("sign(quantity('-1')) == -1 && sign(quantity('0')) == 0 && sign(quantity('1m')) == 1", true),
+        ("isQuantity('1.3Gi') && !isQuantity('200K') && !isQuantity('Mi')", true),
+        ("isSemver('1.0.0') && !isSemver('v1.0')", true),
+        ("device.attributes['netferry.dev'].firmware.minor() == 20", true),
+        ("semver('1.2.3').major() == 1 && semver('1.2.3').patch() == 3", true),
+        ("cel.bind(dra, device.attributes['netferry.dev'], dra.kind == 'veth' && dra.mtu < 9000)", true),
+        ("cel.bind(a, 1, cel.bind(b, a + 1, a + b)) == 3", true),
+    ] {
+        assert_eq!(eval(expression).expect(expression), wanted, "{expression}");
+    }
+    assert!(matches!(eval("quantity('16E').asInteger() > 0"), Err(SelectorError::Evaluate { .. })));
+    assert!(matches!(eval("cel.bind('a', 1, true)"), Err(SelectorError::Parse { .. })));
+}
+
+#[test]
+fn facts_are_maps() {
+    for (expression, wanted) in [
+        ("size(device.attributes['netferry.dev']) == 5", true),
+        ("device.capacity['netferry.dev'].size() == 1 && device.capacity['other.dev'].size() == 0", true),
+        ("device.attributes['netferry.dev'].exists(name, name == 'mtu')", true),
+        ("device.attributes.all(domain, domain.endsWith('.dev') || domain.endsWith('.io'))", true),
+        ("device.attributes['other.dev'].exists(name, true)", false),
+        ("device.attributes['netferry.dev'][?'numaNode'].orValue(7) == 7", true),
+        ("device.attributes['netferry.dev'].?mtu.orValue(0) == 1500", true),
+        ("device.attributes['other.dev'].?x.hasValue()", false),
+    ] {
+        assert_eq!(eval(expression).expect(expression), wanted, "{expression}");
+    }
+}
+
 #[test]
 fn missing_facts_are_an_error_unless_asked_for() {
     for (expression, wanted) in [
@@ -62,7 +104,14 @@ fn missing_facts_are_an_error_unless_asked_for() {
 fn what_is_no_selector_is_refused() {
     assert!(matches!(eval("device.driver =="), Err(SelectorError::Parse { .. })));
     assert!(matches!(eval(&"x".repeat(11_000)), Err(SelectorError::Parse { .. })));
-    for expression in ["device.driver", "1", "device.nothing", "quantity('x') == quantity('1')"] {
+    for expression in [
+        "device",
+        "device.attributes",
+        "device.driver",
+        "1",
+        "device.nothing",
+        "quantity('x') == quantity('1')",
+    ] {
         assert!(matches!(eval(expression), Err(SelectorError::Evaluate { .. })), "{expression}");
     }
 }
