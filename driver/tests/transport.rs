@@ -2,6 +2,8 @@
 //! its own, and the wire between them. Needs root; skips without, and says so.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test binary")]
 
+#[path = "transport/headers.rs"]
+mod headers;
 #[path = "support/netns.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod netns;

@@ -76,7 +76,14 @@ impl Task {
     ) -> Self {
         let short = Duration::from_millis(200);
         let options = TransportOptions { again: short, repair: Duration::from_secs(1) };
-        Self::start_with(node, name, address, nets, (folder, options))
+        Self::start_with(node, name, address, nets, (folder, options, Headers::Programs))
+    }
+
+    /// With `--overlay-headers kernel`.
+    pub(crate) fn start_with_device(node: &Node, name: &'static str, address: &str, nets: &[Net]) -> Self {
+        let folder = tempfile::Builder::new().prefix("nf-").tempdir().expect("a folder");
+        let options = TransportOptions::default();
+        Self::start_with(node, name, address, nets, (Arc::new(folder), options, Headers::Kernel))
     }
 
     /// With no ports, and nobody looks again without being told.
@@ -84,7 +91,8 @@ impl Task {
         let never = Duration::from_hours(9);
         let options = TransportOptions { again: never, repair: never };
         let folder = tempfile::Builder::new().prefix("nf-").tempdir().expect("a folder");
-        let task = Self::start_with(node, name, address, nets, (Arc::new(folder), options));
+        let task =
+            Self::start_with(node, name, address, nets, (Arc::new(folder), options, Headers::Programs));
         task.set_ports(&[]);
         task
     }
@@ -94,7 +102,7 @@ impl Task {
         name: &'static str,
         address: &str,
         nets: &[Net],
-        (folder, options): (Arc<TempDir>, TransportOptions),
+        (folder, options, headers): (Arc<TempDir>, TransportOptions, Headers),
     ) -> Self {
         let networks = Arc::new(Networks::default());
         networks.replace(nets.iter().map(|net| {
@@ -163,7 +171,7 @@ impl Task {
                 tunnels: OverlayArgs {
                     overlay_port: VXLAN_PORT,
                     overlay_address: setting,
-                    overlay_headers: Headers::default(),
+                    overlay_headers: headers,
                 }
                 .settings(),
                 driver: DRIVER_NAME.to_owned(),

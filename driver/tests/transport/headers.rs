@@ -1,0 +1,144 @@
+//! Who puts the tunnels' headers on and takes them off.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+use netferry::datapath::Datapath as _;
+use serde_json::Value;
+
+use crate::netns::NetNs;
+use crate::packets::able;
+use crate::task::{Task, until};
+use crate::world::{Node, Pod, answers, stream};
+use crate::{ENDS, SOME, TUNNEL, overlays, two_nodes};
+
+const EXCHANGES: u64 = 500;
+
+/// Frames that went into the device of tunnels, and came out.
+fn through_device(node: &Node) -> [u64; 2] {
+    let shown: Value = serde_json::from_str(&node.host.ip(&format!("-s -j link show {TUNNEL}"))).unwrap();
+    ["tx", "rx"].map(|way| shown[0]["stats64"][way]["packets"].as_u64().unwrap())
+}
+
+/// Sends messages of these sizes over one connection, each after the answer to the one before, and looks at every byte. The answers
+/// are one byte each.
+fn talk(from: &NetNs, to: &NetNs, address: IpAddr, sizes: Vec<usize>) {
+    let listener = to.run(move || TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
+    let port = listener.local_addr().unwrap().port();
+    let (expected, byte) = (sizes.clone(), |nth: usize, at: usize| u8::try_from((nth + at) % 251).unwrap());
+    let other = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_nodelay(true).unwrap();
+        for (nth, size) in expected.into_iter().enumerate() {
+            let mut message = vec![0; size];
+            stream.read_exact(&mut message).unwrap();
+            assert!(message.iter().enumerate().all(|(at, found)| *found == byte(nth, at)), "message {nth}");
+            stream.write_all(&[byte(nth, 1)]).unwrap();
+        }
+    });
+    from.run(move || {
+        let mut stream = TcpStream::connect((address, port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        for (nth, size) in sizes.into_iter().enumerate() {
+            let message: Vec<u8> = (0..size).map(|at| byte(nth, at)).collect();
+            stream.write_all(&message).unwrap();
+            let mut answer = [0];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, [byte(nth, 1)]);
+        }
+    });
+    other.join().unwrap();
+}
+
+/// Segments that a pod received before one that was sent earlier.
+fn out_of_order(pod: &Pod) -> u64 {
+    let shown = pod.netns.exec("cat /proc/net/netstat");
+    let mut lines = shown.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap().split(' '), lines.next().unwrap().split(' '));
+    let found = names.zip(values).find(|(name, _)| *name == "TCPOFOQueue");
+    found.unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn programs_put_headers_on_and_take_them_off() {
+    if !able("programs_put_headers_on_and_take_them_off") {
+        return;
+    }
+    let ([a, b], [one, two], _) = two_nodes(ENDS);
+    let here = Task::start(&a, "n1", ENDS[0], &overlays(0));
+    let there = Task::start(&b, "n2", ENDS[1], &overlays(1));
+    for (node, end) in [(&a, ENDS[0]), (&b, ENDS[1])] {
+        until("programs make headers", || node.datapath.tunnel_ends().unwrap().is_some());
+        let ends = node.datapath.tunnel_ends().unwrap().unwrap();
+        assert_eq!((ends.address.to_string(), ends.port), (end.to_owned(), 4789));
+        assert!(node.datapath.borders().unwrap().underlays.contains(&ends.link));
+    }
+    // Without anybody who sees to it.
+    drop((here.kill(), there.kill()));
+    for v4 in [true, false] {
+        assert!(answers(&one.netns, "", two.address(v4)) && answers(&two.netns, "", one.address(v4)));
+        let before = [&a, &b].map(through_device);
+        let counted = a.datapath.stats(1).unwrap();
+        talk(&one.netns, &two.netns, two.address(v4), vec![1; usize::try_from(EXCHANGES).unwrap()]);
+        let stats = a.datapath.stats(1).unwrap();
+        assert!(stats.from_pod.overlay >= counted.from_pod.overlay + EXCHANGES, "{stats:?} {counted:?}");
+        assert!(stats.to_pod.overlay >= counted.to_pod.overlay + EXCHANGES, "{stats:?} {counted:?}");
+        for (node, [sent, received]) in [&a, &b].into_iter().zip(before) {
+            let now = through_device(node);
+            assert_eq!(now[0], sent, "nothing leaves by the device");
+            // The ends of the connection, and a frame each second.
+            assert!(now[1] - received < 50, "{} frames came in by the device", now[1] - received);
+        }
+        // Large ones come in by the device, and small ones behind them.
+        talk(&one.netns, &two.netns, two.address(v4), [40_000, 1, 100, 65_000].repeat(100));
+        assert_eq!(stream(&two.netns, &one.netns, one.address(v4), 10 * SOME), 10 * SOME);
+        assert_eq!([out_of_order(&one), out_of_order(&two)], [0, 0], "none overtakes another");
+    }
+}
+
+#[test]
+fn headers_are_left_to_the_device_where_they_must_be() {
+    if !able("headers_are_left_to_the_device_where_they_must_be") {
+        return;
+    }
+    let ([a, b], [one, two], _) = two_nodes(ENDS);
+    let here = Task::start(&a, "n1", ENDS[0], &overlays(0));
+    let there = Task::start_with_device(&b, "n2", ENDS[1], &overlays(1));
+    let programs = |node: &Node| node.datapath.tunnel_ends().unwrap().is_some();
+    until("programs make headers where they may", || programs(&a));
+    until("the other node is ready", || answers(&one.netns, "", two.address(true)));
+    assert!(!programs(&b) && b.datapath.borders().unwrap().underlays.is_empty());
+    let leaves_by_device = |node: &Node, from: &Pod, to: &Pod| {
+        let [before, _] = through_device(node);
+        for v4 in [true, false] {
+            assert!(answers(&from.netns, "", to.address(v4)));
+            assert_eq!(stream(&from.netns, &to.netns, to.address(v4), SOME), SOME);
+        }
+        through_device(node)[0] - before
+    };
+    assert_eq!(leaves_by_device(&a, &one, &two), 0);
+    assert!(leaves_by_device(&b, &two, &one) > 10);
+
+    // What a policy wants encrypted must not leave beside it. This one is about other addresses.
+    let policy = "src 192.0.2.0/24 dst 192.0.2.0/24 dir out";
+    a.host.ip(&format!("xfrm policy add {policy} tmpl proto esp mode transport"));
+    until("the device makes headers", || !programs(&a));
+    assert!(a.datapath.borders().unwrap().underlays.is_empty());
+    assert!(leaves_by_device(&a, &one, &two) > 10);
+    a.host.ip(&format!("xfrm policy delete {policy}"));
+    until("programs make headers again", || programs(&a));
+    assert_eq!(leaves_by_device(&a, &one, &two), 0);
+
+    // The host's routes lead over another link than that between the nodes.
+    a.host.ip(&format!("link add u9 type veth peer name u9 netns {}", b.host.name));
+    for (node, last) in [(&a, 1), (&b, 2)] {
+        node.host.ip(&format!("addr add 10.79.0.{last}/24 dev u9"));
+        node.host.ip("link set u9 up");
+    }
+    a.host.ip(&format!("route add {}/32 via 10.79.0.2 src {}", ENDS[1], ENDS[0]));
+    assert!(leaves_by_device(&a, &one, &two) > 10);
+
+    here.set_ports(&[]);
+    until("nothing is left", || !programs(&a) && a.datapath.borders().unwrap().underlays.is_empty());
+    drop((here.kill(), there.kill()));
+}
