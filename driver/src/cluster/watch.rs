@@ -6,6 +6,7 @@ use futures::stream::BoxStream;
 
 use crate::network::{
     facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
+    published::SliceFacts,
     scope::Scope,
 };
 
@@ -20,6 +21,8 @@ pub trait Watch: Send + Sync {
     fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>>;
     /// Nodes, by name.
     fn nodes(self: Arc<Self>) -> BoxStream<'static, Seen<NodeFacts, String>>;
+    /// Slices of this driver, by name. Watched on the elected node, while a network has blocks.
+    fn slices(self: Arc<Self>) -> BoxStream<'static, Seen<SliceFacts, String>>;
     /// Pods with their labels, by `namespace/name`. Watched only while a policy selects pods.
     fn pods(self: Arc<Self>) -> BoxStream<'static, Seen<PodFacts, String>>;
 }

@@ -7,7 +7,10 @@
 pub mod accept;
 pub mod access;
 pub mod addresses;
+pub mod block_pools;
+pub mod blocks;
 pub mod changeover;
+pub mod conditions;
 pub mod demand;
 pub mod facts;
 pub mod follow;
@@ -21,6 +24,7 @@ pub mod names;
 pub mod offer;
 pub mod peers;
 pub mod pools;
+pub mod published;
 pub mod scope;
 pub mod share;
 pub mod spec;
