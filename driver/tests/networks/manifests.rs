@@ -197,13 +197,13 @@ fn transport_and_subnets_stay_and_the_rest_may_change() {
 
 /// The policy's one validation, with its variables put in place.
 fn policy() -> VapExpression {
-    let mut validations = policy_of("base/network-admission.yaml", BTreeMap::new());
+    let mut validations = policy_of("base/network-admission.yaml", &BTreeMap::new());
     assert_eq!(validations.len(), 1);
     validations.remove(0)
 }
 
 /// A policy's validations, with its variables put in place. Those that are `known` are not evaluated.
-fn policy_of(file: &str, known: BTreeMap<String, String>) -> Vec<VapExpression> {
+fn policy_of(file: &str, known: &BTreeMap<String, String>) -> Vec<VapExpression> {
     let policy = documents(file).remove(0);
     assert_eq!(policy["kind"], "ValidatingAdmissionPolicy");
     let mut variables = known.clone();
@@ -316,7 +316,7 @@ fn may_write(token_node: &str, slice: &Value) -> bool {
     // What is optional has a form that the evaluator here does not read.
     let optional = [("nodeName", "''"), ("allNodes", "false"), ("devices", "[]")];
     let expressions: Vec<VapExpression> =
-        policy_of("base/admission.yaml", known.map(|(name, of)| (text(name), of)).into())
+        policy_of("base/admission.yaml", &known.map(|(name, of)| (text(name), of)).into())
             .into_iter()
             .map(|mut validation| {
                 for (field, otherwise) in optional {

@@ -1,6 +1,6 @@
 use super::*;
 
-const PACE: Pace = Pace { linger: Duration::from_secs(300), quarantine: Duration::from_secs(1800) };
+const PACE: Pace = Pace { linger: Duration::from_mins(5), quarantine: Duration::from_mins(30) };
 
 fn subnets(networks: &[&str]) -> Vec<Subnet> {
     let subnet = |text: &&str| Subnet { network: text.parse().expect("a prefix"), excluded: BTreeSet::new() };
