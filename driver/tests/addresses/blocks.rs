@@ -208,3 +208,26 @@ fn one_node_s_change_is_written_to_that_node_s_slices_alone() {
     }
     assert_eq!(world.published(3).len(), 3 * 64);
 }
+
+#[test]
+fn who_takes_over_gives_on_no_block_whose_slices_are_gone() {
+    let mut world = World::new(network(&["10.0.0.0/22"], &[]));
+    (0..3).for_each(|node| world.publish(node));
+    world.settle();
+    let of_the_last = world.published(2);
+    // The scheduler chooses an address of a node, whose kubelet takes its slices away; then another leads.
+    world.choose(2, 1);
+    world.wipe(2);
+    world.elect(1);
+    world.publish(3);
+    world.settle();
+    assert_eq!(world.published(2), BTreeSet::new());
+    assert_eq!(world.published(3).len(), 64);
+    assert!(world.published(3).is_disjoint(&of_the_last));
+    // Now it is written down: the block is its node's, and stays.
+    world.bind(0);
+    world.publish(2);
+    world.settle();
+    assert_eq!(world.published(2), of_the_last);
+    world.check().expect("nothing is held twice");
+}
