@@ -362,7 +362,11 @@ fn any_node_may_publish_addresses_and_only_its_own_devices() {
 
 #[test]
 fn the_examples_are_networks() {
-    for (file, name) in [("examples/network.yaml", "blue"), ("examples/routed-network.yaml", "public")] {
+    for (file, name) in [
+        ("examples/network.yaml", "blue"),
+        ("examples/routed-network.yaml", "public"),
+        ("examples/blocks-network.yaml", "large"),
+    ] {
         let example = documents(file).remove(0);
         assert_eq!(example["metadata"]["name"], name);
         assert_eq!(refused(&example, None), [""; 0]);
