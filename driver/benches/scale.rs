@@ -3,6 +3,8 @@
 //!
 //! `cargo xtask bench scale` runs it; the numbers are in docs/scale.md. It needs no root.
 
+#[path = "scale/blocks.rs"]
+mod blocks;
 #[path = "scale/nodes.rs"]
 mod nodes;
 #[path = "scale/objects.rs"]
@@ -54,17 +56,20 @@ type Node = Object<Unread, NodeStatus>;
 const NETWORKS: &str = "NETFERRY_SCALE_NETWORKS";
 /// Its value for a node that watches a part of the claims.
 const PART: &str = "part";
+/// Its value for the elected node of a network with blocks.
+const BLOCKS: &str = "blocks";
 
 fn main() {
     if let Ok(networks) = std::env::var(NETWORKS) {
         return match networks.as_str() {
             PART => simulate_part(),
+            BLOCKS => blocks::simulate(),
             number => simulate(number.parse().expect("a number of networks")),
         };
     }
     println!("{NODES} nodes, {CLAIMS} claims, seen from one node");
     traffic();
-    for simulated in [PART, "5000", "1000", "100", "20"] {
+    for simulated in [PART, "5000", "1000", "100", "20", BLOCKS] {
         println!();
         let this = std::env::current_exe().expect("this program");
         let status = Command::new(this).env(NETWORKS, simulated).status().expect("a process");

@@ -187,6 +187,7 @@ impl Parts {
         tasks.spawn("members", parts.follow);
         tasks.spawn("election", parts.election);
         tasks.spawn("addresses", parts.addresses);
+        tasks.spawn("blocks", parts.blocks);
 
         let watching = Arc::clone(&cluster) as _;
         let cluster: Arc<dyn Cluster> = cluster;

@@ -18,12 +18,13 @@ mod probe;
 mod random;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
 use cluster::{Cluster, Kind};
+use ipnetwork::IpNetwork;
 use netferry::link::MacAddr;
 use node::{Node, Pod};
 use random::Random;
@@ -109,6 +110,20 @@ fn matrix(nodes: &[Node; 2], moment: u32, random: &mut Random) -> probe::Measure
     probe::check(&pods, moment, random)
 }
 
+/// Of a network whose nodes have blocks, no block has addresses of pods of both. Returns how many there are.
+fn blocks_in_use(nodes: &[Node; 2]) -> usize {
+    let mut blocks: BTreeMap<(&str, IpAddr), usize> = BTreeMap::new();
+    for pod in nodes.iter().flat_map(|node| &node.pods).filter(|pod| pod.network.blocks) {
+        for address in &pod.addresses {
+            let block = IpNetwork::new(*address, if address.is_ipv4() { 26 } else { 122 }).unwrap().network();
+            let owner = *blocks.entry((&pod.network.name, block)).or_insert(pod.node);
+            assert_eq!(owner, pod.node, "{block} of {} is on two nodes", pod.network.name);
+        }
+    }
+    let owners: BTreeSet<_> = blocks.iter().map(|((network, _), node)| (network, node)).collect();
+    owners.len()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn who_reaches_whom_is_what_is_declared() {
     if !may_make_namespaces() {
@@ -136,6 +151,8 @@ async fn who_reaches_whom_is_what_is_declared() {
         quiet(&nodes).await;
         let settled = began.elapsed();
         let measured = tokio::task::block_in_place(|| matrix(&nodes, moment, &mut random));
+        assert!(moment > 0 || blocks_in_use(&nodes) > 1, "both nodes have blocks of a network");
+        blocks_in_use(&nodes);
         across = [0, 1].map(|family: usize| across[family] + measured.across[family]);
         let alive: Vec<_> = nodes.iter().map(|node| node.pods.len()).collect();
         println!(

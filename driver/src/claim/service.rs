@@ -192,7 +192,9 @@ impl Claims {
             claim.status.as_ref().and_then(|status| status.allocation.as_ref()?.devices.as_ref());
         let results = allocation.and_then(|allocation| allocation.results.as_ref()).into_iter().flatten();
         let names = results.filter(|result| result.driver == self.driver).filter_map(|result| {
-            names::network_of_pool(&result.pool).or_else(|| names::network_of_port(&result.device))
+            names::pool_of(&result.pool)
+                .map(|pool| pool.network)
+                .or_else(|| names::network_of_port(&result.device))
         });
         let names: BTreeSet<&str> = names.collect();
         let mut known = BTreeMap::new();

@@ -7,7 +7,12 @@ use super::show;
 use crate::{
     claim::store::Store,
     config::NetworksArgs,
-    network::{NetworkId, NetworkRef, identity::Identities, names::port_device, spec::NetworkSpec},
+    network::{
+        NetworkId, NetworkRef,
+        identity::Identities,
+        names::port_device,
+        spec::{AddressSource, NetworkSpec},
+    },
 };
 
 #[derive(Debug, Serialize)]
@@ -39,11 +44,11 @@ pub fn run(args: &NetworksArgs) -> Result<()> {
             Shown { name, uid, id: network.id, deleted, ports, spec: network.spec }
         })
         .collect();
-    let header = ["NETWORK", "ID", "TRANSPORT", "SUBNETS", "GATEWAYS", "PORTS"];
+    let header = ["NETWORK", "ID", "TRANSPORT", "SUBNETS", "GATEWAYS", "ADDRESSES", "PORTS"];
     show::print(args.output, &shown, header, shown.iter().map(row))
 }
 
-fn row(shown: &Shown) -> [String; 6] {
+fn row(shown: &Shown) -> [String; 7] {
     let transport = &shown.spec.transport;
     let transport = match (&transport.uplink, transport.overlay) {
         (Some(uplink), _) => match uplink.vlan {
@@ -60,6 +65,12 @@ fn row(shown: &Shown) -> [String; 6] {
         transport,
         show::list(&shown.spec.subnets),
         show::list(&shown.spec.gateways),
+        match shown.spec.addresses {
+            AddressSource::Allocated => "allocated",
+            AddressSource::Dhcp => "dhcp",
+            AddressSource::Blocks => "blocks",
+        }
+        .to_owned(),
         shown.ports.to_string(),
     ]
 }

@@ -7,6 +7,7 @@ use futures::stream::BoxStream;
 use crate::network::{
     facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
     nodes::Needs,
+    published::SliceFacts,
     scope::Scope,
 };
 
@@ -21,6 +22,8 @@ pub trait Watch: Send + Sync {
     fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>>;
     /// Nodes, by name: all of them with a list, or those alone that are needed, one by one, and this one.
     fn nodes(self: Arc<Self>, needs: Needs) -> BoxStream<'static, Seen<NodeFacts, String>>;
+    /// Slices of this driver, by name. Watched on the elected node, while a network has blocks.
+    fn slices(self: Arc<Self>) -> BoxStream<'static, Seen<SliceFacts, String>>;
     /// Pods with their labels, by `namespace/name`. Watched only while a policy selects pods.
     fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>>;
 }

@@ -92,7 +92,7 @@ fn slices(devices: &[Device], network: &str, driver: &str) -> Vec<ResourceSliceS
     chunks.into_iter().map(slice).collect()
 }
 
-fn device(network: &str, subnet: IpNetwork, address: IpAddr) -> Device {
+pub(super) fn device(network: &str, subnet: IpNetwork, address: IpAddr) -> Device {
     let string = |name: &str, text: String| {
         (name.to_owned(), DeviceAttribute { string: Some(text), ..DeviceAttribute::default() })
     };
@@ -152,6 +152,17 @@ pub fn condition(pool: &AddressPool, previous: Option<&Condition>, now: Timestam
         let message = format!("a network's pool holds at most {MAX_POOL} addresses; {}", list(&full));
         ("False", "PoolExhausted", message)
     };
+    told(status, reason, message, previous, now)
+}
+
+/// The condition of these words. `previous` keeps its time as long as the status is the same.
+pub(super) fn told(
+    status: &str,
+    reason: &str,
+    message: String,
+    previous: Option<&Condition>,
+    now: Timestamp,
+) -> Condition {
     let before = previous.filter(|previous| previous.status == status);
     let now = Time(now.round(Unit::Second).unwrap_or(now));
     Condition {

@@ -14,7 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::names::{device_address, network_of_pool, port_device};
+use super::names::{device_address, pool_of, port_device};
 use crate::link::MacAddr;
 
 /// What a watch over objects sees.
@@ -48,6 +48,8 @@ pub struct ClaimFacts {
     pub ports: Vec<PortFacts>,
     /// Addresses the scheduler allocated to it, with their networks.
     pub addresses: Vec<(String, IpAddr)>,
+    /// The node whose blocks they are from, where they are from blocks.
+    pub block_node: Option<String>,
 }
 
 impl ClaimFacts {
@@ -126,6 +128,7 @@ pub fn claim(metadata: &ObjectMeta, status: Option<&ResourceClaimStatus>, driver
             .map_or(0, |time| time.0.as_second()),
         ports: Vec::new(),
         addresses: Vec::new(),
+        block_node: None,
     };
     let results = allocation.and_then(|allocation| allocation.devices.as_ref()?.results.as_ref());
     for result in results.into_iter().flatten() {
@@ -133,9 +136,10 @@ pub fn claim(metadata: &ObjectMeta, status: Option<&ResourceClaimStatus>, driver
         if result.driver != driver || result.admin_access == Some(true) {
             continue;
         }
-        if let Some(network) = network_of_pool(&result.pool) {
+        if let Some(pool) = pool_of(&result.pool) {
             let address = device_address(&result.device);
-            facts.addresses.extend(address.map(|address| (network.to_owned(), address)));
+            facts.addresses.extend(address.map(|address| (pool.network.to_owned(), address)));
+            facts.block_node = facts.block_node.take().or_else(|| pool.node.map(str::to_owned));
         } else if let Some(network) = port_network(&result.device) {
             facts.ports.push(PortFacts {
                 network: network.to_owned(),
@@ -239,6 +243,7 @@ mod tests {
                 result("netferry.dev", "n1", "port-red"),
                 result("netferry.dev", "n1", "eth1"),
                 result("netferry.dev", "networks/blue", "ip-10-0-0-7"),
+                result("netferry.dev", "networks/grey/n1", "ip-10-0-0-8"),
                 result("gpu.example.com", "n1", "port-green"),
             ]}},
             "devices": [
@@ -255,7 +260,9 @@ mod tests {
         let port =
             |network: &str, told| PortFacts { network: network.to_owned(), node: "n1".to_owned(), told };
         assert_eq!(facts.ports, [port("blue", told), port("red", None)]);
-        assert_eq!(facts.addresses, [("blue".to_owned(), "10.0.0.7".parse().expect("an address"))]);
+        let address = |network: &str, text: &str| (network.to_owned(), text.parse().expect("an address"));
+        assert_eq!(facts.addresses, [address("blue", "10.0.0.7"), address("grey", "10.0.0.8")]);
+        assert_eq!(facts.block_node.as_deref(), Some("n1"));
         assert_eq!((facts.name.as_str(), facts.since), ("a/c", 1_767_225_600));
     }
 

@@ -20,6 +20,7 @@ use crate::{
         facts::{ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, PortFacts, Seen},
         members::Remote,
         nodes::Needs,
+        published::SliceFacts,
         scope::Scope,
         spec::{AddressSource, NetworkSpec, Overlay, Transport},
     },
@@ -95,6 +96,10 @@ impl Watch for Told {
         stream::pending().boxed()
     }
 
+    fn slices(self: Arc<Self>) -> BoxStream<'static, Seen<SliceFacts, String>> {
+        stream::pending().boxed()
+    }
+
     fn nodes(self: Arc<Self>, _: Needs) -> BoxStream<'static, Seen<NodeFacts, String>> {
         let node = |number: u8| NodeFacts {
             name: format!("n{number}"),
@@ -116,6 +121,7 @@ fn claim(number: u8, node: u8) -> ClaimFacts {
         name: format!("a/c{number}"),
         version: 0,
         since: 0,
+        block_node: None,
         addresses: vec![],
         ports: vec![PortFacts {
             network: "blue".to_owned(),

@@ -196,6 +196,20 @@ impl MemberTable {
         in_use
     }
 
+    /// Every address of networks that claims have: the network, the address, the node of the claim as far as that is
+    /// told, and whether the scheduler gave it. What is not allocated and not told by a node is none.
+    pub fn each_address(&self, mut visit: impl FnMut(&str, IpAddr, Option<&Arc<str>>, bool)) {
+        for claim in self.claims.values() {
+            for held in &claim.held {
+                let Some(of) = self.networks.get(held.network as usize) else { continue };
+                let fixed = held.is_told() && !is_link_local(held.address);
+                if held.is_allocated() || fixed {
+                    visit(&of.name, held.address.into(), claim.node.as_ref(), held.is_allocated());
+                }
+            }
+        }
+    }
+
     /// UID of the claim that has an address, if it is another than this one.
     #[must_use]
     pub fn other_holder(&self, network: &str, address: IpAddr, claim: &str) -> Option<String> {

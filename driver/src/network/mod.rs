@@ -7,7 +7,10 @@
 pub mod accept;
 pub mod access;
 pub mod addresses;
+pub mod block_pools;
+pub mod blocks;
 pub mod changeover;
+pub mod conditions;
 pub mod demand;
 pub mod facts;
 pub mod follow;
@@ -23,6 +26,7 @@ pub mod nodes;
 pub mod offer;
 pub mod peers;
 pub mod pools;
+pub mod published;
 pub mod scope;
 pub mod share;
 pub mod spec;

@@ -26,6 +26,7 @@ fn claim(number: u8, network: &str) -> ClaimFacts {
         name: format!("a/c{number}"),
         version: 0,
         since: 0,
+        block_node: None,
         addresses: vec![],
         ports: vec![PortFacts {
             network: network.to_owned(),

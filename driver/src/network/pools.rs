@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::{api::resource::v1::ResourceSlice, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::api::resource::v1::ResourceSlice;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::{
     Network, Networks,
     addresses::{self, AddressPool},
+    conditions::Told,
     follow::SharedTable,
     names::network_of_pool,
     spec::AddressSource,
@@ -57,9 +58,6 @@ pub struct AddressPools {
     writers: BTreeMap<String, PoolWriter>,
     stats: Arc<PublishStats>,
 }
-
-/// What a network's addresses come to.
-pub type Conditions = BTreeMap<String, Condition>;
 
 impl AddressPools {
     /// Pools that are written through `cluster`, and listed by `pools`.
@@ -141,7 +139,7 @@ impl AddressPools {
         networks: Arc<Networks>,
         table: SharedTable,
         mut leading: watch::Receiver<bool>,
-        conditions: watch::Sender<Conditions>,
+        mut conditions: Told,
         options: PoolOptions,
         stop: CancellationToken,
     ) {
@@ -150,8 +148,8 @@ impl AddressPools {
                 if leading.wait_for(|leading| *leading).await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                self.lead(&networks, &table, &leading, &conditions, options).await;
-                conditions.send_replace(Conditions::new());
+                self.lead(&networks, &table, &leading, &mut conditions, options).await;
+                conditions.clear();
             }
         };
         tokio::select! {
@@ -165,7 +163,7 @@ impl AddressPools {
         networks: &Networks,
         table: &SharedTable,
         leading: &watch::Receiver<bool>,
-        conditions: &watch::Sender<Conditions>,
+        conditions: &mut Told,
         options: PoolOptions,
     ) {
         let mut last = None;
@@ -221,21 +219,13 @@ fn allocated(networks: &Networks) -> Vec<Arc<Network>> {
     all
 }
 
-/// Say what has become of the pools, and log what somebody should look at.
-fn tell(conditions: &watch::Sender<Conditions>, pools: &BTreeMap<String, AddressPool>) {
+/// Say what has become of the pools.
+fn tell(conditions: &mut Told, pools: &BTreeMap<String, AddressPool>) {
     let now = Timestamp::now();
-    conditions.send_if_modified(|before| {
-        let told: Conditions = pools
-            .iter()
-            .map(|(name, pool)| (name.clone(), addresses::condition(pool, before.get(name), now)))
-            .collect();
-        for (network, condition) in &told {
-            let status = before.get(network).map(|before| before.status.as_str());
-            if condition.status == "False" && status != Some("False") {
-                let (reason, message) = (&condition.reason, &condition.message);
-                warn!(network, reason, "a network has no free address: {message}");
-            }
-        }
-        std::mem::replace(before, told.clone()) != told
+    conditions.tell(|before| {
+        let of = |(name, pool): (&String, &AddressPool)| {
+            (name.clone(), addresses::condition(pool, before.get(name), now))
+        };
+        pools.iter().map(of).collect()
     });
 }

@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Networks,
+    block_pools::BlockPools,
+    conditions::{Conditions, Told},
     demand::{Demand, PortsHere},
     follow::{Follow, FollowOptions, FollowStats, Members, SharedTable},
     leader::{self, ADDRESSES, Candidate, Timing},
-    pools::{AddressPools, Conditions, PoolOptions},
+    pools::{AddressPools, PoolOptions},
     watch::Counts,
 };
 use crate::{cluster::WholeCluster, publish::publisher::PublishStats};
@@ -49,6 +51,8 @@ pub struct SharingParts {
     pub election: Running,
     /// Publishes addresses while elected.
     pub addresses: Running,
+    /// Gives blocks of addresses to nodes while elected.
+    pub blocks: Running,
     /// What the status of networks is to say of their addresses; empty on a node that is not elected.
     pub conditions: watch::Receiver<Conditions>,
     /// Whether this node is elected.
@@ -83,7 +87,14 @@ impl Sharing {
             Arc::new(PublishStats::default()),
         );
         let (told, conditions) = watch::channel(Conditions::new());
+        let blocks = BlockPools::new(
+            Arc::clone(&cluster) as _,
+            Arc::clone(&cluster) as _,
+            &driver,
+            Arc::new(PublishStats::default()),
+        );
         let token = stop.clone();
+        let watch = Arc::clone(&cluster) as _;
         let elected = leading.clone();
         SharingParts {
             follow: once_needed(&networks, stop, follow.run(FollowOptions::default(), stop.clone())),
@@ -92,9 +103,18 @@ impl Sharing {
             }),
             addresses: Box::pin(pools.run(
                 Arc::clone(&networks),
+                Arc::clone(&table),
+                leading.clone(),
+                Told::new(told.clone()),
+                PoolOptions::default(),
+                stop.clone(),
+            )),
+            blocks: Box::pin(blocks.run(
+                Arc::clone(&networks),
+                watch,
                 table,
                 leading,
-                told,
+                Told::new(told),
                 PoolOptions::default(),
                 stop.clone(),
             )),

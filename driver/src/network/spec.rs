@@ -96,7 +96,13 @@ pub const KIND: &str = "Network";
          !has(self.transport.uplink.mode) || self.transport.uplink.mode != 'routed'"
     )
     .message("dhcp asks the network that the uplink is on, and a routed network is another one")
-    .field_path(".addresses")
+    .field_path(".addresses"),
+    validation = Rule::new(
+        "!has(self.addresses) || self.addresses != 'blocks' || self.subnets.all(subnet, \
+         !isCIDR(subnet) || cidr(subnet).prefixLength() <= (cidr(subnet).ip().family() == 4 ? 24 : 120))"
+    )
+    .message("with addresses blocks, a subnet has at most 24 bits (IPv4) or 120 (IPv6): each node has blocks of 64 addresses")
+    .field_path(".subnets")
 )]
 pub struct NetworkSpec {
     /// Its subnets: at most one of each family. They cannot be changed.
@@ -157,6 +163,8 @@ pub enum AddressSource {
     Allocated,
     /// From a DHCP server on the network behind the uplink, asked by the port's node.
     Dhcp,
+    /// Allocated from blocks of the subnets, of which each node with ports has its own, or fixed in the claim.
+    Blocks,
 }
 
 impl AddressSource {

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     accept::{Declared, Judged},
-    pools::Conditions,
+    conditions::Conditions,
     spec::NetworkStatus,
     transport::Troubles,
 };

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::Value;
 
 use super::{
+    blocks::BLOCK,
     join, mtu, names,
     spec::{AddressSource, NetworkSpec, Transport, UplinkTransport},
 };
@@ -22,6 +23,10 @@ const MIN_MTU: u32 = 576;
 const MAX_SELECTOR: usize = 10 * 1024;
 /// Largest VLAN id that is a VLAN (IEEE 802.1Q: 0 and 4095 are reserved).
 const MAX_VLAN: u16 = 4094;
+/// Longest prefix of a subnet that is given to nodes in blocks: four blocks. The rule in the object's definition is the same.
+const MAX_BLOCKS_V4: u8 = 24;
+/// The same for IPv6.
+const MAX_BLOCKS_V6: u8 = 120;
 /// Largest VXLAN network identifier: 24 bits (RFC 7348). 0 is kept free.
 const MAX_VNI: u32 = (1 << 24) - 1;
 
@@ -67,6 +72,7 @@ pub fn validate(name: &str, spec: &NetworkSpec) -> Vec<FieldError> {
     gateways(spec, &mut errors);
     transport(&spec.transport, &mut errors);
     dhcp(spec, &mut errors);
+    blocks(spec, &mut errors);
     link_mtu(spec, &mut errors);
     if let Some(selector) = &spec.namespace_selector {
         namespaces(selector, &mut errors);
@@ -209,6 +215,23 @@ fn dhcp(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
     for (at, subnet) in spec.subnets.iter().enumerate().filter(|(_, subnet)| subnet.is_ipv6()) {
         let allowed = "an IPv4 subnet alone with addresses dhcp: there is no DHCPv6";
         errors.push(FieldError::new(format!("spec.subnets[{at}]"), subnet, allowed));
+    }
+}
+
+/// A subnet has room for the blocks of a few nodes at least.
+fn blocks(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
+    if spec.addresses != AddressSource::Blocks {
+        return;
+    }
+    for (at, subnet) in spec.subnets.iter().enumerate() {
+        let most = if subnet.is_ipv4() { MAX_BLOCKS_V4 } else { MAX_BLOCKS_V6 };
+        if subnet.prefix() > most {
+            let allowed = format!(
+                "a prefix of at most {MAX_BLOCKS_V4} bits (IPv4) or {MAX_BLOCKS_V6} (IPv6) with addresses blocks: \
+                 each node has blocks of {BLOCK} addresses; smaller subnets are for addresses allocated"
+            );
+            errors.push(FieldError::new(format!("spec.subnets[{at}]"), subnet, allowed));
+        }
     }
 }
 

@@ -75,6 +75,26 @@ fn each_error_names_field_value_and_what_is_allowed() {
         (|s| s["gateways"] = json!(["10.1.0.1", "10.1.0.2"]), "spec.gateways[1]", "10.1.0.2", "family"),
         (|s| s["addresses"] = json!("dhcp"), "spec.addresses", "dhcp", "a transport.uplink"),
         (|s| s["addresses"] = json!("dhcp"), "spec.subnets[1]", "fd00:1::/64", "there is no DHCPv6"),
+        (
+            |s| {
+                s["addresses"] = json!("blocks");
+                s["subnets"] = json!(["10.1.0.0/25", "fd00:1::/64"]);
+                s["gateways"] = json!([]);
+            },
+            "spec.subnets[0]",
+            "10.1.0.0/25",
+            "24 bits (IPv4) or 120 (IPv6)",
+        ),
+        (
+            |s| {
+                s["addresses"] = json!("blocks");
+                s["subnets"] = json!(["10.1.0.0/24", "fd00:1::/121"]);
+                s["gateways"] = json!([]);
+            },
+            "spec.subnets[1]",
+            "fd00:1::/121",
+            "24 bits (IPv4) or 120 (IPv6)",
+        ),
         (|s| s["addresses"] = json!("slaac"), "spec.addresses", "slaac", "allocated"),
         (|s| s["mtu"] = json!(1279), "spec.mtu", "1279", "1280 to 65465"),
         (|s| s["mtu"] = json!(65466), "spec.mtu", "65466", "1280 to 65465"),

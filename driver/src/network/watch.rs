@@ -22,8 +22,8 @@ use tracing::{error, info, warn};
 use super::{
     Declared, Network, NetworkRef, Networks,
     accept::{Judged, judge},
+    conditions::Conditions,
     identity::{Identities, Numbered},
-    pools::Conditions,
     status::{wanted, with_troubles},
 };
 use crate::{

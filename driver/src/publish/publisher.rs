@@ -30,7 +30,7 @@ use crate::{
         attributes::api_device,
         rule::{Rule, decide},
     },
-    network::Networks,
+    network::{Networks, names::pool_of},
 };
 
 /// How the publisher paces itself.
@@ -205,10 +205,11 @@ impl Publisher {
             .slices()
             .await?
             .into_iter()
-            // Whatever a server answers: never touch what is not ours.
+            // Whatever a server answers: never touch what is not ours. The elected node writes blocks of addresses.
             .filter(|slice| {
                 slice.spec.driver == self.rule.driver()
                     && slice.spec.node_name.as_deref() == Some(node.name.as_str())
+                    && pool_of(&slice.spec.pool.name).is_none()
             })
             .collect();
         let written = self.writer.write(&current, &desired, owner(&node).as_ref()).await?;

@@ -119,6 +119,7 @@ impl State {
             name: format!("a/c{number}"),
             version: 0,
             since: 0,
+            block_node: None,
             ports,
             addresses: addresses.into_iter().map(|address| ("blue".to_owned(), address)).collect(),
         };
@@ -227,7 +228,15 @@ impl Cluster for Memory {
 #[async_trait]
 impl Pools for Memory {
     async fn pool_slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
-        Ok(self.state().slices.values().cloned().collect())
+        let state = self.state();
+        let all = state.slices.values().filter(|slice| slice.spec.node_name.is_none());
+        Ok(all.cloned().collect())
+    }
+
+    async fn slices_of_node(&self, node: &str) -> Result<Vec<ResourceSlice>, ClusterError> {
+        let state = self.state();
+        let all = state.slices.values().filter(|slice| slice.spec.node_name.as_deref() == Some(node));
+        Ok(all.cloned().collect())
     }
 }
 

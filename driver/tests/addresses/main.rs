@@ -1,5 +1,6 @@
 //! Addresses under churn: claims come and go, leaders change, calls fail, views are old, windows move.
 
+mod blocks;
 mod cluster;
 mod election;
 mod server;

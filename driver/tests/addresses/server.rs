@@ -21,6 +21,7 @@ use netferry::{
     network::{
         facts::Seen,
         leader::{Candidate, Step, Timing},
+        published::{SliceFacts, SliceOf},
         scope::Scope,
     },
 };
@@ -197,6 +198,35 @@ async fn claims_are_listed_watched_and_listed_again() {
 }
 
 #[tokio::test]
+async fn slices_of_this_driver_are_watched_in_every_version() {
+    for version in ["v1", "v1beta2", "v1beta1"] {
+        let server = Server::default();
+        let slice = |name: &str, node: &str, pool: &str, device: &str| {
+            // What is beside a device's name differs by version.
+            json!({"metadata": {"name": name, "resourceVersion": "1"}, "spec": {"driver": DRIVER_NAME, "nodeName": node,
+                "pool": {"name": pool, "generation": 4, "resourceSliceCount": 1},
+                "devices": [{"name": device, "basic": {}}]}})
+        };
+        let ports = slice("a", "n1", "n1", "port-blue");
+        let blocks = slice("b", "n1", "networks/blue/n1", "ip-10-0-0-7");
+        server.content().objects.insert("resourceslices", vec![ports, blocks.clone()]);
+        let gone = event("DELETED", blocks, "ResourceSlice", &format!("resource.k8s.io/{version}"));
+        server.content().watches.insert("resourceslices", VecDeque::from([vec![gone]]));
+        let mut slices = server.clone().start(version).await.slices();
+        assert_eq!(next(&mut slices).await, Seen::Listing);
+        let of = SliceOf::Node { node: "n1".into(), ports: ["blue".to_owned()].into() };
+        assert_eq!(next(&mut slices).await, Seen::Is(SliceFacts { name: "a".to_owned(), of }), "{version}");
+        let addresses = vec!["10.0.0.7".parse().expect("an address")];
+        let of = SliceOf::Blocks { network: "blue".to_owned(), node: "n1".into(), addresses, pool: (4, 1) };
+        assert_eq!(next(&mut slices).await, Seen::Is(SliceFacts { name: "b".to_owned(), of }), "{version}");
+        assert_eq!(next(&mut slices).await, Seen::Listed);
+        assert_eq!(next(&mut slices).await, Seen::Gone("b".to_owned()));
+        let asked = server.content().asked.join("\n");
+        assert!(asked.lines().all(|line| line.contains("spec.driver=netferry.dev")), "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn a_lease_is_created_renewed_and_never_taken_by_an_old_write() {
     let server = Server::default();
     let cluster = server.clone().start("v1").await;
@@ -223,9 +253,14 @@ async fn pools_of_no_node_are_selected() {
             "pool": {"name": "networks/blue", "generation": 1, "resourceSliceCount": 3}}})
     };
     server.content().objects.insert("resourceslices", ["a", "b", "c"].map(slice).to_vec());
-    let slices = server.clone().start("v1").await.pool_slices().await.expect("slices");
+    let cluster = server.clone().start("v1").await;
+    let slices = cluster.pool_slices().await.expect("slices");
     assert_eq!(slices.len(), 3, "all pages");
     let asked = server.content().asked.join("\n");
     assert!(asked.contains("spec.driver=netferry.dev,spec.nodeName="), "{asked}");
     assert!(!asked.contains("nodeName=n0"), "{asked}");
+    server.content().asked.clear();
+    cluster.slices_of_node("n7").await.expect("slices");
+    let asked = server.content().asked.join("\n");
+    assert!(asked.contains("spec.driver=netferry.dev,spec.nodeName=n7"), "{asked}");
 }

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use netferry::network::published::GIVEN;
 use serde_json::Value;
 
 use crate::support::daemon::Home;
@@ -50,6 +52,55 @@ fn published(home: &Home, device: &str) -> bool {
     // A file that is still being written has another name.
     let slices = slices.filter(|file| file.path().extension().is_some_and(|extension| extension == "yaml"));
     slices.filter_map(|file| fs::read_to_string(file.path()).ok()).any(|text| text.contains(device))
+}
+
+/// The slices of a pool.
+fn slices(home: &Home, pool: &str) -> Vec<ResourceSlice> {
+    let files = fs::read_dir(home.objects().join("slices")).into_iter().flatten().flatten();
+    let files = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "yaml"));
+    let read = |path| serde_yaml_ng::from_str(&fs::read_to_string(path).ok()?).ok();
+    let all = files.filter_map(|file| read(file.path()));
+    all.filter(|slice: &ResourceSlice| slice.spec.pool.name == pool).collect()
+}
+
+fn devices(slices: &[ResourceSlice]) -> usize {
+    slices.iter().map(|slice| slice.spec.devices.as_ref().map_or(0, Vec::len)).sum()
+}
+
+#[test]
+fn a_node_alone_has_its_block_over_a_kill_and_none_without_the_network() {
+    let home = Home::new();
+    let blocks = network("blue", 7)
+        .replace("subnets: [10.1.0.0/16]", "subnets: [10.1.0.0/16, 'fd00:1::/64']\n  addresses: blocks");
+    home.write_object("blue.yaml", &blocks);
+    let daemon = home.start(Path::new(BINARY));
+    let pool = format!("networks/blue/{}", home.node_name);
+    let whole = || devices(&slices(&home, &pool)) == 63 + 63;
+    until("the node's blocks are published", whole);
+    let before = slices(&home, &pool);
+    assert_eq!((before.len(), before[0].spec.node_name.as_deref()), (1, Some(home.node_name.as_str())));
+    let record = slices(&home, "networks/blue");
+    let given = record[0].metadata.annotations.as_ref().expect("annotations");
+    assert_eq!((record.len(), devices(&record)), (1, 0));
+    assert_eq!(given[GIVEN], "10.1.0.0/16=1,fd00:1::/64=1");
+    let status = home.objects().join("status/_networks/blue.yaml");
+    let says = |words: &str| fs::read_to_string(&status).is_ok_and(|text| text.contains(words));
+    until("the status says so", || says("10.1.0.0/16: nodes have 1 of 1024 blocks"));
+    let out = Command::new(BINARY).args(["networks", "--state-dir"]).arg(home.state_dir()).output();
+    let out = String::from_utf8(out.expect("netferry networks").stdout).expect("text");
+    assert!(out.contains("ADDRESSES") && out.contains("blocks"), "{out}");
+    daemon.kill();
+
+    let daemon = home.start(Path::new(BINARY));
+    // The slices of its ports and of its blocks are told apart, and what is right is left.
+    until("it is elected again", || home.log().matches("election for the addresses").count() > 1);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(slices(&home, &pool), before);
+    fs::remove_file(home.objects().join("blue.yaml")).expect("remove");
+    until("its blocks are gone", || {
+        slices(&home, &pool).is_empty() && slices(&home, "networks/blue").is_empty()
+    });
+    assert!(daemon.stop().success());
 }
 
 fn row(name: &str, id: u64) -> (String, u64) {

@@ -5,9 +5,18 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use netferry::{
     DRIVER_NAME,
-    cluster::{Cluster, standalone::Standalone},
+    cluster::{Cluster, pools::Pools, standalone::Standalone},
     device::{Inventory, rule::Rule},
-    network::{Networks, identity::Identities, offer::Offers, watch::NetworkWatch},
+    network::{
+        Network, Networks,
+        block_pools::BlockPools,
+        facts::Seen,
+        identity::Identities,
+        offer::Offers,
+        published::{PublishedSlices, whole_slice},
+        validate,
+        watch::NetworkWatch,
+    },
     publish::publisher::{PublishStats, Publisher},
 };
 use tokio_util::sync::CancellationToken;
@@ -136,6 +145,59 @@ async fn from_a_file_to_allocated_ports() {
     eventually("blue is gone", || networks.get("blue").is_none()).await;
     stop.cancel();
     task.await.expect("ends in order");
+}
+
+#[tokio::test]
+async fn a_claim_has_an_address_of_its_node_s_block() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let both = "
+---
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaim
+metadata: {name: both, namespace: shop}
+spec:
+  devices:
+    requests:
+      - {name: port, exactly: {deviceClassName: netferry-network-blue, selectors: [{cel: {expression: \"device.attributes['netferry.dev'].type == 'port'\"}}]}}
+      - {name: address, exactly: {deviceClassName: netferry-network-blue, selectors: [{cel: {expression: \"device.attributes['netferry.dev'].type == 'address'\"}}]}}
+    constraints: [{requests: [port, address], matchAttribute: netferry.dev/network}]
+";
+    let blue = BLUE.replace("  transport:", "  addresses: blocks\n  transport:");
+    fs::write(dir.path().join("objects.yaml"), format!("{blue}{both}")).expect("objects");
+    let cluster = open(dir.path());
+    assert_eq!(cluster.problems(), [""; 0]);
+    let declared = cluster.networks().next().await.expect("a set").expect("read").remove(0);
+    let spec = validate::parse(&declared.spec).expect("a spec");
+    let network = Network { reference: declared.reference, id: 1, spec };
+    let networks = Arc::new(Networks::default());
+    networks.replace([network]);
+    let rule = Arc::new(Rule::standard(DRIVER_NAME, false).expect("a rule"));
+    let stats = Arc::new(PublishStats::default());
+    let mut publisher = Publisher::new(Arc::clone(&cluster) as Arc<dyn Cluster>, rule, Arc::clone(&stats))
+        .with_networks(Arc::clone(&networks));
+    publisher.sync(&Inventory::default()).await.expect("published");
+
+    let (writes, lists) = (Arc::clone(&cluster) as Arc<dyn Cluster>, Arc::clone(&cluster) as Arc<dyn Pools>);
+    let mut blocks = BlockPools::new(writes, lists, DRIVER_NAME, stats);
+    let mut seen = PublishedSlices::default();
+    seen.apply(Seen::Listing);
+    for slice in cluster.slices().await.expect("slices") {
+        seen.apply(Seen::Is(whole_slice(&slice)));
+    }
+    seen.apply(Seen::Listed);
+    let now = std::time::Instant::now();
+    let round = blocks.round(&networks.list(), &seen, &BTreeMap::new(), now, &|| true).await;
+    assert!(round.failed.is_none(), "{:?}", round.failed);
+
+    let claim = cluster.claim("shop", "both").await.expect("allocated");
+    let devices = claim.status.and_then(|status| status.allocation).and_then(|given| given.devices);
+    let results = devices.and_then(|devices| devices.results).expect("results");
+    let results: Vec<_> = results.iter().map(|it| (it.pool.as_str(), it.device.as_str())).collect();
+    assert_eq!(results, [("node-1", "port-blue"), ("networks/blue/node-1", "ip-10-1-0-1")]);
+    // The node's own publisher has nothing to do with its blocks.
+    let before = cluster.slices().await.expect("slices");
+    publisher.sync(&Inventory::default()).await.expect("published");
+    assert_eq!((before.len(), cluster.slices().await.expect("slices")), (2, before));
 }
 
 #[tokio::test]

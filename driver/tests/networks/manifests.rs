@@ -83,13 +83,35 @@ fn a_network_by_dhcp_is_admitted() {
 }
 
 #[test]
+fn a_network_of_blocks_is_admitted_with_every_transport() {
+    let transports = [
+        json!({"local": {}}),
+        json!({"overlay": {"vni": 7}}),
+        json!({"uplink": {"selector": "true", "vlan": 7}}),
+    ];
+    for transport in transports {
+        let mut blocks = network();
+        blocks["spec"]["addresses"] = "blocks".into();
+        blocks["spec"]["subnets"] = json!(["10.1.0.0/24", "fd00:1::/120"]);
+        blocks["spec"]["transport"] = transport;
+        assert_eq!(refused(&blocks, None), [""; 0]);
+        assert_eq!(validate::validate("blue", &validate::parse(&blocks["spec"]).expect("a spec")), []);
+        let messages = refused(&network(), Some(&blocks));
+        assert!(
+            messages.iter().any(|it| it.contains("addresses come from cannot be changed")),
+            "{messages:?}"
+        );
+    }
+}
+
+#[test]
 fn the_rules_refuse_what_the_driver_refuses() {
     assert_eq!(refused(&network(), None), [""; 0]);
     let mut routed = network();
     routed["spec"]["transport"] = json!({"uplink": {"selector": "true", "mode": "routed"}});
     routed["spec"]["gateways"] = json!(["10.1.0.1", "fd00:1::1"]);
     assert_eq!(refused(&routed, None), [""; 0]);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 16] = [
         (|n| n["metadata"]["name"] = "a".repeat(59).into(), "at most 58"),
         (|n| n["metadata"]["name"] = "a.b".into(), "DNS label"),
         (|n| n["spec"]["subnets"] = json!(["10.1.0.1/16", "fd00:1::/64"]), "host bits"),
@@ -99,6 +121,20 @@ fn the_rules_refuse_what_the_driver_refuses() {
         (|n| n["spec"]["mtu"] = json!(1279), "at least 1280"),
         (|n| n["spec"]["addresses"] = "dhcp".into(), "transport.uplink must be set"),
         (|n| n["spec"]["addresses"] = "dhcp".into(), "there is no DHCPv6"),
+        (
+            |n| {
+                n["spec"]["addresses"] = "blocks".into();
+                n["spec"]["subnets"] = json!(["10.1.0.0/25"]);
+            },
+            "at most 24 bits (IPv4) or 120 (IPv6)",
+        ),
+        (
+            |n| {
+                n["spec"]["addresses"] = "blocks".into();
+                n["spec"]["subnets"] = json!(["10.1.0.0/24", "fd00:1::/121"]);
+            },
+            "at most 24 bits (IPv4) or 120 (IPv6)",
+        ),
         (|n| n["spec"]["transport"] = json!({}), "exactly one"),
         (|n| n["spec"]["transport"] = json!({"local": {}, "overlay": {"vni": 7}}), "exactly one"),
         (
@@ -161,9 +197,16 @@ fn transport_and_subnets_stay_and_the_rest_may_change() {
 
 /// The policy's one validation, with its variables put in place.
 fn policy() -> VapExpression {
-    let policy = documents("base/network-admission.yaml").remove(0);
+    let mut validations = policy_of("base/network-admission.yaml", &BTreeMap::new());
+    assert_eq!(validations.len(), 1);
+    validations.remove(0)
+}
+
+/// A policy's validations, with its variables put in place. Those that are `known` are not evaluated.
+fn policy_of(file: &str, known: &BTreeMap<String, String>) -> Vec<VapExpression> {
+    let policy = documents(file).remove(0);
     assert_eq!(policy["kind"], "ValidatingAdmissionPolicy");
-    let mut variables: BTreeMap<String, String> = BTreeMap::new();
+    let mut variables = known.clone();
     let whole = |text: &Value, variables: &BTreeMap<String, String>| {
         let mut text = text.as_str().expect("an expression").to_owned();
         // Longest first: one name may begin another.
@@ -176,16 +219,19 @@ fn policy() -> VapExpression {
         text
     };
     for variable in policy["spec"]["variables"].as_array().expect("variables") {
-        let expression = whole(&variable["expression"], &variables);
-        variables.insert(variable["name"].as_str().expect("a name").to_owned(), expression);
+        let name = variable["name"].as_str().expect("a name");
+        if !known.contains_key(name) {
+            let expression = whole(&variable["expression"], &variables);
+            variables.insert(name.to_owned(), expression);
+        }
     }
     let validations = policy["spec"]["validations"].as_array().expect("validations");
-    assert_eq!(validations.len(), 1);
-    VapExpression {
-        expression: whole(&validations[0]["expression"], &variables),
-        message: None,
-        message_expression: validations[0]["messageExpression"].as_str().map(str::to_owned),
-    }
+    let one = |validation: &Value| VapExpression {
+        expression: whole(&validation["expression"], &variables),
+        message: validation["message"].as_str().map(str::to_owned),
+        message_expression: validation["messageExpression"].as_str().map(str::to_owned),
+    };
+    validations.iter().map(one).collect()
 }
 
 fn admitted(object: &Value, selector: Option<&Value>, labels: &Value) -> Result<(), String> {
@@ -261,9 +307,66 @@ fn the_policy_admits_whom_the_driver_lets_join() {
     assert!(outcomes.iter().all(|count| *count > 30), "{outcomes:?}");
 }
 
+/// Whether the daemon of a node may write a slice.
+fn may_write(token_node: &str, slice: &Value) -> bool {
+    let mut spec = json!({"driver": "netferry.dev", "devices": [{"name": "ip-10-1-0-7"}]});
+    spec.as_object_mut().expect("fields").extend(slice.as_object().expect("fields").clone());
+    let text = |text: &str| text.to_owned();
+    let known = [("tokenNode", format!("'{token_node}'")), ("slice", text("object"))];
+    // What is optional has a form that the evaluator here does not read.
+    let optional = [("nodeName", "''"), ("allNodes", "false"), ("devices", "[]")];
+    let expressions: Vec<VapExpression> =
+        policy_of("base/admission.yaml", &known.map(|(name, of)| (text(name), of)).into())
+            .into_iter()
+            .map(|mut validation| {
+                for (field, otherwise) in optional {
+                    validation.expression = validation.expression.replace(
+                        &format!("(object).spec.?{field}.orValue({})", otherwise.replace('\'', "\"")),
+                        &format!("(has(object.spec.{field}) ? object.spec.{field} : {otherwise})"),
+                    );
+                }
+                VapExpression { message_expression: None, ..validation }
+            })
+            .collect();
+    let request = AdmissionRequest { operation: "CREATE".to_owned(), ..AdmissionRequest::default() };
+    let object = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "spec": spec});
+    let evaluator = VapEvaluator::builder().object(object).request(request).build();
+    let results = evaluator.evaluate_compiled(&evaluator.compile_expressions(&expressions));
+    assert_eq!(results.len(), 3);
+    results.iter().all(|result| result.passed)
+}
+
+#[test]
+fn any_node_may_publish_addresses_and_only_its_own_devices() {
+    let pool = |name: &str| json!({"name": name, "generation": 1, "resourceSliceCount": 1});
+    let links = json!([{"name": "eth1"}]);
+    for (allowed, slice) in [
+        (true, json!({"nodeName": "n1", "pool": pool("n1"), "devices": links})),
+        (false, json!({"nodeName": "n2", "pool": pool("n2"), "devices": links})),
+        (true, json!({"allNodes": true, "pool": pool("networks/blue")})),
+        (true, json!({"nodeName": "n2", "pool": pool("networks/blue/n2")})),
+        (true, json!({"nodeName": "n2", "pool": pool("networks/blue/n2"), "devices": []})),
+        // Other devices of another node, or in another's name.
+        (false, json!({"nodeName": "n2", "pool": pool("networks/blue/n2"), "devices": links})),
+        (false, json!({"nodeName": "n2", "pool": pool("networks/blue/n3")})),
+        (false, json!({"nodeName": "n2", "pool": pool("n2")})),
+        (false, json!({"allNodes": true, "pool": pool("n2")})),
+        (false, json!({"allNodes": true, "pool": pool("networks/blue"), "devices": links})),
+        (false, json!({"pool": pool("networks/blue")})),
+        (false, json!({"driver": "gpu.example.com", "nodeName": "n1", "pool": pool("n1")})),
+    ] {
+        assert_eq!(may_write("n1", &slice), allowed, "{slice}");
+        assert!(!may_write("", &slice), "a token that names no node: {slice}");
+    }
+}
+
 #[test]
 fn the_examples_are_networks() {
-    for (file, name) in [("examples/network.yaml", "blue"), ("examples/routed-network.yaml", "public")] {
+    for (file, name) in [
+        ("examples/network.yaml", "blue"),
+        ("examples/routed-network.yaml", "public"),
+        ("examples/blocks-network.yaml", "large"),
+    ] {
         let example = documents(file).remove(0);
         assert_eq!(example["metadata"]["name"], name);
         assert_eq!(refused(&example, None), [""; 0]);

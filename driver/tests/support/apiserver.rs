@@ -1,5 +1,5 @@
 //! An API server stand-in over plain HTTP: discovery, nodes, namespaces, networks, claims with server-side apply of their
-//! device status, slices, Leases, Events; watches over networks, claims (of all namespaces or one), nodes, and over
+//! device status, slices, Leases, Events; watches over networks, claims (of all namespaces or one), slices, nodes, and over
 //! the metadata of namespaces and pods. It refuses what the real one refuses, keeps resource versions, and can be told to
 //! fail. Objects are kept in the v1 shape and served in the version asked for.
 

@@ -40,6 +40,8 @@ pub(crate) struct Net {
     /// One of each family that it has.
     subnets: Vec<IpNetwork>,
     vni: u32,
+    /// Whether each node has blocks of its own.
+    pub(crate) blocks: bool,
 }
 
 impl Net {
@@ -58,13 +60,20 @@ impl Net {
             2 => vec![v6],
             _ => vec![v4, v6],
         };
-        let subnets = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
-        Self { name: format!("net{number}"), kind, subnets, vni: 1000 + number }
+        let subnets: Vec<IpNetwork> = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
+        // An overlay with both families.
+        let blocks = number % 4 == 2 && subnets.len() == 2;
+        Self { name: format!("net{number}"), kind, subnets, vni: 1000 + number, blocks }
     }
 
     /// Whether its members on different nodes reach each other.
     pub(crate) fn is_wide(&self) -> bool {
         self.kind != Kind::Local
+    }
+
+    /// The pool that ports on a node have their addresses from.
+    pub(crate) fn pool(&self, node: &str) -> String {
+        if self.blocks { format!("networks/{}/{node}", self.name) } else { format!("networks/{}", self.name) }
     }
 
     fn object(&self) -> Value {
@@ -78,9 +87,10 @@ impl Net {
             Kind::Routed => self.subnets.iter().filter_map(|subnet| subnet.iter().nth(1)).collect(),
             _ => Vec::new(),
         };
+        let addresses = if self.blocks { "blocks" } else { "allocated" };
         json!({
             "apiVersion": "netferry.dev/v1alpha1", "kind": "Network", "metadata": {"name": self.name},
-            "spec": {"subnets": self.subnets, "gateways": gateways, "transport": transport,
+            "spec": {"subnets": self.subnets, "gateways": gateways, "transport": transport, "addresses": addresses,
                 "namespaceSelector": {"matchLabels": {"team": NAMESPACE}}},
         })
     }
@@ -185,7 +195,7 @@ impl Cluster {
         let ports = self.pool(NODES[node])?;
         let port = ports.iter().find(|device| device["name"] == *port)?;
         assert_eq!(port["allowMultipleAllocations"], true, "{port}");
-        let pool = format!("networks/{}", network.name);
+        let pool = network.pool(NODES[node]);
         let taken = self.taken(&pool);
         let free: Vec<_> = self.pool(&pool)?.into_iter().filter(|it| !taken.contains(&name(it))).collect();
         let (mut addresses, mut results) = (Vec::new(), Vec::new());

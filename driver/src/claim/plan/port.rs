@@ -11,7 +11,7 @@ use crate::{
     datapath::Isolation,
     dhcp::Lease,
     link::Scope,
-    network::{Network, NetworkRef, offer::Offer, spec::AddressSource},
+    network::{Network, NetworkRef, names, offer::Offer, spec::AddressSource},
 };
 
 /// Addresses of one port: as many as a claim's status can name (`NetworkDeviceData.ips`), from where other nodes
@@ -107,7 +107,7 @@ pub(super) fn complete(
             "addresses",
             format!(
                 "a port needs an address: allocated from pool {:?}, or fixed in the claim",
-                crate::network::names::address_pool(&network.reference.name)
+                pool_of_addresses(network, place.pool)
             ),
         )),
         1..=MOST_ADDRESSES => {}
@@ -141,6 +141,13 @@ pub(super) fn complete(
         Err(error) => refuse(error),
     }
     config.limits = narrow::limits(network.spec.limits, config.limits);
+}
+
+/// The pool that ports on a node have their addresses from.
+fn pool_of_addresses(network: &Network, node: &str) -> String {
+    let name = &network.reference.name;
+    let blocks = network.spec.addresses == AddressSource::Blocks;
+    blocks.then(|| names::block_pool(name, node)).flatten().unwrap_or_else(|| names::address_pool(name))
 }
 
 fn by_dhcp(network: &Network) -> String {

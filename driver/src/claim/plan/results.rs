@@ -7,7 +7,7 @@ use k8s_openapi::api::resource::v1::{DeviceAllocationResult, DeviceRequestAlloca
 use super::{Place, PlanError, RESULTS};
 use crate::{
     device::Device,
-    network::{names, offer::Offer},
+    network::{names, offer::Offer, spec::AddressSource},
 };
 
 /// What an allocated device stands for.
@@ -92,8 +92,19 @@ fn source<'a>(
     place: &Place<'a>,
 ) -> Result<Source<'a>, Refused<'a>> {
     let (pool, device) = (result.pool.as_str(), result.device.as_str());
-    if let Some(network) = names::network_of_pool(pool) {
+    if let Some(of) = names::pool_of(pool) {
+        let network = of.network;
         let asked = may_join(network, "pool", pool, place)?;
+        let (expected, what) = match asked.network.spec.addresses {
+            AddressSource::Blocks => (names::block_pool(network, place.pool), "this node's blocks"),
+            AddressSource::Allocated | AddressSource::Dhcp => {
+                (Some(names::address_pool(network)), "addresses")
+            }
+        };
+        if expected.as_deref() != Some(pool) {
+            let expected = expected.unwrap_or_else(|| "none".to_owned());
+            return Err(("pool", pool, format!("{expected}, the pool of {what} of network {network}")));
+        }
         let address = names::device_address(device)
             .filter(|address| asked.network.spec.subnets.iter().any(|subnet| subnet.contains(*address)));
         let address = address.ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Slices of an API server that belong to no node.
+//! Slices of an API server that the elected node writes.
 
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::ResourceSlice;
@@ -13,5 +13,10 @@ impl Pools for KubeCluster {
         // An empty value selects slices without a node, as Kubernetes' own controller does it.
         let selector = format!("spec.driver={},spec.nodeName=", self.driver);
         self.list_slices(&object, &selector).await
+    }
+
+    async fn slices_of_node(&self, node: &str) -> Result<Vec<ResourceSlice>, ClusterError> {
+        let object = Object::new("ResourceSlice", format!("of node {node}"), "list");
+        self.list_slices(&object, &format!("spec.driver={},spec.nodeName={node}", self.driver)).await
     }
 }

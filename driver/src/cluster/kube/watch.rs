@@ -9,7 +9,7 @@ use futures::{
 };
 use k8s_openapi::api::{
     core::v1::{Namespace, Pod},
-    resource::v1::ResourceClaimStatus,
+    resource::v1::{ResourceClaimStatus, ResourcePool},
 };
 use kube::{
     Api, Resource,
@@ -24,10 +24,11 @@ use tracing::{debug, warn};
 
 use super::{KubeCluster, PAGE, resource};
 use crate::{
-    cluster::watch::Watch,
+    cluster::{versions::ApiVersion, watch::Watch},
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
         nodes::{self, Needs, Question},
+        published::{self, SliceFacts},
         scope::Scope,
     },
 };
@@ -38,6 +39,21 @@ pub(super) struct Unread {}
 
 /// The status of a claim has one shape in all versions of the API.
 type Claim = Object<Unread, ResourceClaimStatus>;
+type Slice = Object<SlicePart, Unread>;
+
+/// Of a slice's spec what has one shape in all versions of the API.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SlicePart {
+    node_name: Option<String>,
+    pool: ResourcePool,
+    devices: Option<Vec<DeviceName>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+struct DeviceName {
+    name: String,
+}
 
 impl Watch for KubeCluster {
     fn narrows(&self) -> bool {
@@ -48,21 +64,28 @@ impl Watch for KubeCluster {
         let (driver, scope) = (self.driver.clone(), scope.clone());
         let facts = move |claim: &Claim| facts::claim(&claim.metadata, claim.status.as_ref(), &driver);
         let found = async move {
-            let version = loop {
-                match self.version().await {
-                    Ok(version) => break version,
-                    Err(error) => debug!(%error, "claims cannot be watched yet"),
-                }
-                tokio::time::sleep(Duration::from_secs(5)).await;
-            };
-            let resource = resource(version, "ResourceClaim", "resourceclaims");
+            let resource = resource(self.known_version().await, "ResourceClaim", "resourceclaims");
             let api = match &scope {
                 Scope::Cluster => Api::<Claim>::all_with(self.client.clone(), &resource),
                 Scope::Namespace(name) => Api::namespaced_with(self.client.clone(), name, &resource),
             };
-            watched(api, "resourceclaims")
+            watched(api, "resourceclaims", watcher::Config::default())
         };
         stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.uid)).boxed()
+    }
+
+    fn slices(self: Arc<Self>) -> BoxStream<'static, Seen<SliceFacts, String>> {
+        let ours = watcher::Config::default().fields(&format!("spec.driver={}", self.driver));
+        let facts = |slice: &Slice| {
+            let SlicePart { node_name, pool, devices } = &slice.spec;
+            let devices = devices.iter().flatten().map(|device| device.name.as_str());
+            published::slice(&slice.metadata, node_name.as_deref(), pool, devices)
+        };
+        let found = async move {
+            let resource = resource(self.known_version().await, "ResourceSlice", "resourceslices");
+            watched(Api::<Slice>::all_with(self.client.clone(), &resource), "resourceslices", ours)
+        };
+        stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
     }
 
     fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
@@ -72,13 +95,17 @@ impl Watch for KubeCluster {
             Scope::Namespace(name) => Api::namespaced(self.client.clone(), name),
         };
         let facts = |pod: &PartialObjectMeta<Pod>| facts::pod(&pod.metadata);
-        watched(api, "pods").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+        watched(api, "pods", watcher::Config::default())
+            .map(move |event| seen(event, &facts, |facts| facts.name))
+            .boxed()
     }
 
     fn namespaces(self: Arc<Self>) -> BoxStream<'static, Seen<NamespaceFacts, String>> {
         let api = Api::<PartialObjectMeta<Namespace>>::all(self.client.clone());
         let facts = |namespace: &PartialObjectMeta<Namespace>| facts::namespace(&namespace.metadata);
-        watched(api, "namespaces").map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+        watched(api, "namespaces", watcher::Config::default())
+            .map(move |event| seen(event, &facts, |facts| facts.name))
+            .boxed()
     }
 
     fn nodes(self: Arc<Self>, needs: Needs) -> BoxStream<'static, Seen<NodeFacts, String>> {
@@ -91,13 +118,25 @@ impl Watch for KubeCluster {
     }
 }
 
+impl KubeCluster {
+    /// The version spoken with the server, once it has said.
+    async fn known_version(&self) -> ApiVersion {
+        loop {
+            match self.version().await {
+                Ok(version) => return version,
+                Err(error) => debug!(%error, "nothing can be watched yet"),
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+}
+
 /// The events of a watch that starts again after each failure, later each time.
-fn watched<K>(api: Api<K>, what: &'static str) -> impl Stream<Item = Event<K>> + Send
+fn watched<K>(api: Api<K>, what: &'static str, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let config = watcher::Config::default().page_size(PAGE);
-    watcher(api, config).default_backoff().filter_map(move |event| {
+    watcher(api, config.page_size(PAGE)).default_backoff().filter_map(move |event| {
         ready(match event {
             Ok(event) => Some(event),
             // A watch that has become too old to go on is one of them, and quite usual.

@@ -109,10 +109,15 @@ impl Standalone {
 
 impl Shared {
     fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
+        self.slices_of(Some(&self.node))
+    }
+
+    /// This driver's slices of a node, or of none.
+    fn slices_of(&self, node: Option<&str>) -> Result<Vec<ResourceSlice>, ClusterError> {
         let all: Vec<ResourceSlice> =
             written::slices(&self.root).map_err(|error| unavailable("read the slices", error))?;
         let ours = |slice: &ResourceSlice| {
-            slice.spec.driver == self.driver && slice.spec.node_name.as_deref() == Some(&self.node)
+            slice.spec.driver == self.driver && slice.spec.node_name.as_deref() == node
         };
         Ok(all.into_iter().filter(ours).collect())
     }

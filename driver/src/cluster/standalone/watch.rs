@@ -11,7 +11,10 @@ use futures::{
 };
 use k8s_openapi::{
     Resource as _,
-    api::core::v1::{Namespace, Node, Pod},
+    api::{
+        core::v1::{Namespace, Node, Pod},
+        resource::v1::ResourceSlice,
+    },
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -20,12 +23,14 @@ use tracing::debug;
 use super::{
     Shared, Standalone, document,
     folder::{self, Folder},
+    unavailable, written,
 };
 use crate::{
     cluster::{ClusterError, watch::Watch},
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
         nodes::Needs,
+        published::{self, SliceFacts},
         scope::Scope,
     },
 };
@@ -68,6 +73,15 @@ impl Watch for Standalone {
             let namespaces = objects::<Namespace>(shared, Namespace::KIND);
             let facts = namespaces.iter().map(|namespace| facts::namespace(&namespace.metadata));
             Ok(facts.map(|facts| (facts.name.clone(), facts)).collect())
+        })
+    }
+
+    fn slices(self: Arc<Self>) -> BoxStream<'static, Seen<SliceFacts, String>> {
+        looked(self, |shared| {
+            let all: Vec<ResourceSlice> =
+                written::slices(&shared.root).map_err(|error| unavailable("read the slices", error))?;
+            let ours = all.iter().filter(|slice| slice.spec.driver == shared.driver);
+            Ok(ours.map(published::whole_slice).map(|facts| (facts.name.clone(), facts)).collect())
         })
     }
 

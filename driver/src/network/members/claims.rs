@@ -158,7 +158,8 @@ impl MemberTable {
             add(network, Addr::link_local(mac.0), mac.0, TOLD);
         }
         // All devices of a claim are on one node.
-        let node = facts.ports.first().map(|port| self.name(&port.node));
+        let node = facts.ports.first().map(|port| &port.node).or(facts.block_node.as_ref());
+        let node = node.map(|node| self.name(node));
         Claim {
             since: facts.since,
             namespace: self.name(facts.namespace()),

@@ -66,6 +66,7 @@ impl State {
             name: format!("{}/c{}", space(self.space), self.host),
             version: self.version,
             since: i64::from(self.serial),
+            block_node: None,
             addresses: vec![],
             ports: vec![PortFacts {
                 network: format!("net{}", self.net),

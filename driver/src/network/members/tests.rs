@@ -61,6 +61,7 @@ fn claim(number: u8, net: u8, node: u8, hosts: &[u8], allocated: &[u8]) -> Claim
         name: format!("a/c{number}"),
         version: 0,
         since: i64::from(number % 3),
+        block_node: None,
         addresses: allocated.iter().map(|host| (network.clone(), ip(*host))).collect(),
         ports: vec![PortFacts {
             network,

@@ -209,7 +209,9 @@ impl State {
 
     pub(super) fn delete_slice(&mut self, name: &str) -> Answer {
         let removed = self.objects.remove(&("resourceslices", name.to_owned()));
-        removed.ok_or_else(|| not_found("resourceslices", name))?;
+        let removed = removed.ok_or_else(|| not_found("resourceslices", name))?;
+        self.next_version();
+        self.log("resourceslices", "DELETED", &removed);
         Ok((200, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
     }
 

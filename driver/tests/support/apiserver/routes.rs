@@ -61,7 +61,7 @@ pub(super) async fn handle(
     let metadata = accepted.contains("as=PartialObjectMetadata");
     let watched = watch::at(uri.path())
         .filter(|_| query.contains_key("watch"))
-        .map(|watched| watched.of_metadata(metadata));
+        .map(|watched| watched.of(metadata, query.get("fieldSelector")));
     let from = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let shared = Arc::clone(&state);
     let content_type =

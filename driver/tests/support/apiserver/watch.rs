@@ -1,4 +1,4 @@
-//! Watches over networks, claims, nodes, namespaces and pods.
+//! Watches over networks, claims, slices, nodes, namespaces and pods.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::State;
 
 /// What can be watched.
-const WATCHED: [&str; 5] = ["networks", "resourceclaims", "nodes", "namespaces", "pods"];
+const WATCHED: [&str; 6] = ["networks", "resourceclaims", "resourceslices", "nodes", "namespaces", "pods"];
 
 /// A change that watches are told.
 pub(super) struct Logged {
@@ -30,13 +30,16 @@ pub(super) struct Watched {
     resource: &'static str,
     version: Option<ApiVersion>,
     namespace: Option<String>,
+    /// The only driver whose slices are wanted.
+    driver: Option<String>,
     /// Whether only metadata is asked for.
     metadata: bool,
 }
 
 /// What is at a path, if it can be watched.
 pub(super) fn at(path: &str) -> Option<Watched> {
-    let plain = |resource| Watched { resource, version: None, namespace: None, metadata: false };
+    let plain =
+        |resource| Watched { resource, version: None, namespace: None, driver: None, metadata: false };
     match path {
         "/apis/netferry.dev/v1alpha1/networks" => Some(plain("networks")),
         "/api/v1/nodes" => Some(plain("nodes")),
@@ -47,7 +50,14 @@ pub(super) fn at(path: &str) -> Option<Watched> {
             if let Some(namespace) = pods {
                 return Some(Watched { namespace: Some(namespace.to_owned()), ..plain("pods") });
             }
-            let within = path.strip_prefix("/apis/resource.k8s.io/")?.strip_suffix("/resourceclaims")?;
+            let path = path.strip_prefix("/apis/resource.k8s.io/")?;
+            if let Some(version) = path.strip_suffix("/resourceslices") {
+                return Some(Watched {
+                    version: Some(ApiVersion::parse(version)?),
+                    ..plain("resourceslices")
+                });
+            }
+            let within = path.strip_suffix("/resourceclaims")?;
             let (version, namespace) = match within.split_once("/namespaces/") {
                 Some((version, namespace)) => (version, Some(namespace.to_owned())),
                 None => (within, None),
@@ -59,9 +69,11 @@ pub(super) fn at(path: &str) -> Option<Watched> {
 }
 
 impl Watched {
-    /// With metadata alone, or whole.
-    pub(super) fn of_metadata(self, metadata: bool) -> Self {
-        Self { metadata, ..self }
+    /// With metadata alone, or whole; of what a field selector selects by driver.
+    pub(super) fn of(self, metadata: bool, selector: Option<&String>) -> Self {
+        let mut terms = selector.into_iter().flat_map(|text| text.split(','));
+        let driver = terms.find_map(|term| term.strip_prefix("spec.driver="));
+        Self { metadata, driver: driver.map(str::to_owned), ..self }
     }
 }
 
@@ -83,6 +95,7 @@ impl State {
         let from = self.changes.partition_point(|logged| logged.version <= seen);
         let within = |object: &Value| {
             watched.namespace.as_ref().is_none_or(|name| object["metadata"]["namespace"] == name.as_str())
+                && watched.driver.as_ref().is_none_or(|name| object["spec"]["driver"] == name.as_str())
         };
         let of = self.changes[from..]
             .iter()

@@ -167,6 +167,40 @@ fn an_address_belongs_to_one_port_of_its_network() {
 }
 
 #[test]
+fn a_port_has_addresses_of_its_node_s_blocks_alone() {
+    let in_pool =
+        |pool: &str, device: &str| json!({"request": "v4", "driver": DRIVER, "pool": pool, "device": device});
+    let plan = |case: &Case, pool: &str, device: &str| {
+        case.plan_from("FromClaim", "u1", &[port("net", "blue", "s1"), in_pool(pool, device)], &json!({}))
+    };
+    let case = Case::with(&json!({"addresses": "blocks"}));
+    let planned = plan(&case, "networks/blue/node-1", "ip-10-0-0-7").unwrap();
+    assert_eq!(planned.interfaces[0].addresses, ["10.0.0.7/24".parse().unwrap()]);
+    assert_eq!(planned.interfaces[0].port().unwrap().given[0].pool, "networks/blue/node-1");
+    let own = "networks/blue/node-1, the pool of this node's blocks of network blue";
+    for (pool, device, wanted) in [
+        ("networks/blue/node-2", "ip-10-0-0-7", own),
+        ("networks/blue", "ip-10-0-0-7", own),
+        ("networks/red/node-1", "ip-10-0-0-7", "networks/red, the pool of addresses of network red"),
+        ("networks/green/node-1", "ip-10-0-0-7", "one of a network that this node knows"),
+        ("networks/blue/node-1", "ip-10-9-0-7", "a device that stands for an address of network blue"),
+        ("networks/blue/node-1", "ip-10-0-0-1", "other than the gateway of network blue"),
+    ] {
+        let error = plan(&case, pool, device).unwrap_err();
+        assert!(error.contains(wanted), "{pool} {device}: {error}");
+    }
+    let error = plan(&Case::new(), "networks/blue/node-1", "ip-10-0-0-7").unwrap_err();
+    assert!(error.contains("networks/blue, the pool of addresses of network blue"), "{error}");
+    let error = case.plan_from("FromClaim", "u1", &[port("net", "blue", "s1")], &json!({})).unwrap_err();
+    assert!(error.contains("allocated from pool \"networks/blue/node-1\""), "{error}");
+    let mut held = case;
+    let reference = held.networks["blue"].network.reference.clone();
+    held.members.insert((reference, "10.0.0.7".parse().unwrap()), named("u9"));
+    let error = plan(&held, "networks/blue/node-1", "ip-10-0-0-7").unwrap_err();
+    assert!(error.contains("an address that is free in network blue"), "{error}");
+}
+
+#[test]
 fn what_a_network_does_not_allow_is_refused() {
     let cases = [
         (json!({}), "addresses: is missing; a port needs an address: allocated from pool \"networks/blue\""),
