@@ -25,6 +25,8 @@ mod skip;
 mod table;
 #[path = "vectors/tracked.rs"]
 mod tracked;
+#[path = "vectors/underlay.rs"]
+mod underlay;
 #[path = "vectors/wire.rs"]
 mod wire;
 
