@@ -102,7 +102,9 @@ fn next_hop(
         helpers::bpf_fib_lookup(skb.cast(), place, (FIB * 4) as i32, BPF_FIB_LOOKUP_SKIP_NEIGH)
     };
     let (link, next) = (reread(&words[FIB_LINK]), reread(&words[FIB_NEXT]));
-    if found != 0 || link != tunnel.link {
+    let [family, ..] = reread(&words[0]).to_ne_bytes();
+    // The next hop of an IPv4 route may be an IPv6 address (RFC 5549).
+    if found != 0 || link != tunnel.link || family != AF_INET {
         return None;
     }
     route.at = now;
