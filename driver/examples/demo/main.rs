@@ -7,6 +7,7 @@ mod networks;
 mod story;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod two_nodes;
 
 use std::{
     fmt::Write as _,
@@ -124,7 +125,8 @@ async fn demo() -> Result<()> {
     let status = tokio::task::spawn_blocking(move || daemon.stop()).await?;
     ensure!(status.success(), "the daemon ended with {status}");
     plugin.closed().await;
-    Ok(())
+
+    two_nodes::show(&binary).await
 }
 
 /// Both links, with addresses, as a machine reads them.

@@ -95,7 +95,7 @@ pub(crate) async fn show(home: &Home, binary: &Path, driver: &DriverHandle, plug
 }
 
 /// As the kubelet does: again until the driver knows the networks and their pools are published.
-async fn prepare(driver: &DriverHandle, claims: &[netferry::claim::ClaimRef]) -> Result<()> {
+pub(crate) async fn prepare(driver: &DriverHandle, claims: &[netferry::claim::ClaimRef]) -> Result<()> {
     let mut last = String::new();
     for _ in 0..300 {
         let outcomes = driver.prepare(claims).await?;
@@ -111,7 +111,7 @@ async fn prepare(driver: &DriverHandle, claims: &[netferry::claim::ClaimRef]) ->
 
 /// As kubelet and runtime do: a sandbox that is refused, because the machine was too busy to attach within the
 /// runtime's limit, is made again.
-async fn start(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {
+pub(crate) async fn start(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {
     for _ in 0..10 {
         let Err(error) = plugin.run_pod_sandbox(sandbox).await else { return Ok(()) };
         say(&format!("{}: {error:?}; the sandbox is made again", sandbox.name));
@@ -121,7 +121,7 @@ async fn start(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {
     bail!("pod {} does not start", sandbox.name)
 }
 
-async fn stop(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {
+pub(crate) async fn stop(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {
     plugin.stop_pod_sandbox(sandbox).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
     plugin.remove_pod_sandbox(sandbox).await.map_err(|error| anyhow::anyhow!("{error:?}"))
 }
