@@ -50,6 +50,8 @@ pub mod maps;
 #[cfg(target_arch = "bpf")]
 mod refuse;
 #[cfg(target_arch = "bpf")]
+pub mod short;
+#[cfg(target_arch = "bpf")]
 pub mod skb;
 #[cfg(target_arch = "bpf")]
 pub mod sweep;

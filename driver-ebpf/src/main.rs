@@ -25,10 +25,10 @@ mod programs {
     use netferry_ebpf::maps::{Maps, scratch};
     use netferry_ebpf::opaque::reread;
     use netferry_ebpf::packet::hook;
-    use netferry_ebpf::skb::{LEAVES, PACKET_HOST, Skb, nf_established};
+    use netferry_ebpf::short::{LEAVES, nf_established, nf_leave};
+    use netferry_ebpf::skb::{PACKET_HOST, Skb};
     use netferry_ebpf::sockopt;
     use netferry_ebpf::tables::Tables as _;
-    use netferry_ebpf::tunnel::nf_leave;
     use netferry_ebpf::xdp::Buffer;
 
     /// Which endpoint this copy of the programs protects; set by the loader.

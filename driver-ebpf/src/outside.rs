@@ -11,9 +11,9 @@ use netferry_ebpf::beyond::{
 use netferry_ebpf::judge::{Scratch, Verdict, judge};
 use netferry_ebpf::maps::{Maps, network_of, scratch};
 use netferry_ebpf::packet::{ethertype, hook};
+use netferry_ebpf::short::nf_enter;
 use netferry_ebpf::skb::{PACKET_HOST, Skb};
 use netferry_ebpf::tables::Tables;
-use netferry_ebpf::tunnel::nf_enter;
 
 const VLAN_ID: u32 = 0xfff;
 

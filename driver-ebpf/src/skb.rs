@@ -10,14 +10,13 @@ use core::ptr;
 use netferry_common::{Direction, Endpoint, Reason};
 
 use crate::datagram::Datagram;
-use crate::established::Onward;
 use crate::flows::SharedFlow;
 use crate::ipv6::{self, Upper};
 use crate::judge::{Case, Note, Scratch};
 use crate::maps::{Maps, scratch};
 use crate::packet::{Ethernet, HEAD_LEN, HEAD_LEN_V4, Packet, ethertype, hook};
 use crate::tables::Tables;
-use crate::{admit, answer, beyond, deliver, established, nd, rate, related};
+use crate::{admit, answer, beyond, deliver, nd, rate, related};
 
 /// `PACKET_HOST` of linux/if_packet.h: taken for the host by the device that received it.
 pub const PACKET_HOST: u32 = 0;
@@ -408,22 +407,6 @@ extern "C" fn nf_answer_nd(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) 
         return Reason::NoEndpoint.number();
     };
     code(answer::neighbor(&case, scratch.ip.offset as usize, &mut scratch.target))
-}
-
-/// What [`nf_established`] says of a frame that is [`crate::tunnel::nf_leave`]'s.
-pub const LEAVES: u32 = u32::MAX;
-
-/// [`established::established`]: the interface index of the receiver's host end, [`LEAVES`], or 0 for the long way.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn nf_established(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
-    // SAFETY: the verifier makes sure that it is null or points to that much memory.
-    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
-    match established::established(&Inner { skb }, &Maps, id, scratch) {
-        Some(Onward::Peer(ifindex)) => ifindex,
-        Some(Onward::Tunnel) => LEAVES,
-        None => 0,
-    }
 }
 
 #[unsafe(no_mangle)]

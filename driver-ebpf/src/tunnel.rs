@@ -2,24 +2,23 @@
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
-    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_SHOT,
-    TC_ACT_UNSPEC, bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key,
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+    BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_SHOT, bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key,
 };
 use aya_ebpf::helpers;
 use core::ptr;
-use netferry_common::{Addr, Direction, Reason, Tunnel};
+use netferry_common::{Addr, Tunnel};
 
 use crate::ipv6::is_mapped;
 use crate::judge::Scratch;
 use crate::maps::{Maps, route};
 use crate::opaque::{reread, zero};
-use crate::packet::{ETH_LEN, Packet, ethertype, hook};
-use crate::skb::{Inner, Skb};
+use crate::packet::{ETH_LEN, Packet};
+use crate::skb::Inner;
 use crate::tables::Tables as _;
 use crate::transport::protocol;
-use crate::vxlan::{HEADERS, Leaving, OUTER, TTL, entering};
+use crate::vxlan::{HEADERS, Leaving, OUTER, TTL};
 
 /// `AF_INET` of sys/socket.h.
 const AF_INET: u8 = 2;
@@ -170,51 +169,5 @@ pub extern "C" fn nf_encapsulate(skb: *mut __sk_buff, size: u32, scratch: *mut S
         }
         let place = hop.as_mut_ptr().cast::<bpf_redir_neigh>();
         helpers::bpf_redirect_neigh(tunnel.link, place, size_of_val(&hop) as i32, 0) as u32
-    }
-}
-
-/// Sends a frame of a flow that goes on ([`crate::established`]) into its tunnel, by itself or from the device. The action to
-/// return.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn nf_leave(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) -> u32 {
-    // SAFETY: the verifier makes sure that it is null or points to that much memory.
-    let Some(place) = (unsafe { scratch.as_mut() }) else { return TC_ACT_SHOT as u32 };
-    let bytes = Inner::again(skb).len() as u64;
-    let mut action = nf_encapsulate(skb, place.note.size, scratch);
-    if action == 0 {
-        if !tunnel(skb, place.outer.vni, &place.outer.node) {
-            Maps.dropped(id, Direction::FromPod, Reason::NoRoute);
-            return TC_ACT_SHOT as u32;
-        }
-        // SAFETY: the helper takes a number.
-        action = unsafe { helpers::bpf_redirect(reread(&place.target.ifindex), 0) } as u32;
-    }
-    Maps.left(id, bytes);
-    action
-}
-
-/// Sends a frame that came in over the link between the nodes straight to its receiver. The action to return.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn nf_enter(skb: *mut __sk_buff) -> i32 {
-    let Some(tunnel) = Maps.tunnel() else { return TC_ACT_UNSPEC };
-    let packet = Skb::<{ hook::LINK }>::again(skb);
-    let Some(found) = entering(&packet, &Maps, tunnel) else { return TC_ACT_UNSPEC };
-    let v6 = found.eth.ethertype == ethertype::IPV6;
-    let version = if v6 { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV4 };
-    let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | version);
-    let bytes = packet.len() as u64 - OUTER as u64;
-    // SAFETY: the helpers check lengths against the frame, and read no more than they are told.
-    unsafe {
-        if helpers::bpf_skb_adjust_room(skb, -(OUTER as i32), BPF_ADJ_ROOM_MAC, flags) != 0 {
-            return TC_ACT_UNSPEC;
-        }
-        let eth = ptr::from_ref(&found.eth).cast();
-        if helpers::bpf_skb_store_bytes(skb.cast(), 0, eth, ETH_LEN as u32, 0) != 0 {
-            return TC_ACT_SHOT;
-        }
-        Maps.entered(found.endpoint, bytes);
-        helpers::bpf_redirect_peer(found.ifindex, 0) as i32
     }
 }
