@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use netferry::datapath::policy::Policy;
 use netferry::datapath::{AyaDatapath, Datapath as _, EndpointSpec, NetworkMember, NetworkUplink, Placement};
-use netferry::link::MacAddr;
+use netferry::link::kernel::KernelLinks;
+use netferry::link::{Links as _, MacAddr, Namespace, Pair, PairKind};
 
 use crate::netns::{NetNs, unique};
 
@@ -70,10 +71,18 @@ impl Node {
         let netns = NetNs::new();
         let (outer, mac) =
             (format!("p{id}"), MacAddr([2, 0x4e, 0x46, 0, u8::try_from(network).unwrap(), last]));
-        self.host.ip(&format!(
-            "link add {outer} mtu {mtu} type veth peer name eth0 address {mac} mtu {mtu} netns {}",
-            netns.name
-        ));
+        let kind = ports();
+        let links = KernelLinks::with_host(&self.host.path);
+        let pair = Pair {
+            kind,
+            host_name: outer.clone(),
+            pod: Namespace::at(&netns.path),
+            pod_name: "eth0".to_owned(),
+            pod_mac: mac,
+            mtu,
+        };
+        let wait = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        wait.block_on(links.make_pair(&pair)).expect("a pair");
         netns.ip(&format!("addr add 10.9.0.{last}/24 dev eth0"));
         netns.ip(&format!("addr add fd09::{last:x}/64 dev eth0 nodad"));
         let spec = EndpointSpec {
@@ -92,6 +101,7 @@ impl Node {
             datapath.attach(ifindex, &spec).expect("attach");
             datapath.set_ready(id, true).expect("ready");
         });
+        wait.block_on(links.open_pair(ifindex, kind)).expect("open the pair");
         self.host.ip(&format!("link set {outer} up"));
         netns.ip("link set eth0 up");
         Pod { netns, id, mac, addresses }
@@ -116,6 +126,15 @@ impl Node {
     pub(crate) fn beyond(&self, pod: &Pod) -> [u64; 2] {
         let stats = self.datapath.stats(pod.id).expect("counters");
         [stats.from_pod.uplink + stats.to_pod.uplink, stats.from_pod.overlay + stats.to_pod.overlay]
+    }
+}
+
+/// What ports are made of, as the daemon is told.
+fn ports() -> PairKind {
+    match std::env::var("NETFERRY_PORTS").as_deref() {
+        Err(_) | Ok("veth") => PairKind::Veth,
+        Ok("netkit") => PairKind::Netkit,
+        Ok(other) => panic!("NETFERRY_PORTS={other}: veth and netkit are allowed"),
     }
 }
 

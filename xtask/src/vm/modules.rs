@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::command::foreign;
 
 /// What the tests use of a kernel that may be built as a module.
-const WANTED: [&str; 19] = [
+const WANTED: [&str; 20] = [
     "8021q",
     "act_gact",
     "act_mirred",
@@ -31,6 +31,7 @@ const WANTED: [&str; 19] = [
     "veth",
     "vrf",
     "vxlan",
+    "xfrm_user",
 ];
 
 /// A module, decompressed.

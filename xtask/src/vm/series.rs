@@ -41,8 +41,11 @@ const VETH_PORTS: Run = some("port", &["--skip", "a_failure_of_any_step"]);
 /// All tests of ports, with pairs that the machine that builds may not have.
 const NETKIT_PORTS: Run = Run { variables: &[("NETFERRY_PORTS", "netkit")], ..all("port") };
 
+/// Tunnels whose headers programs put on: the helpers for that differ between kernels.
+const TUNNELS: Run = some("transport", &["headers"]);
+
 /// What is run where there is tcx.
-const fn with_tcx(netkit_ports: Run) -> [Run; 9] {
+const fn with_tcx(netkit_ports: Run) -> [Run; 11] {
     [
         all("vectors"),
         REAL_LINKS,
@@ -52,12 +55,14 @@ const fn with_tcx(netkit_ports: Run) -> [Run; 9] {
         netkit_ports,
         all("netkit"),
         all("uplink"),
+        TUNNELS,
+        Run { variables: NETKIT_PORTS.variables, ..TUNNELS },
         all("tamper"),
     ]
 }
 
-const STABLE: [Run; 9] = with_tcx(NETKIT_PORTS);
-const NEWEST: [Run; 9] = with_tcx(Run { arguments: VETH_PORTS.arguments, ..NETKIT_PORTS });
+const STABLE: [Run; 11] = with_tcx(NETKIT_PORTS);
+const NEWEST: [Run; 11] = with_tcx(Run { arguments: VETH_PORTS.arguments, ..NETKIT_PORTS });
 
 /// The names, for the command line.
 pub(crate) const NAMES: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
