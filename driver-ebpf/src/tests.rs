@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::flows::SharedFlow;
 use crate::judge::{Scratch, Verdict, judge};
-use crate::packet::{Ethernet, Packet};
+use crate::packet::{Ethernet, Packet, hook};
 use crate::tables::Tables;
 use crate::vxlan::{OUTER, QUEUED};
 
@@ -24,8 +24,9 @@ const ID: u32 = 7;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const V4: [u8; 4] = [192, 0, 2, 7];
 
+/// Met at the host end of a pair, if nothing else is said.
 #[derive(Debug, Default)]
-struct Frame {
+struct Frame<const HOOK: u32 = { hook::PAIR }> {
     bytes: Vec<u8>,
     vlan_tagged: bool,
     gso: bool,
@@ -33,8 +34,8 @@ struct Frame {
     tunnelled: bool,
 }
 
-impl Packet for Frame {
-    const HOOK: u32 = crate::packet::hook::PAIR;
+impl<const HOOK: u32> Packet for Frame<HOOK> {
+    const HOOK: u32 = HOOK;
     fn len(&self) -> usize {
         self.bytes.len()
     }

@@ -10,7 +10,6 @@ use crate::arrive::{Arrival, Entrance};
 use crate::datagram::Datagram;
 use crate::deliver::Target;
 use crate::established::{Onward, established};
-use crate::packet::hook;
 use crate::vxlan::{Entering, HEADERS, Leaving, OUTER, entering};
 
 const VNI: u32 = 0x0012_3456;
@@ -72,46 +71,6 @@ fn tunnelled(frame: &Frame) -> Frame {
     Frame { bytes: outer, tunnelled: true, gso: frame.gso, vlan_tagged: frame.vlan_tagged }
 }
 
-/// As the device that tunnels end at has it.
-struct FromTunnel<'a>(&'a Frame);
-
-impl Packet for FromTunnel<'_> {
-    const HOOK: u32 = hook::TUNNEL;
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn vlan_tagged(&self) -> bool {
-        self.0.vlan_tagged()
-    }
-    fn gso_size(&self) -> u32 {
-        self.0.gso_size()
-    }
-    fn head<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
-        self.0.head(offset)
-    }
-    fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
-        self.0.load(offset)
-    }
-    fn replace<T: Pod>(&self, _: &T) -> bool {
-        true
-    }
-    fn set_destination(&self, _: [u8; 6]) -> bool {
-        true
-    }
-    fn set_link(&self, _: &Ethernet) -> bool {
-        true
-    }
-    fn store<T: Pod>(&self, _: usize, _: &T) -> bool {
-        true
-    }
-    fn tag(&self, _: u32) -> bool {
-        true
-    }
-    fn is_to_host(&self) -> bool {
-        true
-    }
-}
-
 impl Memory {
     /// As user space does.
     fn set_uplink(&mut self, uplink: Uplink) {
@@ -139,7 +98,9 @@ impl Memory {
 
     fn long_in(&self, inner: &Frame, node: [u8; 4]) -> Result<(u32, Verdict), Reason> {
         self.counted.borrow_mut().clear();
-        let packet = FromTunnel(inner);
+        let Frame { vlan_tagged, gso, .. } = *inner;
+        let packet =
+            Frame::<{ hook::TUNNEL }> { bytes: inner.bytes.clone(), vlan_tagged, gso, tunnelled: false };
         let eth = packet.head(0).ok_or(Reason::MalformedEthernet)?;
         let arrival = Arrival { packet: &packet, tables: self, network: NETWORK, eth };
         match arrival.from_tunnel(&Addr::v4(node), &mut Datagram::UNREAD.clone())? {
