@@ -65,7 +65,7 @@ impl Rest {
 pub struct Outcome {
     /// Networks that are not as they are to be.
     pub problems: Problems,
-    /// What could not be removed, or read.
+    /// What could not be removed, read, or left to programs: no network's problem.
     pub rest: Option<String>,
 }
 

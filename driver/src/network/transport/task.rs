@@ -215,7 +215,7 @@ fn say(said: &mut Said, wanted: &Wanted, problems: &Problems, rest: Option<Strin
     }
     said.remarks.clone_from(&wanted.remarks);
     if let Some(rest) = rest.as_ref().filter(|rest| said.rest.as_ref() != Some(*rest)) {
-        warn!("what networks do not need any more is still there: {rest}");
+        warn!("not everything between nodes is as it is to be: {rest}");
     }
     said.rest = rest;
     let now: BTreeSet<String> = wanted
