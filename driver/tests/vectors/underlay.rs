@@ -2,6 +2,7 @@
 
 use aya::maps::Array;
 use etherparse::PacketBuilder;
+use netferry::datapath::Features;
 use netferry_common::flow::{HIGH_SENT, LOW_SENT};
 use netferry_common::tunnel::{way_of_network, way_of_vni};
 use netferry_common::uplink::OVERLAY;
@@ -65,6 +66,13 @@ fn talking() -> (Bench, [Vec<u8>; 2]) {
 #[test]
 fn an_open_flow_goes_on_straight_to_the_pod() {
     let (mut bench, answers) = talking();
+    if !Features::probe().tcx {
+        // Networks end at the node there, and before Linux 6.3 no program can say which IP a frame has without its headers.
+        for frame in answers.map(|inner| tunnelled(&inner)) {
+            assert_eq!(bench.enter("underlay_ingress", &frame), Entry::Host);
+        }
+        return;
+    }
     for inner in answers {
         assert_eq!(bench.enter("underlay_ingress", &tunnelled(&inner)), Entry::In(inner.clone()));
         let short = bench.fast(super::bench::ID);
