@@ -101,6 +101,18 @@ impl World {
         run(&format!("ip -n {pod} link set {LINK} up"));
         run(&format!("ip -n {pod} neigh add {PEER_V4} lladdr {WIRE_MAC} dev {LINK} nud permanent"));
         run(&format!("ip -n {pod} neigh add {PEER_V6} lladdr {WIRE_MAC} dev {LINK} nud permanent"));
+        // The kernel notices a carrier up to a second later, and drops what is sent until then.
+        let up = || {
+            let shown = Command::new("ip").args(["link", "show", "dev", WIRE]).output().expect("ip");
+            String::from_utf8_lossy(&shown.stdout).contains("state UP")
+        };
+        for _ in 0..250 {
+            if up() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the wire has no carrier");
     }
 
     /// Runs something on a thread in the pod's namespace.
