@@ -1,6 +1,9 @@
 //! A host in a namespace of its own, with the real links, programs and checkpoints.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "../support/ports.rs"]
+mod ports;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -19,10 +22,12 @@ use netferry::{
         policy::{Policy, Resolved},
         state::{MapPart, Wanted},
     },
-    link::{MacAddr, PairKind, Route, Scope, kernel::KernelLinks},
+    link::{MacAddr, Route, Scope, kernel::KernelLinks},
     nri::PodSandbox,
 };
 use nix::sched::{CloneFlags, setns};
+
+pub(crate) use ports::ports;
 
 use crate::support::{
     netns::{NetNs, Snapshot, Veth, may_make_namespaces, unique},
@@ -199,15 +204,6 @@ impl Places {
     pub(crate) fn attacher(&self) -> Attacher {
         let attacher = Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store());
         self.guarded(attacher.making(ports()))
-    }
-}
-
-/// What ports are made of, as the daemon is told.
-pub(crate) fn ports() -> PairKind {
-    match std::env::var("NETFERRY_PORTS").as_deref() {
-        Err(_) | Ok("veth") => PairKind::Veth,
-        Ok("netkit") => PairKind::Netkit,
-        Ok(other) => panic!("NETFERRY_PORTS={other}: veth and netkit are allowed"),
     }
 }
 

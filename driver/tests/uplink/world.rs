@@ -1,5 +1,8 @@
 //! Nodes with pods, each in a network namespace of its own, and the wire between them. All of it goes with its guards.
 
+#[path = "../support/ports.rs"]
+mod ports;
+
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,9 +11,10 @@ use std::sync::Arc;
 use netferry::datapath::policy::Policy;
 use netferry::datapath::{AyaDatapath, Datapath as _, EndpointSpec, NetworkMember, NetworkUplink, Placement};
 use netferry::link::kernel::KernelLinks;
-use netferry::link::{Links as _, MacAddr, Namespace, Pair, PairKind};
+use netferry::link::{Links as _, MacAddr, Namespace, Pair};
 
 use crate::netns::{NetNs, unique};
+use ports::ports;
 
 /// The link of a node that leads to the others.
 pub(crate) const UPLINK: &str = "u0";
@@ -126,15 +130,6 @@ impl Node {
     pub(crate) fn beyond(&self, pod: &Pod) -> [u64; 2] {
         let stats = self.datapath.stats(pod.id).expect("counters");
         [stats.from_pod.uplink + stats.to_pod.uplink, stats.from_pod.overlay + stats.to_pod.overlay]
-    }
-}
-
-/// What ports are made of, as the daemon is told.
-fn ports() -> PairKind {
-    match std::env::var("NETFERRY_PORTS").as_deref() {
-        Err(_) | Ok("veth") => PairKind::Veth,
-        Ok("netkit") => PairKind::Netkit,
-        Ok(other) => panic!("NETFERRY_PORTS={other}: veth and netkit are allowed"),
     }
 }
 
