@@ -32,8 +32,7 @@ pub const ENDPOINT: u64 = 1 << 32;
 /// Sends a frame into its tunnel, with the headers on it already where that can be.
 #[inline(always)]
 fn leave(skb: *mut __sk_buff, scratch: &mut Scratch) -> bool {
-    let (size, place) = (scratch.note.size, ptr::from_mut(scratch));
-    if nf_encapsulate(skb, size, place) == 0 {
+    if nf_encapsulate(skb, ptr::from_mut(scratch)) == 0 {
         return tunnel(skb, scratch.outer.vni, &scratch.outer.node);
     }
     scratch.target.path = path::ENCAPSULATED;

@@ -43,7 +43,7 @@ pub extern "C" fn nf_leave(skb: *mut __sk_buff, id: u32, scratch: *mut Scratch) 
     // SAFETY: the verifier makes sure that it is null or points to that much memory.
     let Some(place) = (unsafe { scratch.as_mut() }) else { return TC_ACT_SHOT as u32 };
     let bytes = Inner::again(skb).len() as u64;
-    let mut action = nf_encapsulate(skb, place.note.size, scratch);
+    let mut action = nf_encapsulate(skb, scratch);
     if action == 0 {
         if !tunnel(skb, place.outer.vni, &place.outer.node) {
             Maps.dropped(id, Direction::FromPod, Reason::NoRoute);

@@ -113,13 +113,13 @@ fn next_hop(
     Some(next)
 }
 
-/// Sends a frame to the node and with the VNI that the scratch says, from the program that met it. The action to return; or
+/// Sends a frame to the node and with the VNI that the scratch says, a datagram of `note.size`, from the program that met it. The action to return; or
 /// 0: it cannot be, and is as it was.
 ///
 /// The host's routes say which way, and its neighbours are asked as for a frame of its own; its firewall is not.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nf_encapsulate(skb: *mut __sk_buff, size: u32, scratch: *mut Scratch) -> u32 {
+pub extern "C" fn nf_encapsulate(skb: *mut __sk_buff, scratch: *mut Scratch) -> u32 {
     // SAFETY: the verifier makes sure that it is null or points to that much memory.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
     let Some(tunnel) = Maps.tunnel() else { return 0 };
@@ -128,7 +128,9 @@ pub extern "C" fn nf_encapsulate(skb: *mut __sk_buff, size: u32, scratch: *mut S
         return 0;
     }
     let source = u32::from_ne_bytes(tunnel.address);
-    let Some(next) = next_hop(skb, tunnel, destination, size, &mut scratch.message) else { return 0 };
+    let Some(next) = next_hop(skb, tunnel, destination, scratch.note.size, &mut scratch.message) else {
+        return 0;
+    };
     let packet = Inner::again(skb);
     let (Some(inner), Some(class)) = (packet.head::<[u16; 7]>(0), packet.head::<[u8; 2]>(ETH_LEN)) else {
         return 0;
