@@ -27,7 +27,6 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     if is_root() {
         setup::tests()?;
-        setup::bench()?;
     }
     build_ebpf::run(&options.ebpf)?;
     let mut bench = cargo();

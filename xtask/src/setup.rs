@@ -37,19 +37,18 @@ const DEMO: [(Need, &str); 3] = [
 ];
 
 /// The tests also run container runtimes, which need an OCI runtime, CNI plugins and a root file system.
-const TESTS: [(Need, &str); 6] = [
+const TESTS: [(Need, &str); 7] = [
     (Need::Program("runc"), "runc"),
     (Need::File("/usr/lib/cni/ptp"), "containernetworking-plugins"),
     // `busybox` itself may be the one that is linked dynamically, which is of no use in an empty root.
     (Need::File("/usr/share/doc/busybox-static"), "busybox-static"),
     (Need::Program("ethtool"), "ethtool"),
+    // Sees what goes through the host's stack; the benchmarks compare with it.
+    (Need::Program("nft"), "nftables"),
     // The program alone: no server is started for the machine.
     (Need::Program("dnsmasq"), "dnsmasq-base"),
     (Need::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
 ];
-
-/// What the datapath is compared with.
-const BENCH: [(Need, &str); 1] = [(Need::Program("nft"), "nftables")];
 
 /// Sets up what `cargo xtask demo` needs. Only root can run it.
 pub(crate) fn demo() -> Result<()> {
@@ -57,16 +56,11 @@ pub(crate) fn demo() -> Result<()> {
     bpffs()
 }
 
-/// Sets up what `cargo xtask test` needs when root runs it.
+/// Sets up what `cargo xtask test` and `cargo xtask bench` need when root runs them.
 pub(crate) fn tests() -> Result<()> {
     install(&DEMO, "the tests")?;
     install(&TESTS, "the tests")?;
     bpffs()
-}
-
-/// Sets up what `cargo xtask bench` needs beside what the tests do.
-pub(crate) fn bench() -> Result<()> {
-    install(&BENCH, "the benchmark")
 }
 
 /// What `cargo xtask vm` needs besides: an emulator, and what unpacks kernels and packs what they boot.

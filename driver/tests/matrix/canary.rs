@@ -39,8 +39,6 @@ fn the_fast_path_meets_no_canary() {
     // one, nftables there, and nftables before anything is routed.
     run("nft add table netdev egress");
     run("nft add chain netdev egress canary { type filter hook egress device h-peer priority 0 ; }");
-    // The host itself reports groups up to a second after it got an address.
-    run("nft add rule netdev egress canary icmpv6 type mld2-listener-report drop");
     run("nft add rule netdev egress canary counter drop");
     run("nft add table inet stack");
     run("nft add chain inet stack canary { type filter hook prerouting priority -300 ; }");

@@ -76,8 +76,10 @@ impl Node {
         let tag = format!("nf-mx-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
         let node = Self { pins: PathBuf::from("/sys/fs/bpf").join(&tag), tag, taps: Vec::new() };
+        no_reports(None);
         for space in ["pod", "peer", "other", "uplink", "outside"] {
             run(&format!("ip netns add {}", node.space(space)));
+            no_reports(Some(&node.space(space)));
         }
         run("ip link set lo up");
         let (v4, v6, _) = text(&HOST);
@@ -207,6 +209,16 @@ fn forward(space: Option<&str>) {
     ] {
         sysctl(space, setting);
     }
+}
+
+/// A kernel reports its groups up to a second after it has joined them, and twice. No setting of a link forbids it.
+fn no_reports(space: Option<&str>) {
+    let inside = space.map_or_else(String::new, |space| format!("ip netns exec {space} "));
+    run(&format!(
+        "{inside}nft add table ip6 quiet ; \
+         add chain ip6 quiet output {{ type filter hook output priority 0 ; }} ; \
+         add rule ip6 quiet output icmpv6 type mld2-listener-report counter drop"
+    ));
 }
 
 /// No frames of the kernel's own accord: what is counted is what the test sent.
