@@ -237,7 +237,7 @@ fn a_half_attached_endpoint_is_completed() {
     // The kernel detaches a link that nothing holds a moment later.
     let start = Instant::now();
     while !datapath.foreign_programs(here).unwrap().is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(2), "the unpinned link stays");
+        assert!(start.elapsed() < Duration::from_secs(20), "the unpinned link stays");
     }
     datapath.attach(here, &spec(5)).unwrap();
     datapath.verify_inside(5, here).unwrap();
@@ -274,13 +274,14 @@ fn detach_leaves_nothing() {
             let dump = run(&format!("bpftool -j map dump pinned {}/maps/{map}", world.root.display()));
             assert_eq!(dump.trim(), "[]", "{map}");
         }
-        std::thread::sleep(Duration::from_millis(100));
+        // The kernel frees a program a moment later.
+        let start = Instant::now();
         for program in attached {
-            let left = Command::new("bpftool")
-                .args(["prog", "show", "id", &program.id.to_string()])
-                .output()
-                .unwrap();
-            assert!(!left.status.success(), "program {} is still loaded", program.id);
+            let id = program.id.to_string();
+            while Command::new("bpftool").args(["prog", "show", "id", &id]).output().unwrap().status.success()
+            {
+                assert!(start.elapsed() < Duration::from_secs(20), "program {id} is still loaded");
+            }
         }
     }
 }

@@ -172,8 +172,12 @@ fn upgrades_lose_and_leak_nothing() {
     println!("{} upgrades: {came} of {sent} datagrams came", rounds());
     assert!(sent > 1000);
     assert_eq!(came, sent);
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(programs() <= before, "{} programs were {before}", programs());
+    // The kernel frees a program a moment later, and the other tests have theirs.
+    let start = Instant::now();
+    while programs() > before {
+        assert!(start.elapsed() < Duration::from_secs(20), "{} programs were {before}", programs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]
