@@ -180,20 +180,25 @@ impl MemberTable {
         self.claims.len()
     }
 
-    /// The addresses of a network that claims have, wherever they are.
+    /// The addresses of these networks that claims have, wherever they are, by the networks' names. All claims are
+    /// looked at, once; a network that nothing was told of is not in it.
     #[must_use]
-    pub fn in_use(&self, network: &str) -> InUse {
-        let mut in_use = InUse::default();
-        let Some(index) = self.index.get(network) else { return in_use };
-        for held in self.claims.values().flat_map(|claim| &claim.held).filter(|held| held.network == *index) {
+    pub fn in_use<'a>(&self, networks: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, InUse> {
+        let known = networks.into_iter().filter_map(|network| self.index.get(network));
+        let mut found: HashMap<u32, InUse> = known.map(|index| (*index, InUse::default())).collect();
+        for held in self.claims.values().flat_map(|claim| &claim.held) {
+            let Some(in_use) = found.get_mut(&held.network) else { continue };
             if held.is_allocated() {
                 in_use.allocated.insert(held.address.into());
             } else if held.is_told() && !is_link_local(held.address) {
                 in_use.fixed.insert(held.address.into());
             }
         }
-        in_use.fixed = &in_use.fixed - &in_use.allocated;
-        in_use
+        let named = |(index, in_use): (u32, InUse)| {
+            let fixed = &in_use.fixed - &in_use.allocated;
+            Some((self.networks.get(index as usize)?.name.clone(), InUse { fixed, ..in_use }))
+        };
+        found.into_iter().filter_map(named).collect()
     }
 
     /// Every address of networks that claims have: the network, the address, the node of the claim as far as that is

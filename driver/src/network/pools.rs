@@ -173,8 +173,8 @@ impl AddressPools {
                 let table = table.lock().unwrap_or_else(PoisonError::into_inner);
                 // What is in use must be known before anything is called free.
                 let now = table.has_claims().then(|| allocated(networks));
-                let names = now.iter().flatten().map(|network| network.reference.name.clone());
-                let in_use: BTreeMap<_, _> = names.map(|name| (name.clone(), table.in_use(&name))).collect();
+                let in_use =
+                    table.in_use(now.iter().flatten().map(|network| network.reference.name.as_str()));
                 (now, in_use)
             };
             let Some(now) = now else {

@@ -6,7 +6,7 @@ mod election;
 mod server;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -177,7 +177,7 @@ impl World {
             return None;
         }
         self.memory.state().fresh = node.seen == self.changes;
-        let in_use = BTreeMap::from([("blue".to_owned(), node.table.in_use("blue"))]);
+        let in_use = node.table.in_use(["blue"]);
         let networks = [Arc::clone(&self.network)];
         let done = self.runtime.block_on(node.pools.sync(&networks, &in_use, || true));
         self.memory.state().fresh = false;

@@ -254,10 +254,11 @@ fn addresses_in_use_are_told_apart() {
     table.apply(Seen::Is(claim(1, 0, 1, &[7, 8], &[7])));
     table.apply(Seen::Is(claim(2, 0, 2, &[], &[9])));
     table.apply(Seen::Is(claim(3, 1, 2, &[10], &[10])));
-    let in_use = table.in_use("net0");
+    let known = table.in_use(["net0", "other"]);
+    let in_use = &known["net0"];
     assert_eq!(in_use.allocated, BTreeSet::from([ip(7), ip(9)]));
     assert_eq!(in_use.fixed, BTreeSet::from([ip(8)]));
-    assert_eq!(table.in_use("other"), InUse::default());
+    assert_eq!(known.get("other"), None, "of which nothing was told");
 }
 
 #[derive(Clone, Debug)]
