@@ -6,6 +6,7 @@
 //! QEMU is needed, and so it is slow: each series runs a choice of tests.
 
 mod debian;
+mod emulator;
 mod initramfs;
 mod machine;
 mod modules;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::{
+    emulator::Emulator,
     initramfs::Contents,
     machine::Outcome,
     series::{SERIES, Series},
@@ -92,15 +94,17 @@ pub(crate) fn boot(options: &Options, log: &Path, tally: &mut Tally) -> Result<b
     binaries.sort_unstable();
     binaries.dedup();
     let built = binaries::build(&binaries)?;
+    let emulator = Emulator::find()?;
     let mut good = true;
     for series in wanted {
-        good &= boot_one(series, options, &built, log, tally)
+        good &= boot_one(&emulator, series, options, &built, log, tally)
             .with_context(|| format!("Debian's kernel {}", series.name))?;
     }
     Ok(good)
 }
 
 fn boot_one(
+    emulator: &Emulator,
     series: &Series,
     options: &Options,
     built: &BTreeMap<String, std::path::PathBuf>,
@@ -132,7 +136,7 @@ fn boot_one(
     }
     let image = root().join("target/kernels").join(series.name).join("initramfs");
     contents.write(&image)?;
-    let Outcome { good, skips } = machine::run(&kernel.image, &image, tally)?;
+    let Outcome { good, skips } = machine::run(emulator, &kernel.image, &image, tally)?;
     let mut file = OpenOptions::new().create(true).append(true).open(log).context("the log of skips")?;
     for skip in skips {
         writeln!(file, "[{}] {skip}", series.name)?;

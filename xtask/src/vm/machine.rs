@@ -11,10 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
-    command::{foreign, line},
-    tally::Tally,
-};
+use super::emulator::Emulator;
+use crate::{command::line, tally::Tally};
 
 /// What `init` begins those lines with that are meant for us.
 pub(crate) const SAYS: &str = "netferry-vm:";
@@ -31,12 +29,17 @@ pub(crate) struct Outcome {
 }
 
 /// Boots a kernel and counts what its tests report.
-pub(crate) fn run(kernel: &Path, initramfs: &Path, tally: &mut Tally) -> Result<Outcome> {
+pub(crate) fn run(
+    emulator: &Emulator,
+    kernel: &Path,
+    initramfs: &Path,
+    tally: &mut Tally,
+) -> Result<Outcome> {
     let begin = Instant::now();
-    let mut qemu = foreign("qemu-system-x86_64");
-    // The kernel of this machine may not be able to run another one: always emulate.
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G", "-no-reboot"])
-        .args(["-display", "none", "-monitor", "none", "-nic", "none", "-serial", "stdio"])
+    let mut qemu = emulator.command();
+    qemu.args(["-cpu", "max", "-smp", "2", "-m", "2G", "-no-reboot"])
+        .args(["-display", "none", "-vga", "none", "-audiodev", "none,id=none"])
+        .args(["-monitor", "none", "-nic", "none", "-serial", "stdio"])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
