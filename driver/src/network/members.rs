@@ -181,24 +181,24 @@ impl MemberTable {
     }
 
     /// The addresses of these networks that claims have, wherever they are, by the networks' names. All claims are
-    /// looked at, once; a network that nothing was told of is not in it.
+    /// looked at, once.
     #[must_use]
     pub fn in_use<'a>(&self, networks: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, InUse> {
-        let known = networks.into_iter().filter_map(|network| self.index.get(network));
-        let mut found: HashMap<u32, InUse> = known.map(|index| (*index, InUse::default())).collect();
-        for held in self.claims.values().flat_map(|claim| &claim.held) {
-            let Some(in_use) = found.get_mut(&held.network) else { continue };
-            if held.is_allocated() {
-                in_use.allocated.insert(held.address.into());
-            } else if held.is_told() && !is_link_local(held.address) {
-                in_use.fixed.insert(held.address.into());
-            }
+        let mut found: BTreeMap<String, InUse> =
+            networks.into_iter().map(|network| (network.to_owned(), InUse::default())).collect();
+        if found.is_empty() {
+            return found;
         }
-        let named = |(index, in_use): (u32, InUse)| {
-            let fixed = &in_use.fixed - &in_use.allocated;
-            Some((self.networks.get(index as usize)?.name.clone(), InUse { fixed, ..in_use }))
-        };
-        found.into_iter().filter_map(named).collect()
+        self.each_address(|network, address, _, allocated| {
+            if let Some(in_use) = found.get_mut(network) {
+                let set = if allocated { &mut in_use.allocated } else { &mut in_use.fixed };
+                set.insert(address);
+            }
+        });
+        for in_use in found.values_mut() {
+            in_use.fixed = &in_use.fixed - &in_use.allocated;
+        }
+        found
     }
 
     /// Every address of networks that claims have: the network, the address, the node of the claim as far as that is

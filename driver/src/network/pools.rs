@@ -169,19 +169,19 @@ impl AddressPools {
         let mut last = None;
         let mut failures = 0_u32;
         while *leading.borrow() {
-            let (now, in_use) = {
+            let seen = {
                 let table = table.lock().unwrap_or_else(PoisonError::into_inner);
                 // What is in use must be known before anything is called free.
-                let now = table.has_claims().then(|| allocated(networks));
-                let in_use =
-                    table.in_use(now.iter().flatten().map(|network| network.reference.name.as_str()));
-                (now, in_use)
+                table.has_claims().then(|| {
+                    let now = allocated(networks);
+                    let in_use = table.in_use(now.iter().map(|network| network.reference.name.as_str()));
+                    (now, in_use)
+                })
             };
-            let Some(now) = now else {
+            let Some(seen) = seen else {
                 sleep(options.look).await;
                 continue;
             };
-            let seen = (now, in_use);
             let fresh = last
                 .as_ref()
                 .is_some_and(|(before, at): &(_, Instant)| *before == seen && at.elapsed() < options.resync);
