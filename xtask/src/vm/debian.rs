@@ -1,14 +1,11 @@
 //! Debian's kernels, unpacked beside the system.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    private_apt::{PrivateApt, run},
+    private_apt::{self, PrivateApt, run},
     series::Series,
 };
 use crate::command::root;
@@ -30,17 +27,9 @@ const PARTS: [&str; 4] = ["linux-image-", "linux-binary-", "linux-modules-", "li
 
 /// The kernel of a series, downloaded and unpacked at the first call. Remove `target/kernels/` for newer ones.
 pub(crate) fn kernel(series: &Series) -> Result<Kernel> {
-    let home = root().join("target/kernels").join(series.name);
-    let unpacked = home.join("root");
-    if !unpacked.exists() {
-        let fresh = home.join("fresh");
-        if fresh.exists() {
-            fs::remove_dir_all(&fresh)?;
-        }
-        fetch(series, &fresh).with_context(|| format!("get a kernel from Debian {}", series.suite))?;
-        fs::rename(fresh.join("root"), &unpacked)?;
-        fs::remove_dir_all(&fresh)?;
-    }
+    let unpacked = root().join("target/kernels").join(series.name).join("root");
+    private_apt::keep(&unpacked, series.suite, parts)
+        .with_context(|| format!("get a kernel from Debian {}", series.suite))?;
     let modules = ["usr/lib/modules", "lib/modules"]
         .iter()
         .filter_map(|folder| fs::read_dir(unpacked.join(folder)).ok())
@@ -61,15 +50,13 @@ pub(crate) fn kernel(series: &Series) -> Result<Kernel> {
     Ok(Kernel { version, image, modules })
 }
 
-/// Downloads into `dir` and unpacks into `dir/root`.
-fn fetch(series: &Series, dir: &Path) -> Result<()> {
-    let apt = PrivateApt::open(series.suite, dir)?;
+/// The packages that the kernel of a suite is made of.
+fn parts(apt: &PrivateApt) -> Result<Vec<String>> {
     let depends = ["depends", "--recurse", "--important", META];
     let tree = run(apt.command("apt-cache").args(depends))?;
-    let parts: Vec<&str> = tree.lines().filter(|package| is_part(package)).collect();
+    let parts: Vec<String> = tree.lines().filter(|package| is_part(package)).map(str::to_owned).collect();
     ensure!(!parts.is_empty(), "{META} depends on no kernel");
-    apt.unpack(&parts)?;
-    Ok(())
+    Ok(parts)
 }
 
 /// Whether a line of `apt-cache depends --recurse` names a package of the kernel itself, with its version.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::private_apt::{PrivateApt, run};
+use super::private_apt::{self, run};
 use crate::command::{foreign, root};
 
 /// The first version that emulates several CPUs at once soundly. Before it one CPU may run what another has changed as it
@@ -62,16 +62,8 @@ impl Emulator {
 /// The one in the backports of this machine's distribution.
 fn newer() -> Result<Emulator> {
     let home = root().join("target/tools/qemu");
-    if !home.exists() {
-        let fresh = home.with_extension("fresh");
-        if fresh.exists() {
-            fs::remove_dir_all(&fresh)?;
-        }
-        let suite = backports(&fs::read_to_string("/etc/os-release").context("/etc/os-release")?)?;
-        let unpacked = PrivateApt::open(&suite, &fresh)?.unpack(&PACKAGES)?;
-        fs::rename(unpacked, &home)?;
-        fs::remove_dir_all(&fresh)?;
-    }
+    let suite = backports(&fs::read_to_string("/etc/os-release").context("/etc/os-release")?)?;
+    private_apt::keep(&home, &suite, |_| Ok(PACKAGES.map(str::to_owned).to_vec()))?;
     let program = home.join("usr/bin/qemu-system-x86_64");
     let (major, minor) = version(&program)?;
     ensure!((major, minor) >= SOUND, "that of the backports is {major}.{minor}");

@@ -23,7 +23,7 @@ pub(crate) struct PrivateApt {
 
 impl PrivateApt {
     /// For a suite, with all it needs and makes in `dir`. Its lists are fetched.
-    pub(crate) fn open(suite: &str, dir: &Path) -> Result<Self> {
+    fn open(suite: &str, dir: &Path) -> Result<Self> {
         for folder in ["state/lists/partial", "cache/archives/partial", "deb"] {
             fs::create_dir_all(dir.join(folder))?;
         }
@@ -42,7 +42,7 @@ impl PrivateApt {
     }
 
     /// Downloads packages and unpacks them, without those they depend on. Returns the folder that stands for `/`.
-    pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
+    fn unpack(&self, packages: &[String]) -> Result<PathBuf> {
         run(self.command("apt-get").arg("download").args(packages))?;
         let root = self.dir.join("root");
         for package in fs::read_dir(self.dir.join("deb"))? {
@@ -50,6 +50,25 @@ impl PrivateApt {
         }
         Ok(root)
     }
+}
+
+/// Has packages of a suite in the folder `root`, downloaded and unpacked at the first call: whole, or not there.
+pub(crate) fn keep(
+    root: &Path,
+    suite: &str,
+    packages: impl FnOnce(&PrivateApt) -> Result<Vec<String>>,
+) -> Result<()> {
+    if root.exists() {
+        return Ok(());
+    }
+    let fresh = root.with_extension("fresh");
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh)?;
+    }
+    let apt = PrivateApt::open(suite, &fresh)?;
+    fs::rename(apt.unpack(&packages(&apt)?)?, root)?;
+    fs::remove_dir_all(&fresh)?;
+    Ok(())
 }
 
 /// What keeps apt within `dir`.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use super::private_apt::{PrivateApt, run};
+use super::private_apt::{self, run};
 
 /// A series of containerd, each with its own generation of NRI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,13 +47,8 @@ pub fn binaries(series: Series) -> anyhow::Result<PathBuf> {
     let lock = File::create(home.join("lock"))?;
     lock.lock().context("lock the runtimes' cache")?;
     let root = home.join("root");
-    if !root.exists() {
-        let fresh = tempfile::tempdir_in(&home)?;
-        let unpacked = PrivateApt::open(series.suite(), fresh.path())
-            .and_then(|apt| apt.unpack(&["containerd"]))
-            .with_context(|| format!("get containerd from Debian {}", series.suite()))?;
-        fs::rename(unpacked, &root)?;
-    }
+    private_apt::keep(&root, series.suite(), |_| Ok(vec!["containerd".to_owned()]))
+        .with_context(|| format!("get containerd from Debian {}", series.suite()))?;
     let bin = root.join("usr/bin");
     let version = run(Command::new(bin.join("containerd")).arg("--version"))?;
     let number = version.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
