@@ -213,12 +213,12 @@ fn forward(space: Option<&str>) {
 
 /// A kernel reports its groups up to a second after it has joined them, and twice. No setting of a link forbids it.
 fn no_reports(space: Option<&str>) {
-    let inside = space.map_or_else(String::new, |space| format!("ip netns exec {space} "));
-    run(&format!(
-        "{inside}nft add table ip6 quiet ; \
-         add chain ip6 quiet output {{ type filter hook output priority 0 ; }} ; \
-         add rule ip6 quiet output icmpv6 type mld2-listener-report counter drop"
-    ));
+    inside(
+        space,
+        "nft add table ip6 quiet ; \
+         add chain ip6 quiet output { type filter hook output priority 0 ; } ; \
+         add rule ip6 quiet output icmpv6 type mld2-listener-report drop",
+    );
 }
 
 /// No frames of the kernel's own accord: what is counted is what the test sent.
@@ -229,8 +229,15 @@ fn quiet(space: Option<&str>, link: &str) {
 }
 
 fn sysctl(space: Option<&str>, setting: &str) {
-    let inside = space.map_or_else(String::new, |space| format!("ip netns exec {space} "));
-    run(&format!("{inside}sysctl -qw {setting}"));
+    inside(space, &format!("sysctl -qw {setting}"));
+}
+
+/// Runs a command in a namespace, or in the node's own.
+fn inside(space: Option<&str>, command: &str) {
+    match space {
+        Some(space) => run(&format!("ip netns exec {space} {command}")),
+        None => run(command),
+    };
 }
 
 impl Drop for Node {
