@@ -7,14 +7,14 @@ mod world;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aya::programs::tc::{SchedClassifier, TcAttachOptions, TcAttachType};
 use netferry::datapath::{AyaDatapath, Datapath, DatapathError, Placement};
 use netferry::link::MacAddr;
 use world::{
     LINK, LINK_MAC, PEER_V4, PEER_V6, POD_V4, POD_V6, Raw, WIRE, WIRE_MAC, World, able, drain, flood,
-    ifindex, run, spec, udp, udp_frame,
+    ifindex, run, spec, udp, udp_frame, wait_until,
 };
 
 #[test]
@@ -235,10 +235,7 @@ fn a_half_attached_endpoint_is_completed() {
     let half = datapath.verify(5, here).unwrap_err().to_string();
     assert!(half.contains("tcx/egress link is not pinned"), "{half}");
     // The kernel detaches a link that nothing holds a moment later.
-    let start = Instant::now();
-    while !datapath.foreign_programs(here).unwrap().is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(20), "the unpinned link stays");
-    }
+    wait_until("the unpinned link stays", || datapath.foreign_programs(here).unwrap().is_empty());
     datapath.attach(here, &spec(5)).unwrap();
     datapath.verify_inside(5, here).unwrap();
     run(&format!("ip link set {LINK} up"));
@@ -274,14 +271,11 @@ fn detach_leaves_nothing() {
             let dump = run(&format!("bpftool -j map dump pinned {}/maps/{map}", world.root.display()));
             assert_eq!(dump.trim(), "[]", "{map}");
         }
-        // The kernel frees a program a moment later.
-        let start = Instant::now();
         for program in attached {
             let id = program.id.to_string();
-            while Command::new("bpftool").args(["prog", "show", "id", &id]).output().unwrap().status.success()
-            {
-                assert!(start.elapsed() < Duration::from_secs(20), "program {id} is still loaded");
-            }
+            wait_until(&format!("program {id} is still loaded"), || {
+                !Command::new("bpftool").args(["prog", "show", "id", &id]).output().unwrap().status.success()
+            });
         }
     }
 }

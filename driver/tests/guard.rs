@@ -13,7 +13,7 @@ use netferry::datapath::{AyaDatapath, Datapath as _, EndpointSpec, Placement};
 use netferry::link::MacAddr;
 use world::{
     LINK, LINK_MAC, PEER_V4, POD_V4, POD_V6, Raw, WIRE, WIRE_MAC, World, able, drain, flood, ifindex, run,
-    spec, udp, udp_frame,
+    spec, udp, udp_frame, wait_until,
 };
 
 const OTHER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x66]);
@@ -36,14 +36,6 @@ fn hooks(datapath: &AyaDatapath, id: u32) -> Vec<(String, String, u32)> {
 
 fn xdp_of(world: &World) -> String {
     run(&format!("ip -n {} -d link show {LINK}", world.pod))
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
