@@ -256,8 +256,7 @@ async fn a_pod_sends_no_faster_than_its_limit() {
         println!("{peer}: {sent} frames sent; {:.0} bytes a second came", bytes / took);
         // Its burst is what 200 ms allow; the last frame may overdraw, and the clock is coarse.
         assert!(bytes <= BYTES_PER_SECOND * (took + 0.25), "{peer}: {bytes} bytes in {took} s");
-        // Where others have the CPU the sender may not come to all that it is allowed.
-        assert!(bytes >= BYTES_PER_SECOND * took * 0.2, "{peer}: {bytes} bytes in {took} s");
+        assert!(bytes >= BYTES_PER_SECOND * took * 0.5, "{peer}: {bytes} bytes in {took} s");
     }
     let id = attached[0].endpoint.expect("an endpoint");
     let stats = world.places.datapath().stats(id).expect("stats");

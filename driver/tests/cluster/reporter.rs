@@ -1,6 +1,9 @@
 //! The reporter: what it is told is written in the end, and nobody waits for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use netferry::{
     claim::{ClaimRef, Step},
@@ -58,8 +61,9 @@ async fn status_is_retried_until_it_is_written() {
     server.fail_next("PATCH", "/status", 1, Fault::Status(403));
     server.fail_next("PATCH", "/status", 1, Fault::DoneBut(504));
     memory.set(checkpoint(&claim, Some(Step::Attached)));
+    let before = Instant::now();
     reporter.claim_changed(&claim);
-    assert!(server.asked("GET", "/resourceclaims/").is_empty(), "the caller does not wait");
+    assert!(before.elapsed() < Duration::from_millis(50), "the caller does not wait");
     server.until("Ready", |server| is(server, "Ready", "True", "Attached")).await;
     server
         .until("the answer that was lost is found written", |server| {
@@ -168,8 +172,7 @@ async fn shutdown_writes_what_waits_and_keeps_its_bound() {
     let (reporter, task) = start(&server, &memory).await;
     server.fail_next("GET", "/resourceclaims/", 1000, Fault::Hang);
     reporter.claim_changed(&claim);
-    let ends = reporter.shutdown(task, Duration::from_millis(100));
-    tokio::time::timeout(Duration::from_secs(20), ends)
-        .await
-        .expect("it waits for a server that does not answer");
+    let before = Instant::now();
+    reporter.shutdown(task, Duration::from_millis(100)).await;
+    assert!(before.elapsed() < Duration::from_secs(1));
 }
