@@ -179,17 +179,19 @@ pub(super) struct Node {
 
 impl Node {
     async fn start(server: &ApiServer) -> Self {
-        Self::start_on(connect(server).await, Arc::default())
+        Self::start_on(connect(server).await, Arc::default(), &[])
     }
 
-    /// With the map that an earlier one has left.
-    pub(super) async fn paced(server: &ApiServer, pace: NodePace, map: Arc<Map>) -> Self {
+    /// With the map that an earlier one has left, and ports of networks from the first moment on, as a daemon has them
+    /// from its checkpoints: without a port what is left is nobody's.
+    pub(super) async fn paced(server: &ApiServer, pace: NodePace, map: Arc<Map>, here: &[&str]) -> Self {
         let cluster = connect(server).await.with_node_pace(pace).with_timeout(Duration::from_millis(300));
-        Self::start_on(cluster, map)
+        Self::start_on(cluster, map, here)
     }
 
-    fn start_on(cluster: KubeCluster, map: Arc<Map>) -> Self {
-        let (ports, demand) = (Arc::<Mutex<Ports>>::default(), Arc::<Demand>::default());
+    fn start_on(cluster: KubeCluster, map: Arc<Map>, here: &[&str]) -> Self {
+        let ports = Arc::new(Mutex::new(Ports { here: set(here), ..Ports::default() }));
+        let demand = Arc::<Demand>::default();
         let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(HERE)));
         let networks = Arc::new(Networks::default());
         networks.replace([

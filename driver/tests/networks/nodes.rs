@@ -67,7 +67,7 @@ async fn only_nodes_with_members_are_read() {
     claim_on(&server, "n2", ("b", "c"), "blue", Some(12));
     claim_on(&server, "n3", ("c", "c"), "red", Some(13));
     claim_on(&server, "n4", ("d", "c"), "blue", Some(14));
-    let here = Node::paced(&server, once(), Arc::default()).await;
+    let here = Node::paced(&server, once(), Arc::default(), &[]).await;
     // A prepare waits for nodes, too.
     assert!(here.demand.bring(&set(&["blue"])).await, "known");
     assert_eq!(read(&server), set(&[HERE, "n1", "n2"]));
@@ -97,7 +97,7 @@ async fn only_nodes_with_members_are_read() {
 async fn a_new_member_has_its_node_read_again() {
     let server = server().await;
     claim_on(&server, "n1", ("a", "c"), "blue", Some(11));
-    let here = Node::paced(&server, once(), Arc::default()).await;
+    let here = Node::paced(&server, once(), Arc::default(), &[]).await;
     here.here(&["blue"]);
     reached(&here, 11, at(1)).await;
     // It was replaced under its name.
@@ -122,7 +122,7 @@ async fn nodes_are_followed_without_news() {
     node(&server, "n2", 2);
     claim_on(&server, "n1", ("a", "c"), "blue", Some(11));
     claim_on(&server, "n2", ("b", "c"), "blue", Some(12));
-    let here = Node::paced(&server, often(), Arc::default()).await;
+    let here = Node::paced(&server, often(), Arc::default(), &[]).await;
     here.here(&["blue"]);
     here.has(&[11, 12]).await;
     let own = || here.table.lock().expect("table").own_address();
@@ -153,7 +153,7 @@ async fn nodes_are_followed_without_news() {
 async fn an_error_takes_nobody_away() {
     let server = server().await;
     claim_on(&server, "n1", ("a", "c"), "blue", Some(11));
-    let here = Node::paced(&server, often(), Arc::default()).await;
+    let here = Node::paced(&server, often(), Arc::default(), &[]).await;
     here.here(&["blue"]);
     reached(&here, 11, at(1)).await;
     for fault in [Fault::Status(500), Fault::Status(503), Fault::Status(429), Fault::Status(403), Fault::Hang]
@@ -200,8 +200,7 @@ async fn what_an_earlier_process_left_stays_until_the_node_answers() {
         map.put(&change).expect("put");
     }
     server.fail_next("GET", "/api/v1/nodes/", 1_000_000, Fault::Status(503));
-    let here = Node::paced(&server, often(), map).await;
-    here.here(&["blue"]);
+    let here = Node::paced(&server, often(), map, &["blue"]).await;
     here.has(&[11]).await;
     until("the node is asked for", || times(&server, "n1") > 3).await;
     assert_eq!(here.map.node_of(11), Some(at(200)));
