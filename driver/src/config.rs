@@ -99,6 +99,11 @@ pub struct StateArgs {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/netferry")]
     pub state_dir: PathBuf,
 
+    /// Folder of what a reboot takes away: below it the network namespaces of pods are held. It must be on a shared mount of
+    /// the host.
+    #[arg(long, value_name = "DIR", default_value = "/run/netferry")]
+    pub run_dir: PathBuf,
+
     /// Folder for pins, on a bpf file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/netferry")]
     pub bpffs: PathBuf,
@@ -109,6 +114,12 @@ impl StateArgs {
     #[must_use]
     pub fn pin_root(&self) -> PathBuf {
         self.bpffs.join("v1")
+    }
+
+    /// Where network namespaces of pods are held.
+    #[must_use]
+    pub fn netns_dir(&self) -> PathBuf {
+        self.run_dir.join("netns")
     }
 
     /// Where the daemon tells flow events.

@@ -38,6 +38,7 @@ use crate::{
     link::kernel::KernelLinks,
     measured::Measured,
     metrics::{Metrics, Sources},
+    netns::KernelNamespaces,
     network::{
         NetworkRef, Networks,
         demand::ports_here,
@@ -57,7 +58,7 @@ use crate::{
     publish::publisher::{self, PublishOptions, PublishStats},
     readiness::{Part, Readiness},
     repair::{self, RepairWatch},
-    sandbox::Sandboxes,
+    sandbox::{self, Sandboxes},
     status::{Backoff, Reporter},
     telemetry::chain,
 };
@@ -197,8 +198,13 @@ impl Parts {
             &config.driver_name,
             Backoff::default(),
         );
-        let attacher =
-            Attacher::new(Arc::new(KernelLinks::new()), Arc::clone(&datapath) as _, Arc::clone(&store));
+        let namespaces = Arc::new(KernelNamespaces::new(config.state.netns_dir()));
+        let attacher = Attacher::new(
+            Arc::new(KernelLinks::new()),
+            namespaces,
+            Arc::clone(&datapath) as _,
+            Arc::clone(&store),
+        );
         let guard = PodGuard { cgroups: config.cgroup_root.clone(), unguarded: config.unguarded_pods };
         let peers = Arc::new(PolicyPeers::new(
             Arc::clone(&table),
@@ -213,11 +219,15 @@ impl Parts {
         let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)).making(made_of));
         tasks.spawn("policy peers", peers.run(watching, stop.clone()));
         let watcher = discover(config, &store, stop.clone()).await?;
+        let registry = Arc::new(sandbox::Registry::default());
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),
             store: Arc::clone(&store),
+            cluster: Arc::clone(&cluster),
             reporter: reporter.clone(),
             metrics: Arc::clone(&metrics),
+            registry: Arc::clone(&registry),
+            wake: Arc::default(),
         });
 
         if let Some(address) = config.http_address.0 {
@@ -280,6 +290,8 @@ impl Parts {
         tasks.spawn("nri", crate::nri::session::run(nri, Arc::clone(&sandboxes) as _, runtime, stop.clone()));
 
         tasks.spawn("sweep", Arc::clone(&sandboxes).sweep_until(stop.clone()));
+        let inventory = watcher.inventory.clone();
+        tasks.spawn("attach again", Arc::clone(&sandboxes).retry_until(inventory, stop.clone()));
 
         let (pins, socket) = (config.state.pin_root(), config.state.flows_socket());
         let flow_log = FlowLog::open(&pins, &socket, Arc::clone(&store), Arc::clone(&metrics));

@@ -145,7 +145,7 @@ impl<T: Told> DriftWatch<T> {
             let host_end = self.links.get(&Namespace::Host, &host_end).await;
             (Namespace::Host, host_end.ok().map(|link| link.ifindex))
         } else {
-            (Namespace::at(&attachment.sandbox.netns), attachment.pod_ifindex)
+            (attachment.sandbox.held(), attachment.pod_ifindex)
         };
         let look = move || {
             // A device that is gone is not unprotected; the sweep finds out.

@@ -24,6 +24,7 @@ pub mod http;
 pub mod link;
 pub mod measured;
 pub mod metrics;
+pub mod netns;
 pub mod network;
 pub mod nri;
 pub mod publish;

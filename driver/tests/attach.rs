@@ -76,7 +76,12 @@ async fn a_failure_of_any_link_step_leaves_the_host_as_before() {
     let mut nth = 0;
     loop {
         let links = Arc::new(Interrupted::new(world.places.links(), nth));
-        let attacher = Attacher::new(links, Arc::new(world.places.datapath()), world.places.store());
+        let attacher = Attacher::new(
+            links,
+            Arc::new(world.places.namespaces()),
+            Arc::new(world.places.datapath()),
+            world.places.store(),
+        );
         let Err(failed) = attacher.attach(&world.places.sandbox()).await else { break };
         assert!(failed.to_string().contains("asked for by the test"), "{failed}");
         assert_eq!(failed.problems, [], "step {nth}");
@@ -94,7 +99,12 @@ async fn a_failure_of_any_program_step_leaves_the_host_as_before() {
     let mut nth = 0;
     loop {
         let datapath = Arc::new(Interrupted::new(world.places.datapath(), nth));
-        let attacher = Attacher::new(Arc::new(world.places.links()), datapath, world.places.store());
+        let attacher = Attacher::new(
+            Arc::new(world.places.links()),
+            Arc::new(world.places.namespaces()),
+            datapath,
+            world.places.store(),
+        );
         let attacher = world.places.guarded(attacher);
         let Err(failed) = attacher.attach(&world.places.sandbox()).await else { break };
         assert!(failed.to_string().contains("asked for by the test"), "{failed}");

@@ -72,7 +72,7 @@ fn prepare(world: &World, fields: &Value) {
     };
     let plan = plan(&claim, &asked, &place).expect("a plan");
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned);
-    let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces: interfaces.collect() };
+    let checkpoint = Checkpoint::new(plan.claim, plan.pods, interfaces.collect());
     world.places.store().put(checkpoint).expect("checkpoint");
 }
 
@@ -209,7 +209,12 @@ async fn a_failure_on_the_way_leaves_neither_policy_nor_limits() {
     loop {
         let nth = u32::try_from(failed.len()).expect("few steps");
         let datapath = Arc::new(Interrupted::new(world.places.datapath(), nth));
-        let attacher = Attacher::new(Arc::new(world.places.links()), datapath, world.places.store());
+        let attacher = Attacher::new(
+            Arc::new(world.places.links()),
+            Arc::new(world.places.namespaces()),
+            datapath,
+            world.places.store(),
+        );
         let Err(error) = attacher.attach(&world.places.sandbox()).await else { break };
         world.assert_home(&error.to_string());
         assert_no_entries(&world, &error.to_string());

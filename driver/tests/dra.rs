@@ -18,7 +18,7 @@ use std::{
 use daemon::{DRIVER, Daemon, Objects, device};
 use kubelet::{Kubelet, OLDER};
 use netferry::{
-    claim::{Attachment, Checkpoint, ClaimRef, Sandbox, Step},
+    claim::{Attachment, Checkpoint, ClaimRef, Step},
     device::Inventory,
     dra::registration::RegistrationState,
 };
@@ -194,7 +194,11 @@ async fn a_link_that_is_out_comes_home_before_the_claim_is_forgotten() {
         let pod = checkpoint.pods[0].clone();
         checkpoint.interfaces[0].attachment = Some(Attachment {
             step: Step::Attached,
-            sandbox: Sandbox { id: "s1".into(), pod, netns: "/run/netns/x".into() },
+            sandbox: serde_json::from_value(json!({
+                "id": "s1", "pod": pod, "netns": "/run/netns/x", "hold": "/run/netferry/netns/x",
+                "namespace": {"cookie": 1, "bootId": "b", "dev": 4, "ino": 1},
+            }))
+            .unwrap(),
             endpoint: Some(1),
             home: Some(serde_json::from_value(json!({
                 "link": {"ifindex": 2, "name": "ens5", "mac": null, "permanentMac": null, "mtu": 1500, "up": true,

@@ -71,7 +71,7 @@ async fn every_kind_is_discovered() {
 fn claim(world: &World, plan: InterfacePlan) {
     let claim = ClaimRef { namespace: "default".into(), name: "c".into(), uid: "c".into() };
     let interfaces = vec![InterfaceRecord::planned(plan)];
-    world.places.store().put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
+    world.places.store().put(Checkpoint::new(claim, vec![pod_ref()], interfaces)).expect("checkpoint");
 }
 
 /// Attaches one link with strict isolation, looks at it from the pod, and brings it home as it was.

@@ -61,7 +61,9 @@ impl Stand {
             Arc::clone(&datapath) as _,
             file,
         ));
-        let attacher = Attacher::new(Arc::new(node.links()), datapath, store).knowing(Arc::clone(&peers));
+        let attacher =
+            Attacher::new(Arc::new(node.links()), Arc::new(node.places.namespaces()), datapath, store)
+                .knowing(Arc::clone(&peers));
         Some(Self { node, table, peers, attacher, dir })
     }
 

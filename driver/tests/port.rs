@@ -135,9 +135,19 @@ async fn a_failure_of_any_step_leaves_no_port() {
         loop {
             let (links, datapath) = (pods.links(), pods.places.datapath());
             let attacher = if what == "link" {
-                Attacher::new(Arc::new(Interrupted::new(links, nth)), Arc::new(datapath), pods.places.store())
+                Attacher::new(
+                    Arc::new(Interrupted::new(links, nth)),
+                    Arc::new(pods.places.namespaces()),
+                    Arc::new(datapath),
+                    pods.places.store(),
+                )
             } else {
-                Attacher::new(Arc::new(links), Arc::new(Interrupted::new(datapath, nth)), pods.places.store())
+                Attacher::new(
+                    Arc::new(links),
+                    Arc::new(pods.places.namespaces()),
+                    Arc::new(Interrupted::new(datapath, nth)),
+                    pods.places.store(),
+                )
             };
             let attacher = attacher.making(ports());
             let Err(failed) = attacher.attach(&pods.sandbox(0)).await else { break };

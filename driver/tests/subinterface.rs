@@ -94,7 +94,7 @@ fn plan(uid: &str, sub_interface: SubInterface, last: u8) -> InterfacePlan {
 
 fn claim(world: &World, uid: &str, pod: PodRef, plan: InterfacePlan) {
     let interfaces = vec![InterfaceRecord::planned(plan)];
-    let checkpoint = Checkpoint { claim: claim_ref(uid), pods: vec![pod], interfaces };
+    let checkpoint = Checkpoint::new(claim_ref(uid), vec![pod], interfaces);
     world.places.store().put(checkpoint).expect("checkpoint");
 }
 

@@ -13,6 +13,7 @@ use netferry::{
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{AyaDatapath, Isolation},
     link::{MacAddr, Route, Scope, kernel::KernelLinks},
+    netns::KernelNamespaces,
     nri::PodSandbox,
 };
 use tempfile::TempDir;
@@ -30,6 +31,7 @@ pub(crate) struct Host {
     pod: NetNs,
     pins: PathBuf,
     store: Arc<Store>,
+    namespaces: Arc<KernelNamespaces>,
     links: Arc<KernelLinks>,
     datapath: Option<Arc<AyaDatapath>>,
     attacher: Option<Attacher>,
@@ -62,12 +64,18 @@ impl Host {
         let store = Arc::new(Store::open(disk.path()).expect("store").0);
         let claim = ClaimRef { namespace: "default".into(), name: CLAIM.into(), uid: CLAIM.into() };
         let interfaces = vec![InterfaceRecord::planned(plan())];
-        store.put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
+        store.put(Checkpoint::new(claim, vec![pod_ref()], interfaces)).expect("checkpoint");
         let links = Arc::new(KernelLinks::new());
         let datapath = Arc::new(AyaDatapath::open(&pins).expect("datapath"));
-        let attacher = Attacher::new(Arc::clone(&links) as _, Arc::clone(&datapath) as _, Arc::clone(&store));
+        let namespaces = Arc::new(KernelNamespaces::new(disk.path().join("netns")));
+        let attacher = Attacher::new(
+            Arc::clone(&links) as _,
+            Arc::clone(&namespaces) as _,
+            Arc::clone(&datapath) as _,
+            Arc::clone(&store),
+        );
         let (attacher, datapath) = (Some(attacher), Some(datapath));
-        Self { _peer: peer, pod, pins, store, links, datapath, attacher, _disk: disk }
+        Self { _peer: peer, pod, pins, store, namespaces, links, datapath, attacher, _disk: disk }
     }
 
     /// Attach and return so many times; how long each took.
@@ -85,7 +93,12 @@ impl Host {
         let steps: Steps = Arc::new(Mutex::default());
         let links = Watched::new(Arc::clone(&self.links), &steps);
         let datapath = Watched::new(Arc::clone(self.datapath.as_ref().expect("open")), &steps);
-        let attacher = Attacher::new(Arc::new(links), Arc::new(datapath), Arc::clone(&self.store));
+        let attacher = Attacher::new(
+            Arc::new(links),
+            Arc::clone(&self.namespaces) as _,
+            Arc::new(datapath),
+            Arc::clone(&self.store),
+        );
         let taken = || std::mem::take(&mut *steps.lock().expect("steps"));
         let (mut way_in, mut way_home) = (Spread::default(), Spread::default());
         for _ in 0..times {
@@ -111,7 +124,14 @@ impl Host {
 
     fn sandbox(&self) -> PodSandbox {
         let netns = Some(self.pod.path.clone());
-        PodSandbox { id: "s1".into(), pod: pod_ref(), netns, cgroup_parent: None }
+        PodSandbox {
+            id: "s1".into(),
+            pod: pod_ref(),
+            netns,
+            cgroup_parent: None,
+            is_static: false,
+            has_containers: false,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 use netferry::{
     claim::{
-        ClaimRef,
+        ClaimRef, PodRef,
         config::API_VERSION,
         service::{Claims, Release, Reporter},
         store::Store,
@@ -117,6 +117,9 @@ impl Cluster for Answers {
     }
     async fn node(&self) -> Result<NodeRef, ClusterError> {
         not_asked()
+    }
+    async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
     }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         not_asked()

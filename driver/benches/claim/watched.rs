@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -163,6 +164,10 @@ impl<T: Datapath> Datapath for Watched<T> {
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         let start = Instant::now();
         self.note("programs verify_inside", start, self.inner.verify_inside(id, ifindex))
+    }
+    fn serves(&self, id: EndpointId, netns: &Path, ifindex: u32) -> Result<bool, DatapathError> {
+        let start = Instant::now();
+        self.note("programs serves", start, self.inner.serves(id, netns, ifindex))
     }
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
         let start = Instant::now();

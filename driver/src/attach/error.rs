@@ -1,12 +1,13 @@
 //! What keeps a sandbox from getting its links.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::PathBuf};
 
 use super::Problem;
 use crate::{
-    claim::{ClaimRef, PodRef, store::StoreError},
+    claim::{ClaimRef, PodRef, on_host_network, store::StoreError},
     datapath::{DatapathError, cgroup::CgroupError},
     link::LinkError,
+    netns::NetnsError,
     telemetry::chain,
 };
 
@@ -14,13 +15,24 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The pod has claims but no network namespace of its own.
-    #[error(
-        "pod {0} uses the host's network (hostNetwork: true) and claims network devices: a claimed device is \
-         moved into the pod's own network namespace; remove the claim or hostNetwork"
-    )]
+    #[error("{}", on_host_network(.0))]
     HostNetwork(PodRef),
+    /// The sandbox has no network namespace that can be entered.
+    #[error("the pod's sandbox has no network namespace")]
+    Namespace(#[from] NetnsError),
+    /// A namespace is the sandbox of one pod.
+    #[error("{} is the network namespace of pod {holder}", path.display())]
+    OtherSandbox {
+        /// The path that the runtime gave.
+        path: PathBuf,
+        /// The pod whose links are in it.
+        holder: PodRef,
+    },
     /// Another pod has the device.
-    #[error("device {device} is in pod {holder}")]
+    #[error(
+        "device {device} is in pod {holder}, and a device is in one pod at a time: this pod has it when that one is gone; \
+         in a Deployment, `strategy: Recreate` or `maxUnavailable: 1` ends the old pod before the new one waits for it"
+    )]
     InUse {
         /// The device.
         device: String,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{AttachError, Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
 use crate::{
-    claim::{Attachment, ClaimRef, InterfacePlan, Made, Step, Upper},
+    claim::{Attachment, ClaimRef, InterfacePlan, InterfaceRecord, Made, Step, Upper},
     link::{Home, Link, LinkError, Namespace},
     telemetry::chain,
 };
@@ -30,13 +30,13 @@ impl Attacher {
     /// Errors become problems; what could not be finished is tried again by the next call.
     pub async fn give_back(&self, sandbox_id: &str) -> Outcome {
         let _turn = self.turn.lock().await;
-        self.give_back_where(|_, attachment| attachment.sandbox.id == sandbox_id).await
+        self.give_back_where(|_, _, attachment| attachment.sandbox.id == sandbox_id).await
     }
 
     /// Bring home everything of a claim, wherever it is.
     pub async fn give_back_claim(&self, uid: &str) -> Outcome {
         let _turn = self.turn.lock().await;
-        let mut outcome = self.give_back_where(|claim, _| claim.uid == uid).await;
+        let mut outcome = self.give_back_where(|claim, _, _| claim.uid == uid).await;
         if let Err(error) = self.unprotect(uid).await {
             let claim = self.store.get(uid).map(|checkpoint| checkpoint.claim);
             let note = format!("programs on a link that waits at home: {}", chain(&error));
@@ -45,38 +45,38 @@ impl Attacher {
         outcome
     }
 
-    /// Bring home what no event will: the links of sandboxes whose namespace is gone, and what an earlier
-    /// return or undo could not finish. containerd tells no stop of a sandbox that is older than its own
-    /// start (`needsStopping`, pkg/nri/nri.go, forgets them), so a claim would look attached until unprepare.
+    /// Bring home what no event will: the links of sandboxes that have ended, and what an earlier return or undo could not
+    /// finish. containerd reports no stop of a sandbox that is older than its own start (`needsStopping`,
+    /// pkg/nri/nri.go, forgets them). Nothing of a pod may stay for long by the namespace that is held for its links.
     pub async fn sweep(&self) -> Outcome {
         let _turn = self.turn.lock().await;
-        let mut gone = BTreeSet::new();
-        for checkpoint in self.store.all() {
-            for attachment in
-                checkpoint.interfaces.iter().filter_map(|interface| interface.attachment.as_ref())
-            {
-                let links = self.links.list(&namespace_of(&attachment.sandbox)).await;
-                if attachment.step != Step::Attached || matches!(links, Err(LinkError::NamespaceGone { .. }))
-                {
-                    gone.insert(attachment.sandbox.id.clone());
-                }
+        let mut ended = BTreeSet::new();
+        for attachment in self.attachments() {
+            if attachment.step != Step::Attached || !self.may_live(&attachment.sandbox).await {
+                ended.insert(attachment.sandbox.namespace);
             }
         }
-        if gone.is_empty() {
+        if ended.is_empty() {
             return Outcome::default();
         }
-        self.give_back_where(|_, attachment| gone.contains(&attachment.sandbox.id)).await
+        self.give_back_where(|_, _, attachment| ended.contains(&attachment.sandbox.namespace)).await
     }
 
-    pub(super) async fn give_back_where(&self, wanted: impl Fn(&ClaimRef, &Attachment) -> bool) -> Outcome {
+    /// Bring home the interfaces that are wanted, and let go of namespaces that no interface is in any more.
+    pub(super) async fn give_back_where(
+        &self,
+        wanted: impl Fn(&ClaimRef, &InterfaceRecord, &Attachment) -> bool,
+    ) -> Outcome {
         let mut outcome = Outcome::default();
+        let mut holds = BTreeSet::new();
         for checkpoint in self.store.all() {
             let mut touched = false;
             // The last one in is the first one out.
             for interface in checkpoint.interfaces.iter().rev() {
                 let Some(attachment) = &interface.attachment else { continue };
-                if wanted(&checkpoint.claim, attachment) {
+                if wanted(&checkpoint.claim, interface, attachment) {
                     touched = true;
+                    holds.insert(attachment.sandbox.hold.clone());
                     outcome
                         .problems
                         .extend(self.bring_home(&checkpoint.claim, &interface.plan, attachment).await);
@@ -89,6 +89,7 @@ impl Attacher {
                 outcome.returned.push(checkpoint.claim);
             }
         }
+        self.release_unused(holds).await;
         outcome
     }
 
@@ -297,7 +298,7 @@ impl Return<'_> {
 }
 
 /// `nf-` and the old name, with a number after the first try, in 15 characters.
-fn free_name(base: &str, number: u32) -> String {
+pub(super) fn free_name(base: &str, number: u32) -> String {
     let end = if number == 0 { String::new() } else { format!("-{number}") };
     let room = MAX_NAME - 3 - end.len();
     let mut cut = base.len().min(room);

@@ -11,7 +11,9 @@ use crate::{
     },
     datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Isolation, Placement},
     link::{Address, Home, Link, LinkError, LinkRef, Namespace, SubInterface},
+    netns::Hold,
     nri::PodSandbox,
+    telemetry::chain,
 };
 
 /// `IFA_F_NODAD` (linux/if_addr.h).
@@ -27,35 +29,55 @@ struct Job {
 
 impl Attacher {
     /// Attach every interface of the pod's claims to its sandbox. Says what it did even for interfaces that
-    /// were there already. On an error every interface of the pod is back home.
+    /// were there already. On an error what this call has attached is back home, and nothing else has changed.
     pub async fn attach(&self, sandbox: &PodSandbox) -> Result<Outcome, AttachFailed> {
         let _turn = self.turn.lock().await;
         self.attach_in_turn(sandbox).await
     }
 
     pub(super) async fn attach_in_turn(&self, sandbox: &PodSandbox) -> Result<Outcome, AttachFailed> {
-        let mut outcome = Outcome::default();
-        let claims: Vec<Checkpoint> = self.store.by_pod(&sandbox.pod.uid);
-        let wanted = claims.iter().any(|claim| claim.pods.iter().any(|pod| pod.uid == sandbox.pod.uid));
-        if !wanted {
-            return Ok(outcome);
+        let uid = &sandbox.pod.uid;
+        if !self.store.by_pod(uid).iter().any(|claim| claim.is_for(uid)) {
+            return Ok(Outcome::default());
         }
         let Some(netns) = sandbox.netns.clone() else {
             return Err(AttachFailed::of_pod(AttachError::HostNetwork(sandbox.pod.clone())));
         };
-        let cgroup = sandbox.cgroup_parent.clone();
-        let sandbox = Sandbox { id: sandbox.id.clone(), pod: sandbox.pod.clone(), netns };
+        let hold = self.namespaces.hold(&netns).await.map_err(AttachFailed::of_pod)?;
+        let Hold { id: namespace, path: hold } = hold;
+        let (id, pod) = (sandbox.id.clone(), sandbox.pod.clone());
+        let to = Sandbox { id, pod, netns, namespace, hold };
+        let result = self.attach_to(&to, sandbox.cgroup_parent.as_deref()).await;
+        self.release_unused([to.hold]).await;
+        result
+    }
+
+    async fn attach_to(&self, sandbox: &Sandbox, cgroup: Option<&str>) -> Result<Outcome, AttachFailed> {
+        let mut outcome = Outcome::default();
+        let others = self.attachments().into_iter().find(|attachment| {
+            attachment.sandbox.namespace == sandbox.namespace && attachment.sandbox.pod.uid != sandbox.pod.uid
+        });
+        if let Some(Attachment { sandbox: Sandbox { pod: holder, .. }, .. }) = others {
+            let path = sandbox.netns.clone();
+            return Err(AttachFailed::of_pod(AttachError::OtherSandbox { path, holder }));
+        }
         // What another sandbox of this pod has, or an earlier try left half done, comes home first.
         let stale = |attachment: &Attachment| {
             attachment.sandbox.pod.uid == sandbox.pod.uid
-                && (attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached)
+                && (attachment.sandbox.id != sandbox.id
+                    || attachment.sandbox.namespace != sandbox.namespace
+                    || attachment.step != Step::Attached)
         };
-        outcome.problems = self.give_back_where(|_, attachment| stale(attachment)).await.problems;
-        match self.attach_claims(&sandbox, cgroup.as_deref()).await {
+        outcome.problems = self.give_back_where(|_, _, attachment| stale(attachment)).await.problems;
+        let mut tried = BTreeSet::new();
+        match self.attach_claims(sandbox, cgroup, &mut tried).await {
             Ok(attached) => outcome.attached = attached,
             Err(mut failed) => {
-                let ours = |attachment: &Attachment| attachment.sandbox.id == sandbox.id;
-                let undone = self.give_back_where(|_, attachment| ours(attachment)).await;
+                // What was there before this call stays with the containers that use it.
+                let ours = |claim: &ClaimRef, interface: &InterfaceRecord| {
+                    tried.contains(&(claim.uid.clone(), interface.plan.key()))
+                };
+                let undone = self.give_back_where(|claim, interface, _| ours(claim, interface)).await;
                 failed.problems = outcome.problems.into_iter().chain(undone.problems).collect();
                 return Err(failed);
             }
@@ -63,14 +85,20 @@ impl Attacher {
         Ok(outcome)
     }
 
+    /// Every attachment on record.
+    pub(super) fn attachments(&self) -> Vec<Attachment> {
+        let interfaces = self.store.all().into_iter().flat_map(|checkpoint| checkpoint.interfaces);
+        interfaces.filter_map(|interface| interface.attachment).collect()
+    }
+
     async fn attach_claims(
         &self,
         sandbox: &Sandbox,
         cgroup: Option<&str>,
+        tried: &mut BTreeSet<(String, InterfaceKey)>,
     ) -> Result<Vec<AttachedInterface>, AttachFailed> {
         let claims: Vec<Checkpoint> = self.store.by_pod(&sandbox.pod.uid);
-        let claims: Vec<&Checkpoint> =
-            claims.iter().filter(|claim| claim.pods.iter().any(|pod| pod.uid == sandbox.pod.uid)).collect();
+        let claims: Vec<&Checkpoint> = claims.iter().filter(|claim| claim.is_for(&sandbox.pod.uid)).collect();
         no_conflicts(&claims)?;
         let mut attached = Vec::new();
         let mut jobs = Vec::new();
@@ -90,6 +118,7 @@ impl Attacher {
                 }
             }
         }
+        tried.extend(jobs.iter().map(|job| (job.claim.uid.clone(), job.plan.key())));
         self.room_in(sandbox, &jobs).await?;
         self.write_step(&jobs).await?;
         for job in &mut jobs {
@@ -120,8 +149,25 @@ impl Attacher {
         if attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached {
             return Err(AttachError::NotHome { device, sandbox: attachment.sandbox.id.clone() });
         }
-        let programs = self.check(&interface.plan, attachment).await?;
-        Ok(Some(shown(claim, &interface.plan, attachment, programs)))
+        match self.check(&interface.plan, attachment).await {
+            Ok(programs) => Ok(Some(shown(claim, &interface.plan, attachment, programs))),
+            // It was deleted, or has lost its programs: it comes home, or is made anew, and goes in again whole.
+            Err(
+                found @ (AttachError::Link(LinkError::NotFound { .. })
+                | AttachError::Datapath(DatapathError::NotProtected { .. })),
+            ) => {
+                tracing::warn!(%claim, device, "taken out of its pod: {}", chain(&found));
+                let key = interface.plan.key();
+                let lost = |of: &ClaimRef, it: &InterfaceRecord| of == claim && it.plan.key() == key;
+                self.give_back_where(|of, it, _| lost(of, it)).await;
+                let record = self.store.get(&claim.uid);
+                let out = record.is_some_and(|record| {
+                    record.interfaces.iter().any(|it| it.plan.key() == key && it.attachment.is_some())
+                });
+                if out { Err(AttachError::NotHome { device, sandbox: sandbox.id.clone() }) } else { Ok(None) }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether an attached interface is where it should be, with its programs.
@@ -276,7 +322,7 @@ impl Attacher {
         crossing("attach-after-move")?;
         let mut programs = Vec::new();
         if let Some(id) = attachment.endpoint.filter(|_| inside) {
-            let (spec, netns) = (endpoint_spec(plan, id, home)?, attachment.sandbox.netns.clone());
+            let (spec, netns) = (endpoint_spec(plan, id, home)?, attachment.sandbox.hold.clone());
             self.datapath(move |datapath| datapath.attach_inside(&netns, ifindex, &spec)).await?;
             self.restrict(id, plan).await?;
         }

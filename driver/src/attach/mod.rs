@@ -6,11 +6,13 @@
 //! link is and does what is missing. A failed attach, a stopped pod and a crash are all cleared up by that
 //! one way.
 
+mod alive;
 mod compare;
 mod error;
 mod find;
 mod give_back;
 mod guard;
+mod holds;
 mod into_pod;
 mod lease;
 mod outcome;
@@ -42,10 +44,12 @@ use crate::{
     },
     datapath::{Datapath, DatapathError, EndpointId},
     link::{Links, Namespace, PairKind},
+    netns::Namespaces,
     network::peers::PolicyPeers,
 };
 
 pub use self::{
+    alive::{Alive, Ended},
     compare::Deviation,
     error::{AttachError, AttachFailed},
     guard::{PodGuard, Unguarded},
@@ -72,6 +76,7 @@ pub const FAILPOINTS: [&str; 11] = [
 /// Attaches the claims of sandboxes, and returns their links.
 pub struct Attacher {
     links: Arc<dyn Links>,
+    namespaces: Arc<dyn Namespaces>,
     datapath: Arc<dyn Datapath>,
     store: Arc<Store>,
     /// `None`: pods are not guarded, which only tests want.
@@ -91,9 +96,15 @@ pub struct Attacher {
 impl Attacher {
     /// An attacher over these parts.
     #[must_use]
-    pub fn new(links: Arc<dyn Links>, datapath: Arc<dyn Datapath>, store: Arc<Store>) -> Self {
+    pub fn new(
+        links: Arc<dyn Links>,
+        namespaces: Arc<dyn Namespaces>,
+        datapath: Arc<dyn Datapath>,
+        store: Arc<Store>,
+    ) -> Self {
         Self {
             links,
+            namespaces,
             datapath,
             store,
             guard: None,
@@ -161,9 +172,9 @@ fn next_id(id: EndpointId) -> EndpointId {
     id.checked_add(1).filter(|id| *id < SCOPE_ENDPOINT).unwrap_or(1)
 }
 
-/// The namespace of a sandbox.
+/// The namespace of a sandbox, as the driver holds it.
 fn namespace_of(sandbox: &crate::claim::Sandbox) -> Namespace {
-    Namespace::at(&sandbox.netns)
+    sandbox.held()
 }
 
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {

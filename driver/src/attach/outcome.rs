@@ -65,6 +65,8 @@ pub enum Reason {
     Unprotected,
     /// A live sandbox could not get its interfaces at a restart.
     NotAttached,
+    /// A network namespace was held for no claim: it was looked into, and let go of.
+    NamespaceHeld,
 }
 
 impl Reason {
@@ -79,6 +81,7 @@ impl Reason {
             Self::ProgramsLeft => "ProgramsLeft",
             Self::Unprotected => "LinkUnprotected",
             Self::NotAttached => "LinkNotAttached",
+            Self::NamespaceHeld => "NamespaceHeld",
         }
     }
 }

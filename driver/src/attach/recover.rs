@@ -1,6 +1,6 @@
 //! After a restart: keep what lives, return what is dead, finish what was half done.
 
-use super::{AttachError, Attacher, Outcome, Problem, Reason, port::is_end};
+use super::{Alive, AttachError, Attacher, Outcome, Problem, Reason, port::is_end};
 use crate::{
     claim::{Attachment, Step, made::is_host_name},
     datapath::{DatapathError, EndpointId},
@@ -10,13 +10,18 @@ use crate::{
 };
 
 impl Attacher {
-    /// Bring checkpoints, kernel and runtime together. `alive` are all sandboxes the runtime has, as it tells
-    /// them after a connection. May be called at any time and as often as wanted.
-    pub async fn recover(&self, alive: &[PodSandbox]) -> Outcome {
+    /// Bring checkpoints, kernel and runtime together. `listed` are all sandboxes the runtime has, dead ones among them, in
+    /// any order, as it lists them after a connection. May be called at any time and as often as wanted.
+    pub async fn recover(&self, listed: &[PodSandbox]) -> Outcome {
+        self.recover_with(listed).await.0
+    }
+
+    /// [`Attacher::recover`], and what became of each sandbox.
+    pub async fn recover_with(&self, listed: &[PodSandbox]) -> (Outcome, Alive) {
         let _turn = self.turn.lock().await;
-        let mut outcome = self.return_what_cannot_stay(alive).await;
-        outcome.problems.extend(self.detach_orphans().await);
-        for sandbox in alive {
+        let alive = self.alive(listed).await;
+        let mut outcome = self.return_what_cannot_stay(&alive).await;
+        for sandbox in &alive.sandboxes {
             match self.attach_in_turn(sandbox).await {
                 Ok(mut attached) => {
                     outcome.attached.append(&mut attached.attached);
@@ -24,7 +29,6 @@ impl Attacher {
                 }
                 Err(failed) => {
                     let note = format!("sandbox {}: {failed}", sandbox.id);
-                    tracing::warn!(pod = %sandbox.pod, "{note}");
                     let pod = Some(sandbox.pod.clone());
                     let claim = failed.claim.as_deref().cloned();
                     outcome.problems.push(Problem { claim, pod, reason: Reason::NotAttached, note });
@@ -32,15 +36,18 @@ impl Attacher {
                 }
             }
         }
-        outcome
+        // Last: what a lost checkpoint has left must not keep living pods waiting.
+        outcome.problems.extend(self.clear_holds().await);
+        outcome.problems.extend(self.detach_orphans().await);
+        (outcome, alive)
     }
 
-    async fn return_what_cannot_stay(&self, alive: &[PodSandbox]) -> Outcome {
+    /// Return what no living sandbox has. An interface of a living one that is not as it must be comes home too: the attach
+    /// that follows puts it in again, whole.
+    async fn return_what_cannot_stay(&self, alive: &Alive) -> Outcome {
         let lives = |attachment: &Attachment| {
-            alive.iter().any(|sandbox| {
-                sandbox.id == attachment.sandbox.id
-                    && sandbox.netns.as_ref().is_none_or(|netns| *netns == attachment.sandbox.netns)
-            })
+            alive.uncertain.contains(&attachment.sandbox.id)
+                || alive.sandboxes.iter().any(|sandbox| sandbox.id == attachment.sandbox.id)
         };
         let mut broken = Vec::new();
         let mut problems = Vec::new();
@@ -63,7 +70,7 @@ impl Attacher {
             }
         }
         let mut outcome = self
-            .give_back_where(|_, attachment| {
+            .give_back_where(|_, _, attachment| {
                 attachment.step != Step::Attached || !lives(attachment) || broken.contains(attachment)
             })
             .await;
@@ -75,7 +82,16 @@ impl Attacher {
     /// As [`Attacher::recover`] does, but at any time: endpoints and map entries that no checkpoint knows.
     pub async fn clear_orphans(&self) -> Vec<Problem> {
         let _turn = self.turn.lock().await;
-        self.detach_orphans().await
+        let mut problems = self.clear_holds().await;
+        problems.extend(self.detach_orphans().await);
+        problems
+    }
+
+    /// Endpoints that no checkpoint knows.
+    pub(super) async fn orphans(&self) -> Result<Vec<EndpointId>, DatapathError> {
+        let endpoints = self.datapath(|datapath| datapath.endpoints()).await?;
+        let held = self.held_endpoints();
+        Ok(endpoints.into_iter().filter(|id| !held.contains(id)).collect())
     }
 
     /// A pair that no checkpoint knows has no pod that waits for it. It is ours if our programs are on it and its name is
@@ -100,13 +116,12 @@ impl Attacher {
     /// then the programs stay, with the gate closed.
     async fn detach_orphans(&self) -> Vec<Problem> {
         let problem = |note| Problem { claim: None, pod: None, reason: Reason::ProgramsLeft, note };
-        let endpoints = match self.datapath(|datapath| datapath.endpoints()).await {
-            Ok(endpoints) => endpoints,
+        let orphans = match self.orphans().await {
+            Ok(orphans) => orphans,
             Err(error) => return vec![problem(chain(&error))],
         };
-        let held = self.held_endpoints();
         let mut problems = Vec::new();
-        for id in endpoints.into_iter().filter(|id| !held.contains(id)) {
+        for id in orphans {
             if let Err(error) = self.delete_orphaned_port(id).await {
                 problems.push(problem(format!("the port of endpoint {id}: {}", chain(&error))));
             }

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{EndpointId, Isolation, limits::Limits, policy::Policy},
-    link::{Home, MacAddr, Route, SubInterface},
+    link::{Home, MacAddr, Namespace, Route, SubInterface},
+    netns::NetnsId,
 };
 
 pub use made::{Given, Made, Port, Upper};
@@ -52,6 +53,15 @@ impl fmt::Display for PodRef {
     }
 }
 
+/// Why a pod of the host's network gets no interface, in a sentence.
+#[must_use]
+pub fn on_host_network(pod: &PodRef) -> String {
+    format!(
+        "pod {pod} uses the host's network (hostNetwork: true) and claims network devices: a claimed device is put into the \
+         pod's own network namespace; remove the claim or hostNetwork"
+    )
+}
+
 /// What is to be done for a claim, decided before the sandbox exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,6 +70,8 @@ pub struct Plan {
     pub claim: ClaimRef,
     /// The pods it is reserved for (`status.reservedFor`).
     pub pods: Vec<PodRef>,
+    /// Whether later pods may name it; see [`Checkpoint::shareable`].
+    pub shareable: bool,
     /// One per allocated device of this driver.
     pub interfaces: Vec<InterfacePlan>,
 }
@@ -156,8 +168,20 @@ pub struct Sandbox {
     pub id: String,
     /// Its pod.
     pub pod: PodRef,
-    /// Path of its network namespace.
+    /// Path that the runtime gave for its network namespace. The sandbox lives as long as it leads to `namespace`.
     pub netns: PathBuf,
+    /// Its network namespace.
+    pub namespace: NetnsId,
+    /// Where the driver holds the namespace, whatever becomes of the sandbox.
+    pub hold: PathBuf,
+}
+
+impl Sandbox {
+    /// The namespace, by the driver's own path.
+    #[must_use]
+    pub fn held(&self) -> Namespace {
+        Namespace::at(&self.hold)
+    }
 }
 
 /// How far an interface has come. Written before the action it names, so that a crash is always found in the
@@ -218,13 +242,29 @@ impl InterfaceRecord {
 pub struct Checkpoint {
     /// Which claim.
     pub claim: ClaimRef,
-    /// Pods it is reserved for.
+    /// Pods it is reserved for, as far as the driver has seen. One of them has the interfaces at a time.
     pub pods: Vec<PodRef>,
+    /// Whether later pods may name the claim: it was not made from a template for one pod. The kubelet prepares a claim
+    /// once, however many pods name it.
+    #[serde(default)]
+    pub shareable: bool,
     /// Its interfaces.
     pub interfaces: Vec<InterfaceRecord>,
 }
 
 impl Checkpoint {
+    /// The checkpoint of a claim that was made for these pods alone.
+    #[must_use]
+    pub const fn new(claim: ClaimRef, pods: Vec<PodRef>, interfaces: Vec<InterfaceRecord>) -> Self {
+        Self { claim, pods, shareable: false, interfaces }
+    }
+
+    /// Whether the claim is reserved for the pod.
+    #[must_use]
+    pub fn is_for(&self, pod_uid: &str) -> bool {
+        self.pods.iter().any(|pod| pod.uid == pod_uid)
+    }
+
     /// The record of an interface.
     pub fn interface_mut(&mut self, key: &InterfaceKey) -> Option<&mut InterfaceRecord> {
         self.interfaces.iter_mut().find(|interface| interface.plan.key() == *key)

@@ -135,34 +135,39 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
     }
     let interfaces =
         wanted.into_iter().zip(names).filter_map(|(wanted, name)| interface(wanted, name, asked));
-    Ok(Plan { claim: asked.clone(), pods, interfaces: interfaces.collect() })
+    let shareable = is_shareable(claim);
+    Ok(Plan { claim: asked.clone(), pods, shareable, interfaces: interfaces.collect() })
 }
 
-/// The pod the claim is reserved for. A link can be in one place only.
+/// The pods the claim is reserved for. Which of them has its interfaces is decided by their sandboxes.
 fn reserved_pods(
     reserved: &[k8s_openapi::api::resource::v1::ResourceClaimConsumerReference],
     asked: &ClaimRef,
     errors: &mut Vec<PlanError>,
 ) -> Vec<PodRef> {
     const FIELD: &str = "status.reservedFor";
-    match reserved {
-        [] => errors.push(PlanError::missing(FIELD, "the claim must be reserved for a pod")),
-        [one] if one.resource == "pods" && one.api_group.as_deref().unwrap_or_default().is_empty() => {
-            return vec![PodRef {
-                namespace: asked.namespace.clone(),
-                name: one.name.clone(),
-                uid: one.uid.clone(),
-            }];
-        }
-        [other] => errors.push(PlanError::new(FIELD, &other.resource, "pods")),
-        several => errors.push(PlanError::new(
-            FIELD,
-            format!("{} consumers", several.len()),
-            "one pod: a link can be moved into one pod only; give each pod a claim of its own \
-             (a ResourceClaimTemplate does)",
-        )),
+    if reserved.is_empty() {
+        errors.push(PlanError::missing(FIELD, "the claim must be reserved for a pod"));
     }
-    Vec::new()
+    let mut pods = Vec::new();
+    for consumer in reserved {
+        if consumer.resource == "pods" && consumer.api_group.as_deref().unwrap_or_default().is_empty() {
+            let (name, uid) = (consumer.name.clone(), consumer.uid.clone());
+            pods.push(PodRef { namespace: asked.namespace.clone(), name, uid });
+        } else {
+            errors.push(PlanError::new(FIELD, &consumer.resource, "pods"));
+        }
+    }
+    pods
+}
+
+/// A claim that was made from a template belongs to its pod (`resourceclaim.IsForPod` in
+/// k8s.io/dynamic-resource-allocation). Any other may be named by several.
+fn is_shareable(claim: &ResourceClaim) -> bool {
+    let owners = claim.metadata.owner_references.iter().flatten();
+    !owners
+        .into_iter()
+        .any(|owner| owner.controller == Some(true) && owner.kind == "Pod" && owner.api_version == "v1")
 }
 
 /// One configuration of ours, and where it stands in the claim.

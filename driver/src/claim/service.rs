@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord,
+    Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Plan, PodRef, on_host_network,
     plan::{Place, plan},
     store::Store,
 };
@@ -124,6 +124,9 @@ impl Claims {
             .await
             .map_err(|_| format!("no answer about claim {asked} within {} s", CLAIM_TIMEOUT.as_secs()))?
             .map_err(|error| chain(&error))?;
+        if let Some(pod) = self.pod_on_host_network(&claim, asked).await {
+            return Err(on_host_network(&pod));
+        }
         let networks = Arc::new(self.networks_of(&claim, &asked.namespace).await);
         let claim = Arc::new(claim);
         let draft = self.checkpoint(&claim, asked, &networks, BTreeMap::new()).await;
@@ -143,6 +146,24 @@ impl Claims {
             }
             Err(why) => self.after_refusal(asked, why).await,
         }
+    }
+
+    /// A pod of the claim that uses the host's network, which has no place for an interface. Where that cannot be learnt, the
+    /// pod is held back when its containers are made.
+    async fn pod_on_host_network(&self, claim: &ResourceClaim, asked: &ClaimRef) -> Option<PodRef> {
+        let reserved = claim.status.as_ref()?.reserved_for.iter().flatten();
+        for consumer in reserved.filter(|consumer| consumer.resource == "pods") {
+            let (namespace, name, uid) =
+                (asked.namespace.clone(), consumer.name.clone(), consumer.uid.clone());
+            let pod = PodRef { namespace, name, uid };
+            match timeout(CLAIM_TIMEOUT, self.cluster.uses_host_network(&pod)).await {
+                Ok(Ok(true)) => return Some(pod),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => info!(%pod, "cannot be read ahead of its sandbox: {}", chain(&error)),
+                Err(_) => info!(%pod, "cannot be read ahead of its sandbox: no answer"),
+            }
+        }
+        None
     }
 
     /// A claim that is refused keeps no addresses.
@@ -236,7 +257,8 @@ fn checkpoint(
         return Ok(Planned::Lacking(lacking));
     }
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
-    let checkpoint = Checkpoint { claim: plan.claim, pods: plan.pods, interfaces };
+    let Plan { claim, pods, shareable, .. } = plan;
+    let checkpoint = Checkpoint { claim, pods, shareable, interfaces };
     store.put(checkpoint.clone()).map_err(|error| chain(&error))?;
     Ok(Planned::Done(checkpoint))
 }

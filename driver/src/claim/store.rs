@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Checkpoint, ClaimRef, InterfaceRecord, PodRef};
+use crate::link::identity::boot_id;
 
 #[cfg(test)]
 mod tests;
 
 /// Layout of the files this build writes; files of another layout are set aside, not guessed at.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Files of an interrupted write start so, and are deleted at the next start.
 const TEMPORARY: &str = ".write-";
 /// Longest UID taken; the API server's are 36 characters.
@@ -29,8 +30,11 @@ const MAX_UID: usize = 128;
 
 /// A checkpoint as it is on disk.
 #[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct OnDisk<C> {
     version: u32,
+    /// The boot in which it was written. Attachments, namespaces and programs do not outlive it.
+    boot_id: String,
     #[serde(flatten)]
     checkpoint: C,
 }
@@ -101,6 +105,7 @@ pub struct StoreProblem {
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    boot_id: String,
     /// Held over a whole write, so that what is checked before it still holds after it.
     writing: Mutex<()>,
     claims: Mutex<BTreeMap<String, Checkpoint>>,
@@ -151,7 +156,7 @@ impl Store {
             if let (Some("json"), Some(uid)) =
                 (path.extension().and_then(|e| e.to_str()), path.file_stem().and_then(|stem| stem.to_str()))
             {
-                checkpoints.extend(read(&path, uid).ok());
+                checkpoints.extend(read(&path, uid, boot_id()).ok());
             }
         }
         Ok(checkpoints)
@@ -161,7 +166,15 @@ impl Store {
     ///
     /// A file that cannot be read, is of another version or belongs under another name is renamed to
     /// `<file>.bad` and reported; the rest of the store is usable.
+    ///
+    /// A checkpoint of another boot keeps its plan alone: what was attached then is gone, and a link that is at home is as
+    /// the node's configuration has made it since.
     pub fn open(dir: &Path) -> Result<(Self, Vec<StoreProblem>), StoreError> {
+        Self::open_in_boot(dir, boot_id())
+    }
+
+    /// [`Store::open`] in a boot of this id.
+    pub fn open_in_boot(dir: &Path, boot_id: &str) -> Result<(Self, Vec<StoreProblem>), StoreError> {
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         // The files tell where pods' links are: nobody but root has to know.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error("set mode of", dir))?;
@@ -175,7 +188,7 @@ impl Store {
                 continue;
             }
             let Some(uid) = file_name.strip_suffix(".json") else { continue };
-            match read(&path, uid) {
+            match read(&path, uid, boot_id) {
                 Ok(checkpoint) => {
                     claims.insert(uid.to_owned(), checkpoint);
                 }
@@ -186,7 +199,8 @@ impl Store {
             sync_dir(dir)?;
         }
         let (writing, claims, changed) = (Mutex::new(()), Mutex::new(claims), watch::Sender::new(()));
-        Ok((Self { dir: dir.to_owned(), writing, claims, changed }, problems))
+        let (dir, boot_id) = (dir.to_owned(), boot_id.to_owned());
+        Ok((Self { dir, boot_id, writing, claims, changed }, problems))
     }
 
     /// Told after each change, when reads see it.
@@ -212,7 +226,7 @@ impl Store {
     #[must_use]
     pub fn by_pod(&self, pod_uid: &str) -> Vec<Checkpoint> {
         let concerns = |checkpoint: &&Checkpoint| {
-            checkpoint.pods.iter().any(|pod| pod.uid == pod_uid)
+            checkpoint.is_for(pod_uid)
                 || checkpoint
                     .interfaces
                     .iter()
@@ -220,6 +234,21 @@ impl Store {
                     .any(|attachment| attachment.sandbox.pod.uid == pod_uid)
         };
         lock(&self.claims).values().filter(concerns).cloned().collect()
+    }
+
+    /// Whether a claim that is prepared is reserved for the pod, as far as the driver has seen. In memory only: made for
+    /// the runtime's hooks.
+    #[must_use]
+    pub fn has_claims(&self, pod_uid: &str) -> bool {
+        lock(&self.claims).values().any(|checkpoint| checkpoint.is_for(pod_uid))
+    }
+
+    /// Prepared claims of a namespace that any pod of it may name. In memory only.
+    #[must_use]
+    pub fn shareable(&self, namespace: &str) -> Vec<ClaimRef> {
+        let claims = lock(&self.claims);
+        let open = claims.values().filter(|it| it.shareable && it.claim.namespace == namespace);
+        open.map(|checkpoint| checkpoint.claim.clone()).collect()
     }
 
     /// Links of the host that every prepared claim has: who claims it, and the pod it is attached to now. A port of a
@@ -327,7 +356,11 @@ impl Store {
     }
 
     fn replace_file(&self, path: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(&OnDisk { version: VERSION, checkpoint })?;
+        let mut text = serde_json::to_vec_pretty(&OnDisk {
+            version: VERSION,
+            boot_id: self.boot_id.clone(),
+            checkpoint,
+        })?;
         text.push(b'\n');
         let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
         file.write_all(&text)?;
@@ -342,7 +375,7 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|folder| folder.sync_all()).map_err(io_error("fsync", dir))
 }
 
-fn read(path: &Path, uid: &str) -> Result<Checkpoint, String> {
+fn read(path: &Path, uid: &str, boot_id: &str) -> Result<Checkpoint, String> {
     let text = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| format!("is not JSON: {error}"))?;
@@ -351,10 +384,15 @@ fn read(path: &Path, uid: &str) -> Result<Checkpoint, String> {
         Some(version) => return Err(format!("version {version} is not known; this build reads {VERSION}")),
         None => return Err("has no version".to_owned()),
     }
-    let on_disk: OnDisk<Checkpoint> =
+    let mut on_disk: OnDisk<Checkpoint> =
         serde_json::from_value(value).map_err(|error| format!("is not a checkpoint: {error}"))?;
     if on_disk.checkpoint.claim.uid != uid {
         return Err(format!("is of claim UID {:?}, but named {uid}.json", on_disk.checkpoint.claim.uid));
+    }
+    if on_disk.boot_id != boot_id {
+        for interface in &mut on_disk.checkpoint.interfaces {
+            (interface.attachment, interface.reserved) = (None, None);
+        }
     }
     Ok(on_disk.checkpoint)
 }

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use k8s_openapi::api::{
-    core::v1::Node,
+    core::v1::{Node, Pod},
     resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice},
 };
 use kube::{
@@ -30,7 +30,7 @@ use super::{
     versions::{self, ApiVersion},
 };
 use crate::{
-    claim::ClaimRef,
+    claim::{ClaimRef, PodRef},
     network::{Declared, NetworkRef, nodes::NodePace, spec::NetworkStatus},
 };
 use errors::{Object, refused, unavailable};
@@ -240,6 +240,14 @@ impl Cluster for KubeCluster {
         let version = self.version().await?;
         let sent = self.request(&object, self.claim_api(version, namespace).get(name)).await?;
         decode(version, &object, sent)
+    }
+
+    async fn uses_host_network(&self, pod: &PodRef) -> Result<bool, ClusterError> {
+        let object = Object::new("Pod", pod.to_string(), "read");
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let found = self.request(&object, api.get_opt(&pod.name)).await?;
+        let found = found.filter(|found| found.metadata.uid.as_deref() == Some(&pod.uid));
+        Ok(found.and_then(|found| found.spec?.host_network).unwrap_or(false))
     }
 
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {

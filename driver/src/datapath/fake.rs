@@ -197,6 +197,10 @@ impl Datapath for FakeDatapath {
         }
     }
 
+    fn serves(&self, id: EndpointId, _: &Path, ifindex: u32) -> Result<bool, DatapathError> {
+        Ok(self.state().endpoints.get(&id).is_some_and(|endpoint| endpoint.ifindex == Some(ifindex)))
+    }
+
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, _: &Resolved) -> Result<(), DatapathError> {
         let mut state = self.enter(Verb::SetPolicy, Some(id))?;
         let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };

@@ -28,6 +28,24 @@ pub(super) enum Reached {
     Elsewhere,
 }
 
+/// Do some work on a thread of its own in the namespace at `netns`.
+pub(super) fn within<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> Result<T, DatapathError> {
+    let entered = |source: std::io::Error| {
+        bpf_error(format!("enter the network namespace {}", netns.display()), source)
+    };
+    let file = File::open(netns).map_err(entered)?;
+    std::thread::scope(|scope| {
+        let inside = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+            setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| entered(error.into()))?;
+            Ok(work())
+        });
+        match inside.map_err(entered)?.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 impl AyaDatapath {
     /// As [`super::Datapath::attach`], by filters, on a device of the calling thread's namespace.
     pub(super) fn attach_filters(
@@ -58,20 +76,7 @@ impl AyaDatapath {
         ifindex: u32,
         spec: &EndpointSpec,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        let entered = |source: std::io::Error| {
-            bpf_error(format!("enter the network namespace {}", netns.display()), source)
-        };
-        let file = File::open(netns).map_err(entered)?;
-        std::thread::scope(|scope| {
-            let inside = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
-                setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| entered(error.into()))?;
-                self.attach_filters(ifindex, spec)
-            });
-            match inside.map_err(entered)?.join() {
-                Ok(attached) => attached,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        within(netns, || self.attach_filters(ifindex, spec))?
     }
 
     fn try_attach_filters(

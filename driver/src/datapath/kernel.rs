@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::Ebpf;
 
 use super::block::BlockTable;
-use super::fallback::unpin_filter;
+use super::fallback::{unpin_filter, within};
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
@@ -381,6 +381,10 @@ impl Datapath for AyaDatapath {
 
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.check(id, ifindex, Order::Seen)
+    }
+
+    fn serves(&self, id: EndpointId, netns: &Path, ifindex: u32) -> Result<bool, DatapathError> {
+        Ok(within(netns, || self.check(id, ifindex, Order::Seen))?.is_ok())
     }
 
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {

@@ -33,7 +33,7 @@ pub use features::Features;
 pub use kernel::AyaDatapath;
 pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
-pub(crate) use sys::watch_socket;
+pub(crate) use sys::{namespace_type, netns_cookie, watch_socket};
 pub use upgrade::Upgrade;
 
 use std::collections::BTreeMap;
@@ -253,6 +253,8 @@ pub trait Datapath: Send + Sync {
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.verify(id, ifindex)
     }
+    /// Whether the programs of an endpoint are on the link with this index in the namespace at `netns`.
+    fn serves(&self, id: EndpointId, netns: &Path, ifindex: u32) -> Result<bool, DatapathError>;
     /// Put a policy in force for an attached endpoint, in the place of the one before: a frame is judged by one
     /// of them whole. Nothing is changed if it does not fit into the maps. Peers with a name are not known: a rule that
     /// allows is for none of them, one that denies for everybody.

@@ -1,6 +1,7 @@
 //! Links without a kernel, for tests of what calls them: several namespaces with the state a kernel would
 //! keep, and failures where the test asks for them.
 
+mod namespaces;
 mod pairs;
 
 use std::{
@@ -65,8 +66,13 @@ impl FakeLink {
 
 #[derive(Default)]
 struct State {
-    /// Links by index, by the namespace's text.
+    /// Links by index, by namespace.
     namespaces: BTreeMap<String, BTreeMap<u32, FakeLink>>,
+    /// To which namespace each path leads.
+    paths: BTreeMap<String, String>,
+    /// Namespaces made so far, and boots.
+    made: u64,
+    boots: u64,
     /// Changing calls so far, and those (counted from 0) that are to fail.
     changes: u32,
     failing: BTreeSet<u32>,
@@ -95,8 +101,9 @@ fn not_found(link: &impl ToString, namespace: &Namespace) -> LinkError {
 impl State {
     fn links(&mut self, namespace: &Namespace) -> Result<&mut BTreeMap<u32, FakeLink>, LinkError> {
         let gone = io::Error::from(io::ErrorKind::NotFound);
+        let key = self.key(namespace);
         self.namespaces
-            .get_mut(&namespace.to_string())
+            .get_mut(&key)
             .ok_or(LinkError::NamespaceGone { namespace: namespace.clone(), source: gone })
     }
 
@@ -144,54 +151,32 @@ impl FakeLinks {
 
     /// Make a namespace.
     pub fn make(&self, namespace: &Namespace) {
-        self.state().namespaces.entry(namespace.to_string()).or_default();
+        self.state().make(namespace);
     }
 
     /// Put a link into a namespace.
     pub fn put(&self, namespace: &Namespace, link: FakeLink) {
-        self.state()
-            .namespaces
-            .entry(namespace.to_string())
-            .or_default()
-            .insert(link.home.link.ifindex, link);
+        self.state().make(namespace).insert(link.home.link.ifindex, link);
     }
 
     /// Delete a link.
     pub fn delete(&self, namespace: &Namespace, name: &str) {
         let mut state = self.state();
-        let links = state.namespaces.get(&namespace.to_string());
+        let key = state.key(namespace);
+        let links = state.namespaces.get(&key);
         let found = links.and_then(|links| links.values().find(|link| link.home.link.name == name));
         if let Some(ifindex) = found.map(|link| link.home.link.ifindex) {
-            state.take(&namespace.to_string(), ifindex);
+            state.take(&key, ifindex);
         }
     }
 
     /// Change a link behind the driver's back, as its pod may.
     pub fn spoil(&self, namespace: &Namespace, name: &str, change: impl FnOnce(&mut FakeLink)) {
         let mut state = self.state();
-        let links = state.namespaces.get_mut(&namespace.to_string());
+        let key = state.key(namespace);
+        let links = state.namespaces.get_mut(&key);
         if let Some(link) = links.and_then(|links| links.values_mut().find(|it| it.home.link.name == name)) {
             change(link);
-        }
-    }
-
-    /// Let a namespace die: made links go with it, hardware returns to the host without its addresses, down,
-    /// under its name or, if that is taken, as `dev` and its index.
-    pub fn vanish(&self, namespace: &Namespace) {
-        let mut state = self.state();
-        let text = namespace.to_string();
-        let pairs = state.pairs.clone().into_iter().flatten().filter(|(at, _)| *at == text);
-        for (_, ifindex) in pairs.collect::<Vec<_>>() {
-            state.take(&text, ifindex);
-        }
-        let links = state.namespaces.remove(&text).unwrap_or_default();
-        for (_, mut link) in links.into_iter().filter(|(_, link)| link.home.link.kind.is_none()) {
-            if state.free(&Namespace::Host, &link.home.link.name).is_err() {
-                link.home.link.name = format!("dev{}", link.home.link.ifindex);
-            }
-            stripped(&mut link);
-            let index = link.home.link.ifindex;
-            state.namespaces.entry(Namespace::Host.to_string()).or_default().insert(index, link);
         }
     }
 
@@ -209,12 +194,8 @@ impl FakeLinks {
     /// What a namespace has.
     #[must_use]
     pub fn links_in(&self, namespace: &Namespace) -> Vec<FakeLink> {
-        self.state()
-            .namespaces
-            .get(&namespace.to_string())
-            .into_iter()
-            .flat_map(|it| it.values().cloned())
-            .collect()
+        let state = self.state();
+        state.namespaces.get(&state.key(namespace)).into_iter().flat_map(|it| it.values().cloned()).collect()
     }
 
     /// Every changing call so far, in words.
@@ -428,7 +409,8 @@ impl Links for FakeLinks {
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
         let mut state = self.change(namespace, ifindex, "delete".to_owned())?;
         state.links(namespace)?;
-        state.take(&namespace.to_string(), ifindex);
+        let key = state.key(namespace);
+        state.take(&key, ifindex);
         Ok(())
     }
 

@@ -1,16 +1,14 @@
-//! Events on their way to the driver: one at a time for each sandbox, never cut short, answered in time.
+//! Events on their way to the driver: one at a time for each sandbox, never cut short, answered soon.
 //!
-//! A runtime that gets no answer within its limit, or whose connection breaks, closes the plugin and lets the
-//! pod start *without* it (`isFatalError` in `pkg/adaptation/plugin.go` of containerd/nri). An answer, even a
-//! refusal, must therefore always leave before the limit.
+//! NRI and containerd each hold one lock of the whole node until a plugin has answered: a hook that waits stops the start and
+//! the end of every pod, and what it waits for may be one of them. So hooks are answered soon and the work goes on.
+//! A runtime that gets no answer within its own limit, or whose connection breaks, closes the plugin and lets the
+//! pod start *without* it (`isFatalError` in `pkg/adaptation/plugin.go` of containerd/nri).
 
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,13 +18,17 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
-use tracing::{error, warn};
+use tracing::{debug, error};
 
 use super::{PodEvents, PodSandbox};
 use crate::claim::PodRef;
 
 /// Part of the runtime's limit that is kept back, so that the answer is there in time.
 const RESERVE_DIVISOR: u32 = 10;
+/// Longest that the start of a sandbox waits for its links: most are attached by then, and nothing is lost if not.
+const SANDBOX_WAIT: Duration = Duration::from_millis(100);
+/// Longest that any other hook waits.
+const HOOK_WAIT: Duration = Duration::from_millis(500);
 
 /// When an event must have been answered, given the runtime's `limit` for it.
 pub(super) fn answer_by(limit: Duration) -> Instant {
@@ -63,45 +65,45 @@ impl Dispatch {
             let result = AssertUnwindSafe(this.events.synchronize(sandboxes)).catch_unwind().await;
             done(result.is_ok());
         });
-        timeout_at(answer_by, work).await.is_ok()
+        timeout_at(answer_by.min(Instant::now() + HOOK_WAIT), work).await.is_ok()
     }
 
-    /// Attach a sandbox. Whatever is not done by `answer_by` is refused; an attach that succeeds after its refusal is
-    /// taken back by a stop event.
-    pub(super) async fn run(&self, sandbox: PodSandbox, answer_by: Instant) -> Result<(), String> {
-        let (answer, mut answered) = oneshot::channel();
-        let refused = Arc::new(AtomicBool::new(false));
-        let this = self.clone();
-        let is_refused = Arc::clone(&refused);
-        let started = Instant::now();
+    /// Begin to attach a sandbox, and wait a little for it. The work goes on in any case.
+    pub(super) async fn run(&self, sandbox: PodSandbox, answer_by: Instant) {
+        let events = Arc::clone(&self.events);
+        let (pod, id) = (sandbox.pod.clone(), sandbox.id.clone());
+        let answer_by = answer_by.min(Instant::now() + SANDBOX_WAIT);
+        self.finish("run", pod, id, answer_by, async move { events.run_pod_sandbox(sandbox).await }).await;
+    }
+
+    /// Whether a container may be made now. What is not decided by `answer_by` is refused, and the work goes on.
+    pub(super) async fn create_container(
+        &self,
+        sandbox: PodSandbox,
+        container: String,
+        answer_by: Instant,
+    ) -> Result<(), String> {
+        if self.events.is_free(&sandbox) {
+            return Ok(());
+        }
+        let (answer, answered) = oneshot::channel();
+        let (this, asked) = (self.clone(), sandbox.clone());
         self.work.spawn(async move {
             let _world = this.world.read().await;
-            let _turn = this.turns.wait(&sandbox.id).await;
-            if is_refused.load(Ordering::SeqCst) {
-                return;
-            }
-            let result = this.events.run_pod_sandbox(sandbox.clone()).await;
-            // Not delivered without a refusal: the connection broke, and the runtime lets the pod start.
-            if let Err(Ok(())) = answer.send(result)
-                && is_refused.load(Ordering::SeqCst)
-            {
-                warn!(pod = %sandbox.pod, sandbox = sandbox.id, "attached after the runtime's limit: taking it back");
-                this.events.stop_pod_sandbox(sandbox).await;
-            }
+            let _turn = this.turns.wait(&asked.id).await;
+            // Nobody waits any more after a limit: the work is done all the same.
+            let _ = answer.send(this.events.create_container(asked, &container).await);
         });
-        let result = if let Ok(result) = timeout_at(answer_by, &mut answered).await {
-            result.ok()
-        } else {
-            refused.store(true, Ordering::SeqCst);
-            answered.close();
-            // The answer may have come between the limit and here.
-            let Ok(result) = answered.try_recv() else {
-                let waited = started.elapsed().as_millis();
-                return Err(format!("netferry: the pod's network was not ready after {waited} ms"));
-            };
-            Some(result)
+        let refused = match timeout_at(answer_by.min(Instant::now() + HOOK_WAIT), answered).await {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(_)) => "the attach failed unexpectedly, see the driver's log".to_owned(),
+            Err(_) => self
+                .events
+                .held_by(&sandbox)
+                .unwrap_or_else(|| "its interfaces are being attached still".to_owned()),
         };
-        result.unwrap_or_else(|| Err("netferry: the attach failed unexpectedly, see the driver's log".into()))
+        Err(format!("netferry: pod {} waits for its network interfaces: {refused}", sandbox.pod))
     }
 
     /// Return a stopped sandbox's links. Answered by `answer_by`, done or not; it goes on in any case.
@@ -134,10 +136,10 @@ impl Dispatch {
             let _turn = this.turns.wait(&sandbox).await;
             handle.await;
         });
-        match timeout_at(answer_by, work).await {
+        match timeout_at(answer_by.min(Instant::now() + HOOK_WAIT), work).await {
             Ok(Ok(())) => {}
             Ok(Err(panic)) => error!(%pod, sandbox = id, event, error = %panic, "event failed"),
-            Err(_) => warn!(%pod, sandbox = id, event, "answered at the runtime's limit; the work goes on"),
+            Err(_) => debug!(%pod, sandbox = id, event, "answered; the work goes on"),
         }
     }
 

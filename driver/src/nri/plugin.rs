@@ -1,6 +1,7 @@
 //! The Plugin service: what the runtime calls, in both generations of the wire.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -61,6 +62,8 @@ struct SessionFacts {
     runtime: RuntimeInfo,
     /// Parts of a synchronization that came so far.
     parts: Vec<PodSandbox>,
+    /// Sandboxes in which containers have been made, by those parts.
+    with_containers: BTreeSet<String>,
 }
 
 impl Plugin {
@@ -86,12 +89,12 @@ impl Plugin {
 
     async fn run(&self, ctx: &TtrpcContext, pod: Option<api::PodSandbox>) -> ttrpc::Result<()> {
         let answer_by = self.answer_by(ctx);
-        let sandbox = required(pod)?;
-        let (pod, id) = (sandbox.pod.clone(), sandbox.id.clone());
-        self.dispatch.run(sandbox, answer_by).await.map_err(|why| {
-            warn!(%pod, sandbox = id, %why, "refused the pod");
-            status(Code::ABORTED, why)
-        })
+        // Never refused, not even one that cannot be understood: its containers are.
+        match required(pod) {
+            Ok(sandbox) => self.dispatch.run(sandbox, answer_by).await,
+            Err(error) => warn!(%error, "a sandbox is passed over"),
+        }
+        Ok(())
     }
 
     async fn stop(&self, ctx: &TtrpcContext, pod: Option<api::PodSandbox>) -> ttrpc::Result<()> {
@@ -132,8 +135,12 @@ impl api::Plugin for Plugin {
         );
         self.facts().runtime = runtime.clone();
         self.progress.send_replace(Progress::Configured(runtime));
-        let events =
-            [api::Event::RUN_POD_SANDBOX, api::Event::STOP_POD_SANDBOX, api::Event::REMOVE_POD_SANDBOX];
+        let events = [
+            api::Event::RUN_POD_SANDBOX,
+            api::Event::STOP_POD_SANDBOX,
+            api::Event::REMOVE_POD_SANDBOX,
+            api::Event::CREATE_CONTAINER,
+        ];
         let events = events.into_iter().fold(0, |mask, event| mask | 1 << (event as i32 - 1));
         Ok(api::ConfigureResponse { events, ..Default::default() })
     }
@@ -146,6 +153,7 @@ impl api::Plugin for Plugin {
         let answer_by = self.answer_by(ctx);
         let (runtime, sandboxes) = {
             let mut facts = self.facts();
+            facts.with_containers.extend(request.containers.into_iter().map(|it| it.pod_sandbox_id));
             for pod in request.pods {
                 match sandbox(pod) {
                     Ok(sandbox) => facts.parts.push(sandbox),
@@ -153,14 +161,19 @@ impl api::Plugin for Plugin {
                 }
             }
             if facts.parts.len() > SANDBOXES_LIMIT {
-                facts.parts = Vec::new();
+                (facts.parts, facts.with_containers) = Default::default();
                 let why = format!("more than {SANDBOXES_LIMIT} sandboxes in one synchronization");
                 return Err(status(Code::RESOURCE_EXHAUSTED, why));
             }
             if request.more {
                 return Ok(api::SynchronizeResponse { more: true, ..Default::default() });
             }
-            (facts.runtime.clone(), std::mem::take(&mut facts.parts))
+            let (mut sandboxes, with_containers) =
+                (std::mem::take(&mut facts.parts), std::mem::take(&mut facts.with_containers));
+            for sandbox in &mut sandboxes {
+                sandbox.has_containers = with_containers.contains(&sandbox.id);
+            }
+            (facts.runtime.clone(), sandboxes)
         };
         info!(sandboxes = sandboxes.len(), "synchronizing with the runtime");
         let progress = self.progress.clone();
@@ -175,9 +188,7 @@ impl api::Plugin for Plugin {
             });
         };
         if !self.dispatch.synchronize(sandboxes, answer_by, done).await {
-            warn!(
-                "synchronization takes longer than the runtime's limit: new pods are refused until it is done"
-            );
+            info!("the synchronization goes on; containers of pods with claims wait for it");
         }
         Ok(api::SynchronizeResponse::default())
     }
@@ -229,6 +240,23 @@ impl api::Plugin for Plugin {
         Ok(api::Empty::default())
     }
 
+    async fn create_container(
+        &self,
+        ctx: &TtrpcContext,
+        request: api::CreateContainerRequest,
+    ) -> ttrpc::Result<api::CreateContainerResponse> {
+        let answer_by = self.answer_by(ctx);
+        let sandbox = required(request.pod.0.map(|pod| *pod))?;
+        let container = request.container.0.map(|container| container.name).unwrap_or_default();
+        let (pod, id) = (sandbox.pod.clone(), sandbox.id.clone());
+        let made = self.dispatch.create_container(sandbox, container.clone(), answer_by).await;
+        made.map_err(|why| {
+            info!(%pod, sandbox = id, container, why, "a container is held back");
+            status(Code::FAILED_PRECONDITION, why)
+        })?;
+        Ok(api::CreateContainerResponse::default())
+    }
+
     // Not subscribed. Should a runtime call them all the same, there is nothing to change and nothing to refuse: the
     // generated default would fail the container.
 
@@ -246,14 +274,6 @@ impl api::Plugin for Plugin {
         _: api::PostUpdatePodSandboxRequest,
     ) -> ttrpc::Result<api::PostUpdatePodSandboxResponse> {
         Ok(api::PostUpdatePodSandboxResponse::default())
-    }
-
-    async fn create_container(
-        &self,
-        _: &TtrpcContext,
-        _: api::CreateContainerRequest,
-    ) -> ttrpc::Result<api::CreateContainerResponse> {
-        Ok(api::CreateContainerResponse::default())
     }
 
     async fn update_container(
@@ -300,6 +320,9 @@ fn sandbox(pod: api::PodSandbox) -> Result<PodSandbox, String> {
             ));
         }
     }
+    // The kubelet writes it into every pod it starts, over whatever the pod says (pkg/kubelet/config/config.go).
+    let source = pod.annotations.get("kubernetes.io/config.source").map(String::as_str);
+    let is_static = matches!(source, Some("file" | "http"));
     let linux = pod.linux.0.map(|linux| *linux).unwrap_or_default();
     let netns = linux.namespaces.into_iter().find(|namespace| namespace.type_ == "network");
     Ok(PodSandbox {
@@ -307,5 +330,7 @@ fn sandbox(pod: api::PodSandbox) -> Result<PodSandbox, String> {
         pod: PodRef { namespace: pod.namespace, name: pod.name, uid: pod.uid },
         netns: netns.map(|netns| netns.path).filter(|path| !path.is_empty()).map(PathBuf::from),
         cgroup_parent: Some(linux.cgroup_parent).filter(|path| !path.is_empty()),
+        is_static,
+        has_containers: false,
     })
 }

@@ -55,7 +55,13 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
     };
     let attachment = step.map(|step| Attachment {
         step,
-        sandbox: Sandbox { id: "s".to_owned(), pod: pod.clone(), netns: "/run/netns/x".into() },
+        sandbox: Sandbox {
+            id: "s".to_owned(),
+            pod: pod.clone(),
+            netns: "/run/netns/x".into(),
+            namespace: crate::netns::NetnsId { cookie: 1, boot_id: "b".into(), dev: 4, ino: 1 },
+            hold: "/run/netferry/netns/x".into(),
+        },
         endpoint,
         home: Some(home()),
         pod_ifindex: Some(3),
@@ -63,6 +69,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
     Checkpoint {
         claim,
         pods: vec![pod],
+        shareable: false,
         interfaces: vec![InterfaceRecord { plan, reserved: None, attachment }],
     }
 }

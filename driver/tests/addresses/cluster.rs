@@ -13,7 +13,7 @@ use k8s_openapi::api::{
     resource::v1::{AllocatedDeviceStatus, Device, ResourceClaim, ResourceSlice},
 };
 use netferry::{
-    claim::ClaimRef,
+    claim::{ClaimRef, PodRef},
     cluster::{Cluster, ClusterError, Event, NodeRef, lease::Leases, pools::Pools},
     network::facts::ClaimFacts,
 };
@@ -172,6 +172,9 @@ impl Cluster for Memory {
         Err(unavailable())
     }
 
+    async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         Err(unavailable())
     }

@@ -171,6 +171,9 @@ impl<T: Datapath> Datapath for Interrupted<T> {
         self.bpf("set_ready")?;
         self.inner.set_ready(id, ready)
     }
+    fn serves(&self, id: EndpointId, netns: &Path, ifindex: u32) -> Result<bool, DatapathError> {
+        self.inner.serves(id, netns, ifindex)
+    }
     fn attached_ifindex(&self, id: EndpointId) -> Result<Option<u32>, DatapathError> {
         self.inner.attached_ifindex(id)
     }

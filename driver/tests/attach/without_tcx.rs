@@ -33,15 +33,19 @@ fn claim(world: &World, isolation: Isolation) {
     let claim = ClaimRef { namespace: "default".into(), name: "c7".into(), uid: "c7".into() };
     let plan = InterfacePlan { isolation, ..plan_of_eth7() };
     let interfaces = vec![InterfaceRecord::planned(plan)];
-    world.places.store().put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
+    world.places.store().put(Checkpoint::new(claim, vec![pod_ref()], interfaces)).expect("checkpoint");
 }
 
 #[tokio::test]
 async fn strict_is_refused_without_tcx() {
     let Some(world) = World::new("strict_is_refused_without_tcx") else { return };
     claim(&world, Isolation::Strict);
-    let attacher =
-        Attacher::new(Arc::new(world.places.links()), Arc::new(datapath(&world)), world.places.store());
+    let attacher = Attacher::new(
+        Arc::new(world.places.links()),
+        Arc::new(world.places.namespaces()),
+        Arc::new(datapath(&world)),
+        world.places.store(),
+    );
     let plan = world.places.store().all()[0].interfaces[0].plan.clone();
     let why = attacher.unattachable(&plan).expect("refused at prepare");
     assert!(why.contains("isolation: \"strict\" is not allowed") && why.contains("\"best-effort\""), "{why}");
@@ -57,8 +61,12 @@ async fn best_effort_guards_from_inside_the_pod_and_comes_back() {
     let Some(world) = World::new("best_effort_guards_from_inside_the_pod_and_comes_back") else { return };
     claim(&world, Isolation::BestEffort);
     let (datapath, store) = (datapath(&world), world.places.store());
-    let attacher =
-        Attacher::new(Arc::new(world.places.links()), Arc::new(datapath.clone()), Arc::clone(&store));
+    let attacher = Attacher::new(
+        Arc::new(world.places.links()),
+        Arc::new(world.places.namespaces()),
+        Arc::new(datapath.clone()),
+        Arc::clone(&store),
+    );
     assert_eq!(attacher.unattachable(&world.places.store().all()[0].interfaces[0].plan), None);
     attacher.protect("c7").await;
     let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
@@ -89,8 +97,12 @@ async fn best_effort_guards_from_inside_the_pod_and_comes_back() {
 
     // A new daemon keeps what lives and gives it its own programs.
     let restarted = self::datapath(&world);
-    let attacher =
-        Attacher::new(Arc::new(world.places.links()), Arc::new(restarted.clone()), world.places.store());
+    let attacher = Attacher::new(
+        Arc::new(world.places.links()),
+        Arc::new(world.places.namespaces()),
+        Arc::new(restarted.clone()),
+        world.places.store(),
+    );
     let outcome = attacher.recover(&[world.places.sandbox()]).await;
     assert_eq!(outcome.problems, []);
     let watch = DriftWatch { datapath: Arc::clone(&restarted.datapath), ..watch };

@@ -22,10 +22,14 @@ use netferry::{
         policy::{Policy, Resolved},
         state::{MapPart, Wanted},
     },
-    link::{MacAddr, Route, Scope, kernel::KernelLinks},
+    link::{Links, MacAddr, Route, Scope, kernel::KernelLinks},
+    netns::KernelNamespaces,
     nri::PodSandbox,
 };
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    mount::{MntFlags, umount2},
+    sched::{CloneFlags, setns},
+};
 
 pub(crate) use ports::ports;
 
@@ -127,7 +131,7 @@ impl World {
         for (uid, plan) in [("c7", plan_of_eth7()), ("c8", plan_of_eth8())] {
             let claim = ClaimRef { namespace: "default".into(), name: uid.into(), uid: uid.into() };
             let interfaces = vec![InterfaceRecord::planned(plan)];
-            store.put(Checkpoint { claim, pods: vec![pod_ref()], interfaces }).expect("checkpoint");
+            store.put(Checkpoint::new(claim, vec![pod_ref()], interfaces)).expect("checkpoint");
         }
     }
 
@@ -147,6 +151,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        for hold in fs::read_dir(self.places.store.join("netns")).into_iter().flatten().flatten() {
+            let _ = umount2(&hold.path(), MntFlags::MNT_DETACH);
+        }
         let _ = fs::remove_dir_all(&self.places.pins);
         self.places.cgroup_folder().map(fs::remove_dir);
     }
@@ -159,6 +166,8 @@ impl Places {
             pod: pod_ref(),
             netns: Some(self.pod.clone()),
             cgroup_parent: Some(self.cgroup()),
+            is_static: false,
+            has_containers: false,
         }
     }
 
@@ -186,6 +195,15 @@ impl Places {
         Arc::new(Store::open(&self.store).expect("store").0)
     }
 
+    pub(crate) fn namespaces(&self) -> KernelNamespaces {
+        KernelNamespaces::new(self.store.join("netns")).of_host(&self.host)
+    }
+
+    /// These parts, without guards.
+    pub(crate) fn plain(&self, links: impl Links + 'static, datapath: impl Datapath + 'static) -> Attacher {
+        Attacher::new(Arc::new(links), Arc::new(self.namespaces()), Arc::new(datapath), self.store())
+    }
+
     pub(crate) fn links(&self) -> KernelLinks {
         KernelLinks::with_host(&self.host)
     }
@@ -202,8 +220,7 @@ impl Places {
 
     /// A daemon that has just started.
     pub(crate) fn attacher(&self) -> Attacher {
-        let attacher = Attacher::new(Arc::new(self.links()), Arc::new(self.datapath()), self.store());
-        self.guarded(attacher.making(ports()))
+        self.guarded(self.plain(self.links(), self.datapath()).making(ports()))
     }
 }
 
@@ -315,6 +332,9 @@ impl Datapath for InHost {
     }
     fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.guards(id))
+    }
+    fn serves(&self, id: EndpointId, netns: &Path, ifindex: u32) -> Result<bool, DatapathError> {
+        self.datapath.serves(id, netns, ifindex)
     }
     fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.verify_inside(id, ifindex))

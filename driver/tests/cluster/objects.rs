@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceSlice};
 use netferry::{
-    claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, Sandbox, Step},
+    claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, Step},
     datapath::Isolation,
     link::Home,
     status::Checkpoints,
@@ -73,7 +73,11 @@ fn home() -> Home {
 pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
     let attachment = step.map(|step| Attachment {
         step,
-        sandbox: Sandbox { id: "s".to_owned(), pod: pod(), netns: "/run/netns/none".into() },
+        sandbox: serde_json::from_value(json!({
+            "id": "s", "pod": pod(), "netns": "/run/netns/none", "hold": "/run/netferry/netns/none",
+            "namespace": {"cookie": 1, "bootId": "b", "dev": 4, "ino": 1},
+        }))
+        .expect("sandbox"),
         endpoint: Some(9),
         home: Some(home()),
         pod_ifindex: Some(3),
@@ -95,7 +99,7 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         made: None,
     };
     let interfaces = vec![InterfaceRecord { plan, reserved: None, attachment }];
-    Checkpoint { claim: claim.clone(), pods: vec![pod()], interfaces }
+    Checkpoint::new(claim.clone(), vec![pod()], interfaces)
 }
 
 /// Checkpoints in memory.

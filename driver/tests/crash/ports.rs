@@ -11,7 +11,14 @@ use crate::{
 
 /// The sandbox of the pod whose daemon dies, for a process that knows the places only.
 pub(crate) fn port_sandbox(places: &Places) -> PodSandbox {
-    PodSandbox { id: "s0".into(), pod: pod_ref(0), netns: Some(places.pod.clone()), cgroup_parent: None }
+    PodSandbox {
+        id: "s0".into(),
+        pod: pod_ref(0),
+        netns: Some(places.pod.clone()),
+        cgroup_parent: None,
+        is_static: false,
+        has_containers: false,
+    }
 }
 
 /// Two pods; the first has two ports in one claim and one in another, the second one to talk to.

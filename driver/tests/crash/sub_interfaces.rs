@@ -29,7 +29,7 @@ fn world(test: &str) -> Option<World> {
             ..plan
         })
     });
-    let checkpoint = Checkpoint { claim, pods: vec![pod_ref()], interfaces: interfaces.into() };
+    let checkpoint = Checkpoint::new(claim, vec![pod_ref()], interfaces.into());
     world.places.store().put(checkpoint).expect("checkpoint");
     Some(world)
 }

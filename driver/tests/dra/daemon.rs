@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 use netferry::{
     claim::{
-        Checkpoint, ClaimRef,
+        Checkpoint, ClaimRef, PodRef,
         config::API_VERSION,
         service::{Claims, Release, Reporter},
         store::Store,
@@ -95,6 +95,9 @@ impl Cluster for Objects {
         })
     }
 
+    async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         Ok(Vec::new())
     }

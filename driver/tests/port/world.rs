@@ -106,7 +106,14 @@ impl Node {
 
     pub(crate) fn sandbox(&self, nth: usize) -> PodSandbox {
         let netns = Some(self.pods[nth].path.clone());
-        PodSandbox { id: format!("s{nth}"), pod: pod_ref(nth), netns, cgroup_parent: None }
+        PodSandbox {
+            id: format!("s{nth}"),
+            pod: pod_ref(nth),
+            netns,
+            cgroup_parent: None,
+            is_static: false,
+            has_containers: false,
+        }
     }
 
     pub(crate) fn sandboxes(&self) -> Vec<PodSandbox> {
@@ -115,7 +122,7 @@ impl Node {
 
     pub(crate) fn claim(&self, uid: &str, pod: usize, plans: Vec<InterfacePlan>) {
         let interfaces = plans.into_iter().map(InterfaceRecord::planned).collect();
-        let checkpoint = Checkpoint { claim: claim_ref(uid), pods: vec![pod_ref(pod)], interfaces };
+        let checkpoint = Checkpoint::new(claim_ref(uid), vec![pod_ref(pod)], interfaces);
         self.places.store().put(checkpoint).expect("checkpoint");
     }
 

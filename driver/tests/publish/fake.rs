@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 use netferry::{
-    claim::ClaimRef,
+    claim::{ClaimRef, PodRef},
     cluster::{Cluster, ClusterError, Event, NodeRef},
 };
 
@@ -146,6 +146,9 @@ impl Cluster for Fake {
         Err(unavailable())
     }
 
+    async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         let mut state = self.state();
         if state.fault("")? {

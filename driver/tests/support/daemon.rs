@@ -14,14 +14,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{sys::signal::Signal, unistd::Pid};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::Signal,
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// Where a daemon keeps everything: it survives the daemon, so that another can be started on it.
 pub struct Home {
-    folder: Arc<TempDir>,
+    folder: Arc<Folder>,
     bpffs: PathBuf,
     http: SocketAddr,
     /// The node's name in the cluster.
@@ -44,6 +48,28 @@ pub enum ClusterArgs {
     Kubeconfig(PathBuf),
 }
 
+/// The folder of everything, with the namespaces that are held in it.
+struct Folder(TempDir);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn holds(&self) -> Vec<PathBuf> {
+        let found = fs::read_dir(self.0.path().join("run/netns")).into_iter().flatten().flatten();
+        found.map(|entry| entry.path()).collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for hold in self.holds() {
+            let _ = umount2(&hold, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
 impl Home {
     /// Fresh folders, a free port, and a folder for pins on the mounted bpf file system.
     pub fn new() -> Self {
@@ -56,7 +82,7 @@ impl Home {
         // The port is free now, and nobody else on a test machine is after it.
         let http = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port");
         Self {
-            folder: Arc::new(folder),
+            folder: Arc::new(Folder(folder)),
             bpffs,
             http,
             node_name: "node-1".to_owned(),
@@ -73,6 +99,15 @@ impl Home {
 
     pub fn state_dir(&self) -> PathBuf {
         self.folder.path().join("state")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    /// Paths at which network namespaces are held.
+    pub fn holds(&self) -> Vec<PathBuf> {
+        self.folder.holds()
     }
 
     /// The folder of YAML objects.
@@ -103,6 +138,7 @@ impl Home {
         let mut pair = |name: &str, value: String| all.extend([name.to_owned(), value]);
         pair("--kubelet-root-dir", path(&self.kubelet_root()));
         pair("--state-dir", path(&self.state_dir()));
+        pair("--run-dir", path(&self.run_dir()));
         pair("--bpffs", path(&self.bpffs));
         pair("--nri-socket", path(&self.nri_socket()));
         pair("--http-address", self.http.to_string());
@@ -158,7 +194,7 @@ pub struct Daemon {
     child: Child,
     http: SocketAddr,
     /// Not removed before the daemon is gone, which would make what it needs of it again.
-    _folder: Arc<TempDir>,
+    _folder: Arc<Folder>,
 }
 
 impl Daemon {

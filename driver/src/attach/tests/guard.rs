@@ -3,7 +3,8 @@
 use super::*;
 
 fn guarding(world: &World, unguarded: Unguarded) -> Attacher {
-    let attacher = Attacher::new(world.links.clone(), world.datapath.clone(), world.store.clone());
+    let attacher =
+        Attacher::new(world.links.clone(), world.links.clone(), world.datapath.clone(), world.store.clone());
     attacher.guarding(PodGuard { cgroups: world.dir.path().to_owned(), unguarded })
 }
 

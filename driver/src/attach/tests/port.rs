@@ -198,8 +198,9 @@ async fn an_id_is_not_given_to_another_endpoint() {
 #[tokio::test]
 async fn a_netkit_port_is_closed_until_it_is_protected_and_outlives_the_setting() {
     let mut world = World::new();
-    world.attacher = Attacher::new(world.links.clone(), world.datapath.clone(), world.store.clone())
-        .making(PairKind::Netkit);
+    world.attacher =
+        Attacher::new(world.links.clone(), world.links.clone(), world.datapath.clone(), world.store.clone())
+            .making(PairKind::Netkit);
     world.claim("c1", "web", vec![port("c1", "s1", "net1")]);
     let before = world.links.links_in(&Namespace::Host);
     let name = port("c1", "s1", "net1").host_link;

@@ -74,7 +74,7 @@ fn checkpoint(uid: &str, pod: &str, device: &str, name: &str) -> Checkpoint {
     plan.pods[0].uid = pod.into();
     plan.pods[0].name = if pod == "p1" { "web".into() } else { pod.into() };
     let records = plan.interfaces.into_iter().map(InterfaceRecord::planned);
-    Checkpoint { claim: plan.claim, pods: plan.pods, interfaces: records.collect() }
+    Checkpoint::new(plan.claim, plan.pods, records.collect())
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
     Checkpoint {
         claim: claim(uid),
         pods: vec![pod("p1")],
+        shareable: false,
         interfaces: vec![InterfaceRecord {
             reserved: None,
             plan: InterfacePlan {
@@ -46,7 +47,13 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
 fn attachment(pod_uid: &str) -> Attachment {
     Attachment {
         step: Step::Attaching,
-        sandbox: Sandbox { id: "s1".into(), pod: pod(pod_uid), netns: "/run/netns/x".into() },
+        sandbox: Sandbox {
+            id: "s1".into(),
+            pod: pod(pod_uid),
+            netns: "/run/netns/x".into(),
+            namespace: crate::netns::NetnsId { cookie: 1, boot_id: "b".into(), dev: 4, ino: 1 },
+            hold: "/run/netferry/netns/x".into(),
+        },
         endpoint: Some(7),
         home: Some(Home {
             link: Link {
@@ -95,7 +102,7 @@ fn survives_reopening() {
     assert_eq!(again.by_pod("p2").len(), 0);
     assert_eq!(again.held_devices()["ens5"], (claim("u1"), Some(pod("p9"))));
     let text = fs::read_to_string(dir.path().join("u1.json")).unwrap();
-    assert!(text.starts_with("{\n  \"version\": 1,\n  \"claim\": {"), "{text}");
+    assert!(text.starts_with("{\n  \"version\": 2,\n  \"bootId\": \""), "{text}");
 }
 
 #[test]
@@ -146,7 +153,7 @@ fn sets_aside_what_it_cannot_use() {
     store.put(checkpoint("good", "ens5")).unwrap();
     let good = fs::read_to_string(dir.path().join("good.json")).unwrap();
     fs::write(dir.path().join("half.json"), &good[..good.len() / 2]).unwrap();
-    fs::write(dir.path().join("newer.json"), good.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    fs::write(dir.path().join("newer.json"), good.replace("\"version\": 2", "\"version\": 3")).unwrap();
     fs::write(dir.path().join("other.json"), &good).unwrap();
     fs::write(dir.path().join("half.json.bad"), "an earlier one").unwrap();
     fs::write(dir.path().join(".write-abc"), "cut short").unwrap();
@@ -156,7 +163,7 @@ fn sets_aside_what_it_cannot_use() {
     let found: Vec<_> =
         problems.iter().map(|found| found.path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(found, ["half.json.bad.2", "newer.json.bad", "other.json.bad"]);
-    assert!(problems[1].problem.contains("version 2"), "{problems:?}");
+    assert!(problems[1].problem.contains("version 3"), "{problems:?}");
     assert!(problems.iter().all(|found| found.path.exists()));
     assert_eq!(store.all(), [checkpoint("good", "ens5")]);
     assert!(!dir.path().join(".write-abc").exists());

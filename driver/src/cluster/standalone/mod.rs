@@ -36,7 +36,7 @@ use k8s_openapi::api::{
 
 use super::{Cluster, ClusterError, Event, NodeRef, event_object};
 use crate::{
-    claim::ClaimRef,
+    claim::{ClaimRef, PodRef},
     network::{Declared, NetworkRef, spec::NetworkStatus},
 };
 use folder::Folder;
@@ -204,6 +204,11 @@ impl Cluster for Standalone {
     async fn claim(&self, namespace: &str, name: &str) -> Result<ResourceClaim, ClusterError> {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         self.turn(move |shared| shared.claim(&namespace, &name)).await
+    }
+
+    /// The folder has no pods.
+    async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
     }
 
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {

@@ -10,7 +10,7 @@ impl FakeLinks {
         state.links(pod)?;
         state.free(&Namespace::Host, host_name)?;
         state.free(pod, pod_name)?;
-        let (host, inside) = (Namespace::Host.to_string(), pod.to_string());
+        let (host, inside) = (Namespace::Host.to_string(), state.key(pod));
         let next = state.next_index();
         let ends = Ends { host: next, pod: next + 1 };
         for (at, name, ifindex) in [(&host, host_name, ends.host), (&inside, pod_name, ends.pod)] {

@@ -92,7 +92,7 @@ impl Case {
     fn prepare(&mut self, uid: &str, results: &[Value], fields: &Value) {
         let plan = self.plan(uid, results, fields).unwrap();
         let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
-        self.prepared.push(Checkpoint { claim: plan.claim, pods: plan.pods, interfaces });
+        self.prepared.push(Checkpoint::new(plan.claim, plan.pods, interfaces));
     }
 }
 

@@ -23,7 +23,7 @@ fn prepared(uid: &str, plan: Plan) -> Checkpoint {
     let mut pods = plan.pods;
     pods[0].uid = format!("pod-{uid}");
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
-    Checkpoint { claim, pods, interfaces }
+    Checkpoint::new(claim, pods, interfaces)
 }
 
 #[test]
