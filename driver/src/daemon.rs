@@ -132,6 +132,7 @@ struct Parts {
     followed: Arc<FollowStats>,
     networks: Arc<Networks>,
     identities: Identities,
+    registry: Arc<sandbox::Registry>,
 }
 
 impl Parts {
@@ -149,11 +150,20 @@ impl Parts {
         let published = Arc::new(PublishStats::default());
         let followed = Arc::new(FollowStats::default());
         let networks = Arc::new(Networks::default());
+        let registry = Arc::new(sandbox::Registry::default());
         let sources = Sources {
             followed: Arc::clone(&followed),
             network_drops: network_drops(&networks, &datapath),
             readiness: Arc::clone(&readiness),
             publisher: Arc::clone(&published),
+            pods_waiting: {
+                let registry = Arc::clone(&registry);
+                Box::new(move || registry.held_count())
+            },
+            namespaces_held: {
+                let folder = config.state.netns_dir();
+                Box::new(move || std::fs::read_dir(&folder).map_or(0, Iterator::count))
+            },
             holdings: {
                 let (store, datapath) = (Arc::clone(&store), Arc::clone(&datapath));
                 Box::new(move || holdings(&store.all(), &*datapath))
@@ -164,13 +174,34 @@ impl Parts {
             Identities::open(&config.state.networks_file()).context("cannot read the numbers of networks")?;
         let known = identities.list();
         networks.replace_all(known.networks, known.retired);
-        Ok(Self { cluster, store, datapath, readiness, metrics, published, followed, networks, identities })
+        Ok(Self {
+            cluster,
+            store,
+            datapath,
+            readiness,
+            metrics,
+            published,
+            followed,
+            networks,
+            identities,
+            registry,
+        })
     }
 
     #[expect(clippy::too_many_lines, reason = "one list of parts, in the order in which they start")]
     async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
-        let Self { cluster, store, datapath, readiness, metrics, published, followed, networks, identities } =
-            self;
+        let Self {
+            cluster,
+            store,
+            datapath,
+            readiness,
+            metrics,
+            published,
+            followed,
+            networks,
+            identities,
+            registry,
+        } = self;
         let mut tasks = Tasks { readiness: Arc::clone(&readiness), set: JoinSet::new() };
 
         let table: SharedTable = Arc::new(Mutex::new(MemberTable::new(node)));
@@ -219,7 +250,6 @@ impl Parts {
         let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)).making(made_of));
         tasks.spawn("policy peers", peers.run(watching, stop.clone()));
         let watcher = discover(config, &store, stop.clone()).await?;
-        let registry = Arc::new(sandbox::Registry::default());
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),
             store: Arc::clone(&store),
@@ -334,7 +364,12 @@ impl Parts {
             driver: config.driver_name.clone(),
             sockets: Sockets::below(&config.kubelet_root_dir, &config.driver_name),
             claims: Arc::new(Measured { claims, metrics, attacher, watcher: watcher.clone() }),
-            health: Health { pool: node.to_owned(), inventory: watcher.inventory, store },
+            health: Health {
+                pool: node.to_owned(),
+                inventory: watcher.inventory,
+                store,
+                sandboxes: registry,
+            },
             state: kubelet,
         };
         let serving = dra.serve(stop.clone());

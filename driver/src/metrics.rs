@@ -104,6 +104,10 @@ pub struct Sources {
     pub followed: Arc<FollowStats>,
     /// Drops that no interface can be named for.
     pub network_drops: NetworkDrops,
+    /// Living sandboxes whose containers wait for their interfaces.
+    pub pods_waiting: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Network namespaces that are held.
+    pub namespaces_held: Box<dyn Fn() -> usize + Send + Sync>,
     /// Interfaces in pods and their counters.
     pub holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
 }
@@ -260,6 +264,18 @@ impl Collector for Sources {
         for (name, help, gauge) in gauges {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
+        let counts = [
+            ("pods_waiting", "Pods whose containers wait for their interfaces", (self.pods_waiting)()),
+            (
+                "namespaces_held",
+                "Network namespaces of pods that are held for their links",
+                (self.namespaces_held)(),
+            ),
+        ];
+        for (name, help, count) in counts {
+            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
         let writes = [
             ("create", &stats.creates),
             ("update", &stats.updates),
@@ -385,6 +401,8 @@ mod tests {
             publisher: Arc::default(),
             followed: Arc::default(),
             network_drops: Box::new(|| vec![("blue".to_owned(), "nobody".to_owned(), 3)]),
+            pods_waiting: Box::new(|| 0),
+            namespaces_held: Box::new(|| 0),
             holdings: Box::new(move || vec![holding()]),
         };
         let metrics = Metrics::new(sources);

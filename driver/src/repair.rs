@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    attach::{Attacher, Extent, Mended, Problem, Repair},
+    attach::{Attacher, Deviation, Extent, Mended, Problem, Repair},
     cluster::{Event, EventType, Subject},
     metrics::Metrics,
     status::Reporter,
@@ -134,6 +134,9 @@ impl Told for Tell {
                 Mended::Failed(_) => ("failed", "InterfaceDrifted"),
                 Mended::Left => ("left", "InterfaceDrifted"),
             };
+            if *found == Deviation::Missing {
+                self.reporter.claim_changed(claim);
+            }
             self.metrics.deviated(found.item(), result);
             let note = repair.note();
             warn!(%claim, %pod, item = found.item(), result, "{note}");

@@ -206,7 +206,10 @@ fn conditions(record: Option<&InterfaceRecord>, failure: Option<&Failure>) -> [F
     match attachment.step {
         Step::Attaching => all("Attaching", format!("{what} is being {coming} pod {pod}")),
         Step::Returning => all("Returning", format!("{what} is {going} pod {pod}")),
-        Step::Attached => attached(record, attachment.endpoint),
+        Step::Attached => match &attachment.lost {
+            Some(why) => all("LinkLost", why.clone()),
+            None => attached(record, attachment.endpoint),
+        },
     }
 }
 

@@ -207,6 +207,7 @@ async fn a_link_that_is_out_comes_home_before_the_claim_is_forgotten() {
             }))
             .unwrap()),
             pod_ifindex: Some(2),
+            lost: None,
         });
     };
     daemon.store.update("u1", attach).unwrap();

@@ -35,6 +35,12 @@ impl Attacher {
         Ok((count, held.into_iter().filter(|hold| !used.contains(hold)).collect()))
     }
 
+    /// Look into held namespaces that no checkpoint names, as after a restart, at any time.
+    pub async fn clear_unused_holds(&self) -> Vec<Problem> {
+        let _turn = self.turn.lock().await;
+        self.clear_holds().await
+    }
+
     /// Look into held namespaces that no checkpoint names, fetch the links with programs of ours, and let go of them.
     pub(super) async fn clear_holds(&self) -> Vec<Problem> {
         let unused = match self.holds().await {

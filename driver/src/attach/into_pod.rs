@@ -204,8 +204,14 @@ impl Attacher {
             (Isolation::Strict | Isolation::BestEffort, Some(id)) => Some(id),
             (Isolation::Strict | Isolation::BestEffort, None) => Some(self.new_endpoint().await?),
         };
-        let attachment =
-            Attachment { step: Step::Attaching, sandbox: sandbox.clone(), endpoint, home, pod_ifindex: None };
+        let attachment = Attachment {
+            step: Step::Attaching,
+            sandbox: sandbox.clone(),
+            endpoint,
+            home,
+            pod_ifindex: None,
+            lost: None,
+        };
         Ok(Job { claim: claim.clone(), plan: plan.clone(), attachment })
     }
 

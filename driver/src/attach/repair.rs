@@ -172,6 +172,10 @@ impl Attacher {
             found.extend(self.unguarded(&subject).await);
         }
         let mut all = Vec::new();
+        if extent == Extent::Everywhere {
+            let lost = found.contains(&Deviation::Missing);
+            all.extend(self.note_lost(&subject, lost).await.map(|mended| (Deviation::Missing, mended)));
+        }
         for found in found {
             let mended = if found.is_left() {
                 Mended::Left
@@ -193,6 +197,30 @@ impl Attacher {
             mended,
         };
         all.into_iter().map(tell).collect()
+    }
+
+    /// Write down that the pod has lost the interface, or has it again: status and health follow, and the attach is tried
+    /// again. Returns what became of it where it is there again.
+    async fn note_lost(&self, subject: &Subject, lost: bool) -> Option<Mended> {
+        if lost == subject.attachment.lost.is_some() {
+            return None;
+        }
+        let name = &subject.plan.name;
+        let why = lost.then(|| {
+            format!("interface {name} is not in the pod any more: it was deleted, or its link is gone")
+        });
+        let key = subject.plan.key();
+        let written = self.update(&subject.claim, move |checkpoint| {
+            let interface = checkpoint.interface_mut(&key);
+            if let Some(attachment) = interface.and_then(|interface| interface.attachment.as_mut()) {
+                attachment.lost = why;
+            }
+        });
+        match written.await {
+            Ok(_) if lost => None,
+            Ok(_) => Some(Mended::Repaired),
+            Err(error) => Some(Mended::Failed(chain(&error))),
+        }
     }
 
     /// Compares again: what was seen before this turn may have been an attach on its way.

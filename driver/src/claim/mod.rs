@@ -212,6 +212,17 @@ pub struct Attachment {
     pub home: Option<Home>,
     /// Index in the sandbox, once it is there.
     pub pod_ifindex: Option<u32>,
+    /// Why the pod does not have it any more although the sandbox lives: it was deleted, or its NIC is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
+}
+
+impl Attachment {
+    /// Whether the sandbox has the interface, as far as the driver has seen.
+    #[must_use]
+    pub fn is_in(&self, sandbox_id: &str) -> bool {
+        self.sandbox.id == sandbox_id && self.step == Step::Attached && self.lost.is_none()
+    }
 }
 
 /// What was done about one planned interface.

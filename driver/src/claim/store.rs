@@ -243,6 +243,15 @@ impl Store {
         lock(&self.claims).values().any(|checkpoint| checkpoint.is_for(pod_uid))
     }
 
+    /// Whether the sandbox has every interface of the claims that are reserved for its pod. In memory only.
+    #[must_use]
+    pub fn has_all(&self, pod_uid: &str, sandbox_id: &str) -> bool {
+        let claims = lock(&self.claims);
+        let mut interfaces =
+            claims.values().filter(|it| it.is_for(pod_uid)).flat_map(|checkpoint| &checkpoint.interfaces);
+        interfaces.all(|it| it.attachment.as_ref().is_some_and(|attachment| attachment.is_in(sandbox_id)))
+    }
+
     /// Prepared claims of a namespace that any pod of it may name. In memory only.
     #[must_use]
     pub fn shareable(&self, namespace: &str) -> Vec<ClaimRef> {

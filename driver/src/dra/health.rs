@@ -20,10 +20,13 @@ use tonic::{Request, Response, Status};
 use crate::{
     claim::{Made, Step, store::Store},
     device::{Device, Inventory},
+    sandbox::Registry,
 };
 
 /// The kubelet forgets what it has not heard for 30 s (`pkg/kubelet/cm/dra/healthinfo.go`).
 const REPEAT: Duration = Duration::from_secs(10);
+/// Changes are gathered for this long.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Tells the health of the node's devices.
 #[derive(Clone)]
@@ -34,6 +37,8 @@ pub struct Health {
     pub inventory: watch::Receiver<Arc<Inventory>>,
     /// Which of them are in pods.
     pub store: Arc<Store>,
+    /// Which pods wait for them.
+    pub sandboxes: Arc<Registry>,
 }
 
 /// [`Health`] that ends its streams when the daemon stops, which would wait for them otherwise.
@@ -49,7 +54,7 @@ impl Health {
 
     /// Every device now. One that a claim holds but the node has lost is among them, unhealthy.
     fn report(&self) -> NodeWatchResourcesResponse {
-        let (mut attached, mut made) = (BTreeMap::new(), BTreeSet::new());
+        let (mut attached, mut made, mut lost) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         for checkpoint in self.store.all() {
             for interface in checkpoint.interfaces {
                 match interface.plan.made {
@@ -62,6 +67,13 @@ impl Health {
                         attached.insert(interface.plan.device, None);
                     }
                     None => {
+                        let lacking = match &interface.attachment {
+                            Some(attachment) => attachment.lost.is_some(),
+                            None => checkpoint.pods.iter().any(|pod| self.sandboxes.held(&pod.uid).is_some()),
+                        };
+                        if lacking {
+                            lost.insert(interface.plan.device.clone());
+                        }
                         let step = interface.attachment.map(|attachment| attachment.step);
                         attached.insert(interface.plan.device, step);
                     }
@@ -81,6 +93,8 @@ impl Health {
             devices.entry(name).or_insert(HealthStatus::Unhealthy);
         }
         devices.extend(made.iter().map(|name| (name.as_str(), HealthStatus::Healthy)));
+        // A living pod lacks it.
+        devices.extend(lost.iter().map(|name| (name.as_str(), HealthStatus::Unhealthy)));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let health = |(name, status): (&str, HealthStatus)| DeviceHealth {
             device: Some(DeviceIdentifier { pool_name: self.pool.clone(), device_name: name.to_owned() }),
@@ -115,12 +129,18 @@ impl DraResourceHealth for StoppableHealth {
         let mut health = self.health.clone();
         let first = health.report();
         health.inventory.mark_unchanged();
-        let later = stream::unfold(health, |mut health| async move {
+        let news = (health.store.changes(), health.sandboxes.changes());
+        let later = stream::unfold((health, news), |(mut health, (mut store, mut sandboxes))| async move {
             tokio::select! {
                 changed = health.inventory.changed() => changed.ok()?,
+                Ok(()) = store.changed() => {}
+                Ok(()) = sandboxes.changed() => {}
                 () = time::sleep(REPEAT) => {}
             }
-            Some((health.report(), health))
+            // One event changes many records.
+            time::sleep(GATHER).await;
+            (store.mark_unchanged(), sandboxes.mark_unchanged());
+            Some((health.report(), (health, (store, sandboxes))))
         });
         let reports = stream::once(async { first }).chain(later).map(Ok);
         Ok(Response::new(Box::pin(reports.take_until(self.stop.clone().cancelled_owned()))))

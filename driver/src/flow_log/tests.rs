@@ -13,6 +13,8 @@ fn metrics() -> Arc<Metrics> {
         network_drops: Box::new(Vec::new),
         readiness: Arc::new(Readiness::new()),
         publisher: Arc::default(),
+        pods_waiting: Box::new(|| 0),
+        namespaces_held: Box::new(|| 0),
         holdings: Box::new(Vec::new),
     }))
 }

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use crate::{
     attach::{Alive, Ended},
     nri::PodSandbox,
@@ -78,6 +80,7 @@ impl Known {
 #[derive(Default)]
 pub struct Registry {
     known: Mutex<BTreeMap<String, Known>>,
+    changed: watch::Sender<()>,
 }
 
 impl Registry {
@@ -150,6 +153,7 @@ impl Registry {
             }
             (known.failures, known.reported) = (0, None);
         });
+        self.changed.send_replace(());
     }
 
     /// The sandbox waits. Returns whether the reason is another than the one last reported.
@@ -169,6 +173,7 @@ impl Registry {
             is_new = known.reported.as_deref() != Some(why);
             known.reported = Some(why.to_owned());
         });
+        self.changed.send_replace(());
         is_new
     }
 
@@ -185,6 +190,12 @@ impl Registry {
         let known = self.lock();
         let held = known.values().filter(|known| matches!(known.standing, Standing::Held(_)));
         held.map(|known| known.next_try).min()
+    }
+
+    /// Notified after each attempt, when reads see what came of it.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Why a living sandbox of the pod waits for its interfaces, if it does.

@@ -101,7 +101,7 @@ impl Sandboxes {
     fn may_run_without(&self, sandbox: &PodSandbox) -> bool {
         let claims = self.store.by_pod(&sandbox.pod.uid);
         let mut lacking = claims.iter().flat_map(|claim| &claim.interfaces).filter(|interface| {
-            interface.attachment.as_ref().is_none_or(|attachment| attachment.sandbox.id != sandbox.id)
+            interface.attachment.as_ref().is_none_or(|attachment| !attachment.is_in(&sandbox.id))
         });
         lacking.all(|interface| interface.plan.isolation != Isolation::Strict)
     }

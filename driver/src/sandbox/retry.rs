@@ -43,9 +43,14 @@ impl Sandboxes {
             inventory.mark_unchanged();
             for known in self.registry.all() {
                 let sandbox = known.sandbox.clone();
-                // A claim of a pod that had none: its checkpoint was lost, and the kubelet has prepared it again.
-                let claimed = known.standing == Standing::Free && self.store.has_claims(&sandbox.pod.uid);
-                if !claimed && !known.is_due(Instant::now(), self.waits_for(&sandbox)) {
+                // A claim of a pod that had none: its checkpoint was lost, and the kubelet has prepared it again. Or an
+                // interface that was there is not any more.
+                let lacks = match known.standing {
+                    Standing::Free => self.store.has_claims(&sandbox.pod.uid),
+                    Standing::Attached => !self.store.has_all(&sandbox.pod.uid, &sandbox.id),
+                    Standing::Held(_) | Standing::Ended(_) => false,
+                };
+                if !lacks && !known.is_due(Instant::now(), self.waits_for(&sandbox)) {
                     continue;
                 }
                 // One that an event has its turn with is tried by the event.
@@ -89,7 +94,7 @@ impl Sandboxes {
             let mut outcome = self.attacher.sweep().await;
             sweeps = sweeps.wrapping_add(1);
             if sweeps.is_multiple_of(CLEAR_AT) {
-                outcome.problems.extend(self.attacher.clear_orphans().await);
+                outcome.problems.extend(self.attacher.clear_unused_holds().await);
             }
             self.after_return(&outcome);
         }

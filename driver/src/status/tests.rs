@@ -65,6 +65,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         endpoint,
         home: Some(home()),
         pod_ifindex: Some(3),
+        lost: None,
     });
     Checkpoint {
         claim,

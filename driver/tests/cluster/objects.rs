@@ -81,6 +81,7 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         endpoint: Some(9),
         home: Some(home()),
         pod_ifindex: Some(3),
+        lost: None,
     });
     let plan = InterfacePlan {
         request: "r".to_owned(),

@@ -203,7 +203,12 @@ impl Daemon {
             driver: DRIVER.into(),
             sockets: Sockets::below(root, DRIVER),
             claims: Arc::new(claims),
-            health: Health { pool: "node-1".into(), inventory: receiver, store: Arc::clone(&store) },
+            health: Health {
+                pool: "node-1".into(),
+                inventory: receiver,
+                store: Arc::clone(&store),
+                sandboxes: Arc::default(),
+            },
             state: sender,
         };
         let sockets = dra.sockets.clone();

@@ -47,6 +47,8 @@ fn samples() -> BTreeMap<String, BTreeSet<String>> {
         publisher: Arc::default(),
         followed: Arc::default(),
         network_drops: Box::new(Vec::new),
+        pods_waiting: Box::new(|| 0),
+        namespaces_held: Box::new(|| 0),
         holdings: Box::new(|| vec![holding()]),
     });
     metrics.prepared(true, Duration::from_millis(1));

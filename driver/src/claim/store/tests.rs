@@ -74,6 +74,7 @@ fn attachment(pod_uid: &str) -> Attachment {
             settings: crate::link::Settings::default(),
         }),
         pod_ifindex: None,
+        lost: None,
     }
 }
 
