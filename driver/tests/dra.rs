@@ -7,6 +7,10 @@ mod daemon;
 #[path = "support/kubelet.rs"]
 #[allow(dead_code, missing_docs, unreachable_pub, reason = "shared with other test binaries")]
 mod kubelet;
+#[path = "dra/pods.rs"]
+mod pods;
+#[path = "dra/wire.rs"]
+mod wire;
 
 use std::{
     fs,

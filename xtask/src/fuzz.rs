@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: random frames through the eBPF programs, against an oracle.
+//! `cargo xtask fuzz`: random frames through the eBPF programs, against an oracle, and random connections through
+//! the filter on the kubelet's sockets.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -21,6 +22,9 @@ pub(crate) struct Options {
     /// Seed of the first frame; each further one takes the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// How many connections to the kubelet's sockets, for each property.
+    #[arg(long, default_value_t = 20_000)]
+    connections: u32,
 }
 
 /// Runs the fuzz.
@@ -34,5 +38,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .args(["--exact", "--nocapture", "programs_and_oracle_agree"])
         .env("NETFERRY_FUZZ_PACKETS", options.packets.to_string())
         .env("NETFERRY_FUZZ_SEED", options.seed.to_string());
+    run_command(&mut test)?;
+    let mut test = cargo();
+    test.args(["test", "--locked", "--package", "netferry", "--lib", "--", "dra::authority"])
+        .env("NETFERRY_FUZZ_CONNECTIONS", options.connections.to_string());
     run_command(&mut test)
 }

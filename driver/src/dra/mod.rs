@@ -16,8 +16,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+mod authority;
+mod filtered;
+mod frame;
 pub mod health;
 pub mod plugin;
+mod refusals;
 pub mod registration;
 mod socket;
 

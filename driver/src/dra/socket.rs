@@ -11,11 +11,14 @@ use std::{
     time::Duration,
 };
 
+use futures::TryStreamExt as _;
 use tokio::{net::UnixListener, sync::Notify, task::JoinSet, time};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tracing::{info, warn};
+
+use super::{filtered::Filtered, refusals::Refusals};
 
 /// How often the file is looked for. Folders are emptied by administrators and by other drivers' clean-ups;
 /// an inotify watch would be lost with the folder.
@@ -65,8 +68,10 @@ impl Socket {
     /// Serve until `stop`; bind again when the file is gone or another's, and whenever `again` is notified.
     pub(super) async fn serve(self, routes: Routes, again: Arc<Notify>, stop: CancellationToken) {
         let path = self.path.clone();
+        let refusals = Arc::new(Refusals::new(path.clone()));
+        let routes = refusals.watch(routes);
         let mut servers = JoinSet::new();
-        let mut serving = Some(start(&mut servers, self, &routes));
+        let mut serving = Some(start(&mut servers, self, &routes, &refusals));
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -81,7 +86,7 @@ impl Socket {
             // Calls in progress go on; their connection is asked to come back by the path.
             retire(&path, serving.take());
             match Socket::bind(&path) {
-                Ok(socket) => serving = Some(start(&mut servers, socket, &routes)),
+                Ok(socket) => serving = Some(start(&mut servers, socket, &routes, &refusals)),
                 Err(error) => warn!(%error, "cannot bind; trying again"),
             }
         }
@@ -96,11 +101,12 @@ impl Socket {
 /// A server by its socket's identity, and how to stop it.
 type Serving = ((u64, u64), CancellationToken);
 
-fn start(servers: &mut JoinSet<()>, socket: Socket, routes: &Routes) -> Serving {
+fn start(servers: &mut JoinSet<()>, socket: Socket, routes: &Routes, refusals: &Arc<Refusals>) -> Serving {
     let (identity, ended) = (socket.identity, CancellationToken::new());
-    let (routes, end) = (routes.clone(), ended.clone());
+    let (routes, refusals, end) = (routes.clone(), Arc::clone(refusals), ended.clone());
     servers.spawn(async move {
-        let incoming = UnixListenerStream::new(socket.listener);
+        let incoming = UnixListenerStream::new(socket.listener)
+            .map_ok(|stream| Filtered::new(stream, Arc::clone(&refusals)));
         let served = Server::builder()
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, end.cancelled_owned());

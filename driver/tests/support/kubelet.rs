@@ -2,7 +2,8 @@
 //!
 //! It does what the kubelet does in the same order (`pkg/kubelet/pluginmanager`, `pkg/kubelet/cm/dra/plugin`):
 //! GetInfo, check of type, name and versions, connect to the endpoint, NotifyRegistrationStatus; a socket that
-//! was made anew is registered anew, one that is gone is forgotten.
+//! was made anew is registered anew, one that is gone is forgotten. It dials the registration socket as grpc-go
+//! does, and the plugin socket as `localhost`.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use netferry_proto::dra::{
         NodeWatchResourcesRequest, NodeWatchResourcesResponse,
         dra_resource_health_client::DraResourceHealthClient,
     },
-    registration::{InfoRequest, PluginInfo, RegistrationStatus, registration_client::RegistrationClient},
+    registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse},
     v1::{
         Claim, Device, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest,
         dra_plugin_client::DraPluginClient as V1Client,
@@ -28,7 +29,12 @@ use netferry_proto::dra::{
     v1beta1::dra_plugin_client::DraPluginClient as V1Beta1Client,
 };
 use tokio::{sync::watch, task::JoinHandle, time};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+#[path = "kubelet/grpc_go.rs"]
+pub mod grpc_go;
+#[path = "kubelet/pods.rs"]
+pub mod pods;
 
 /// What a kubelet from 1.34 on speaks.
 pub const CURRENT: &[&str] = &["v1.DRAPlugin", "v1beta1.DRAPlugin"];
@@ -38,11 +44,15 @@ pub const OLDER: &[&str] = &["v1beta1.DRAPlugin"];
 const HEALTH: &str = "v1alpha1.DRAResourceHealth";
 const SCAN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_mins(1);
+/// What a driver has for a call (`defaultClientCallTimeout` in `pkg/kubelet/cm/dra/plugin`).
+const CALL: Duration = Duration::from_secs(45);
 
 /// A kubelet, as far as a DRA driver can tell. Stops when dropped, and leaves the sockets alone.
 pub struct Kubelet {
     drivers: watch::Receiver<BTreeMap<String, DriverHandle>>,
     watcher: JoinHandle<()>,
+    claims: pods::Claims,
+    resync: Duration,
 }
 
 impl Drop for Kubelet {
@@ -61,7 +71,12 @@ impl Kubelet {
     pub fn speaking(root: &Path, services: &'static [&'static str]) -> Self {
         let registry = root.join("plugins_registry");
         let (sender, drivers) = watch::channel(BTreeMap::new());
-        Self { drivers, watcher: tokio::spawn(watch_registry(registry, services, sender)) }
+        Self {
+            drivers,
+            watcher: tokio::spawn(watch_registry(registry, services, sender)),
+            claims: pods::Claims::open(root),
+            resync: pods::RESYNC,
+        }
     }
 
     /// Wait until the driver is registered.
@@ -140,6 +155,8 @@ fn sockets(registry: &Path) -> BTreeMap<PathBuf, (u64, i64, i64)> {
 
 async fn connect(path: &Path) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))?;
+    // It dials `unix:PATH`, which grpc-go knows for a socket of the host.
+    let endpoint = endpoint.origin(Uri::from_static("http://localhost"));
     endpoint.connect().await.with_context(|| format!("connect to {}", path.display()))
 }
 
@@ -149,13 +166,15 @@ async fn register(
     identity: (u64, i64, i64),
     services: &[&'static str],
 ) -> anyhow::Result<anyhow::Result<DriverHandle>> {
-    let mut client = RegistrationClient::new(connect(socket).await?);
-    // The kubelet gives GetInfo one second.
-    let info = time::timeout(Duration::from_secs(1), client.get_info(InfoRequest {})).await??.into_inner();
+    let mut connection = grpc_go::Connection::dial(socket).await?;
+    // The kubelet gives GetInfo one second, and the notification five.
+    let method = "/pluginregistration.Registration/GetInfo";
+    let info: PluginInfo = connection.unary(method, &InfoRequest {}, Duration::from_secs(1)).await?;
     let outcome = check(&info, socket, identity, services).await;
     let error = outcome.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
     let status = RegistrationStatus { plugin_registered: outcome.is_ok(), error };
-    client.notify_registration_status(status).await?;
+    let method = "/pluginregistration.Registration/NotifyRegistrationStatus";
+    let _: RegistrationStatusResponse = connection.unary(method, &status, Duration::from_secs(5)).await?;
     Ok(outcome)
 }
 
@@ -223,8 +242,12 @@ impl DriverHandle {
         let (request, channel) =
             (NodePrepareResourcesRequest { claims: on_wire(claims) }, self.channel.clone());
         let response = match self.service {
-            "v1.DRAPlugin" => V1Client::new(channel).node_prepare_resources(request).await?,
-            "v1beta1.DRAPlugin" => V1Beta1Client::new(channel).node_prepare_resources(request).await?,
+            "v1.DRAPlugin" => {
+                time::timeout(CALL, V1Client::new(channel).node_prepare_resources(request)).await??
+            }
+            "v1beta1.DRAPlugin" => {
+                time::timeout(CALL, V1Beta1Client::new(channel).node_prepare_resources(request)).await??
+            }
             other => bail!("no client for {other}"),
         };
         let outcome = |answer: netferry_proto::dra::v1::NodePrepareResourceResponse| {
@@ -239,8 +262,12 @@ impl DriverHandle {
         let (request, channel) =
             (NodeUnprepareResourcesRequest { claims: on_wire(claims) }, self.channel.clone());
         let response = match self.service {
-            "v1.DRAPlugin" => V1Client::new(channel).node_unprepare_resources(request).await?,
-            "v1beta1.DRAPlugin" => V1Beta1Client::new(channel).node_unprepare_resources(request).await?,
+            "v1.DRAPlugin" => {
+                time::timeout(CALL, V1Client::new(channel).node_unprepare_resources(request)).await??
+            }
+            "v1beta1.DRAPlugin" => {
+                time::timeout(CALL, V1Beta1Client::new(channel).node_unprepare_resources(request)).await??
+            }
             other => bail!("no client for {other}"),
         };
         let outcome = |error: String| if error.is_empty() { Ok(()) } else { Err(error) };
