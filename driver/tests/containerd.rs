@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "containerd/messages.rs"]
+mod messages;
+#[path = "containerd/refusals.rs"]
+mod refusals;
 mod support;
 
 use std::{

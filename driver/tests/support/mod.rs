@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod kubelet;
 pub mod netns;
+pub mod plugin;
 pub mod runtime;
 mod skip;
 

@@ -1,6 +1,11 @@
-//! A sandbox image built by hand: busybox in an OCI image layout.
+//! An image built by hand, for sandboxes and for containers: busybox in an OCI image layout.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    process::Command,
+};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -12,6 +17,13 @@ pub const PAUSE: &str = "pause.netferry.test/pause:1";
 
 const BUSYBOX: &str = "/bin/busybox";
 
+/// What it runs where nothing else is asked for.
+pub const ENTRYPOINT: [&str; 3] = [BUSYBOX, "sleep", "2147483647"];
+
+/// Programs of busybox that containers find by name.
+const APPLETS: [&str; 12] =
+    ["sh", "sleep", "true", "false", "cat", "ls", "ip", "ping", "nc", "wget", "httpd", "kill"];
+
 /// Write the image as an OCI layout tarball to `to`, with `work` for the pieces.
 pub fn write_pause_image(work: &Path, to: &Path) -> anyhow::Result<()> {
     let rootfs = work.join("rootfs");
@@ -20,6 +32,10 @@ pub fn write_pause_image(work: &Path, to: &Path) -> anyhow::Result<()> {
     }
     fs::copy(BUSYBOX, rootfs.join("bin/busybox")).with_context(|| format!("copy {BUSYBOX}"))?;
     fs::set_permissions(rootfs.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
+    for applet in APPLETS {
+        let link = rootfs.join("bin").join(applet);
+        symlink("busybox", &link).with_context(|| format!("make {}", link.display()))?;
+    }
     let layer = work.join("layer.tar");
     run(Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&layer).arg("."))?;
 
@@ -35,7 +51,7 @@ pub fn write_pause_image(work: &Path, to: &Path) -> anyhow::Result<()> {
     let config = json!({
         "architecture": architecture,
         "os": "linux",
-        "config": {"Entrypoint": [BUSYBOX, "sleep", "2147483647"]},
+        "config": {"Entrypoint": ENTRYPOINT},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     });
     let config = add_json(&layout, work, &config, "application/vnd.oci.image.config.v1+json")?;
