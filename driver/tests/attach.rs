@@ -8,13 +8,14 @@ mod without_tcx;
 #[path = "attach/world.rs"]
 mod world;
 
-use std::{sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use interrupted::Interrupted;
 use netferry::{
     attach::{Attacher, Outcome, Reason},
     datapath::Datapath as _,
     link::MacAddr,
+    netns::Namespaces as _,
 };
 use world::{MAC, World};
 

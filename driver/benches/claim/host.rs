@@ -129,6 +129,7 @@ impl Host {
             pod: pod_ref(),
             netns,
             cgroup_parent: None,
+            pid: Some(1),
             is_static: false,
             has_containers: false,
         }

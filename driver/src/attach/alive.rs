@@ -3,10 +3,7 @@
 //! containerd lists every sandbox of its store, dead ones too, in any order. A sandbox lives if the path that the runtime
 //! gave for its network namespace leads to that namespace today. That the driver holds the namespace proves nothing.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Attacher;
 use crate::{
@@ -53,18 +50,19 @@ impl Attacher {
         let mut candidates = Vec::new();
         let records = self.recorded();
         for sandbox in listed {
-            let Some(netns) = &sandbox.netns else {
-                alive.sandboxes.push(sandbox.clone());
+            let record = records.get(&sandbox.id);
+            let Some(netns) = sandbox.netns.as_ref().or(record.map(|record| &record.netns)) else {
+                // Of a dead one containerd 1.7 tells no namespace either, as of a pod of the host's network.
+                match sandbox.pid {
+                    Some(_) => alive.sandboxes.push(sandbox.clone()),
+                    None => drop(alive.ended.insert(sandbox.id.clone(), Ended::Dead)),
+                }
                 continue;
             };
-            let record = records.get(&sandbox.id);
             match self.namespaces.look(netns).await {
-                Ok(seen) if record.is_none_or(|record| *record == seen.id) => {
-                    candidates.push(Candidate {
-                        sandbox: sandbox.clone(),
-                        seen,
-                        on_record: record.is_some(),
-                    });
+                Ok(seen) if record.is_none_or(|record| record.namespace == seen.id) => {
+                    let sandbox = PodSandbox { netns: Some(netns.clone()), ..sandbox.clone() };
+                    candidates.push(Candidate { sandbox, seen, on_record: record.is_some() });
                 }
                 Ok(_) => drop(alive.ended.insert(sandbox.id.clone(), Ended::Dead)),
                 Err(error) if error.is_gone() => {
@@ -80,23 +78,15 @@ impl Attacher {
         alive
     }
 
-    /// The namespace of each sandbox that a checkpoint names.
-    fn recorded(&self) -> BTreeMap<String, NetnsId> {
+    /// Sandboxes that checkpoints name.
+    fn recorded(&self) -> BTreeMap<String, Sandbox> {
         let sandboxes = self.attachments().into_iter().map(|attachment| attachment.sandbox);
-        sandboxes.map(|sandbox| (sandbox.id, sandbox.namespace)).collect()
+        sandboxes.map(|sandbox| (sandbox.id.clone(), sandbox)).collect()
     }
 
     /// Whether a sandbox on record lives, or the kernel does not say.
     pub(super) async fn may_live(&self, sandbox: &Sandbox) -> bool {
         lives(self.namespaces.look(&sandbox.netns).await, sandbox)
-    }
-
-    /// Whether the path of a sandbox leads to a network namespace that may be a pod's.
-    pub async fn leads_somewhere(&self, netns: &Path) -> bool {
-        match self.namespaces.look(netns).await {
-            Ok(_) => true,
-            Err(error) => !error.is_gone(),
-        }
     }
 }
 

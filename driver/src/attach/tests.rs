@@ -42,6 +42,7 @@ fn sandbox(id: &str, pod_name: &str) -> PodSandbox {
         pod: pod(pod_name),
         netns: Some(format!("/run/netns/{id}").into()),
         cgroup_parent: None,
+        pid: Some(1),
         is_static: false,
         has_containers: false,
     }

@@ -24,8 +24,11 @@ pub struct PodSandbox {
     pub id: String,
     /// Its pod.
     pub pod: PodRef,
-    /// Network namespace; `None` for a host-network pod, and for the stop events of runtimes that leave it out.
+    /// Network namespace; `None` for a host-network pod, and where runtimes leave it out: in stop events, and of dead
+    /// sandboxes (containerd 1.7).
     pub netns: Option<PathBuf>,
+    /// Its first process; `None` for a dead sandbox.
+    pub pid: Option<u32>,
     /// Path of the pod's cgroup, where the runtime tells.
     pub cgroup_parent: Option<String>,
     /// Whether the kubelet has the pod from a file or a URL and not from the API server: such a pod cannot name a claim.

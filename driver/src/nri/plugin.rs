@@ -330,6 +330,7 @@ fn sandbox(pod: api::PodSandbox) -> Result<PodSandbox, String> {
         pod: PodRef { namespace: pod.namespace, name: pod.name, uid: pod.uid },
         netns: netns.map(|netns| netns.path).filter(|path| !path.is_empty()).map(PathBuf::from),
         cgroup_parent: Some(linux.cgroup_parent).filter(|path| !path.is_empty()),
+        pid: Some(pod.pid).filter(|pid| *pid != 0),
         is_static,
         has_containers: false,
     })

@@ -166,6 +166,7 @@ impl Places {
             pod: pod_ref(),
             netns: Some(self.pod.clone()),
             cgroup_parent: Some(self.cgroup()),
+            pid: Some(1),
             is_static: false,
             has_containers: false,
         }

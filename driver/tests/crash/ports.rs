@@ -16,6 +16,7 @@ pub(crate) fn port_sandbox(places: &Places) -> PodSandbox {
         pod: pod_ref(0),
         netns: Some(places.pod.clone()),
         cgroup_parent: None,
+        pid: Some(1),
         is_static: false,
         has_containers: false,
     }

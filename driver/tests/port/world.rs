@@ -111,6 +111,7 @@ impl Node {
             pod: pod_ref(nth),
             netns,
             cgroup_parent: None,
+            pid: Some(1),
             is_static: false,
             has_containers: false,
         }
