@@ -15,7 +15,7 @@ use std::{
 use clap::Parser as _;
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-    apps::v1::DaemonSet,
+    apps::v1::{DaemonSet, Deployment},
     core::v1::{Container, Namespace, Pod, Probe, ServiceAccount, Volume},
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate},
@@ -118,6 +118,7 @@ fn every_field_is_known() {
             "ClusterRoleBinding" => strict::<ClusterRoleBinding>(&object).err(),
             "CustomResourceDefinition" => strict::<CustomResourceDefinition>(&object).err(),
             "DaemonSet" => strict::<DaemonSet>(&object).err(),
+            "Deployment" => strict::<Deployment>(&object).err(),
             "DeviceClass" => strict::<DeviceClass>(&object).err(),
             "Namespace" => strict::<Namespace>(&object).err(),
             "Network" => match validate::parse(&object["spec"]) {
