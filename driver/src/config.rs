@@ -226,7 +226,8 @@ pub struct RunConfig {
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
 
-    /// Delete this node's slices and end. Links that pods hold are left alone.
+    /// Delete this node's slices, let go of the network namespaces that are held, and end. Links that living pods hold are
+    /// left alone.
     #[arg(long)]
     pub cleanup: bool,
 }

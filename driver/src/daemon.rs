@@ -1,6 +1,7 @@
 //! `netferry run`: put the parts together, run until a signal, drain.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
@@ -14,8 +15,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+mod cleanup;
+pub mod runtime_note;
 mod tasks;
 
+use runtime_note::RuntimeNote;
 use tasks::Tasks;
 
 use crate::{
@@ -85,9 +89,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
     .context("--share")?;
     let cluster = cluster(&config, &node).await?;
     if config.cleanup {
-        let slices = publisher::cleanup(&*cluster).await.context("cannot delete the slices")?;
-        info!(slices, "this node's slices are deleted");
-        return Ok(());
+        return cleanup::run(&*cluster, &config.state).await;
     }
     let stop = stop_on_signal()?;
     let parts = Parts::open(&config, cluster)?;
@@ -311,7 +313,7 @@ impl Parts {
         tasks.spawn("transports", transports.run(TransportOptions::default(), stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
-        tokio::spawn(tell_runtime(Arc::clone(&readiness), status));
+        tokio::spawn(tell_runtime(Arc::clone(&readiness), status, config.state.run_dir.clone()));
         let nri = NriConfig {
             socket: config.nri_socket.clone(),
             plugin_index: config.nri_plugin_index.clone(),
@@ -433,11 +435,20 @@ async fn tell_publisher(readiness: Arc<Readiness>, stats: Arc<PublishStats>) {
     readiness.set_ready(Part::Slices);
 }
 
-async fn tell_runtime(readiness: Arc<Readiness>, mut status: watch::Receiver<SessionStatus>) {
+async fn tell_runtime(
+    readiness: Arc<Readiness>,
+    mut status: watch::Receiver<SessionStatus>,
+    run_dir: PathBuf,
+) {
     while status.changed().await.is_ok() {
         let now = status.borrow_and_update().clone();
         if now.is_ready() {
             readiness.set_ready(Part::Runtime);
+            let note =
+                now.runtime.map(|runtime| RuntimeNote { name: runtime.name, version: runtime.version });
+            if let Some(Err(error)) = note.map(|note| note.write(&run_dir)) {
+                warn!(%error, "cannot write the runtime's version for netferry doctor");
+            }
         } else {
             readiness
                 .set_waiting(Part::Runtime, now.last_error.unwrap_or_else(|| "not connected".to_owned()));

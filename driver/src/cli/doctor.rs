@@ -12,8 +12,11 @@ use serde::Serialize;
 
 use super::show;
 use crate::{
+    claim::store::Store,
     config::{DoctorArgs, Output, Ports},
+    daemon::runtime_note::RuntimeNote,
     datapath::{Features, cgroup::unified},
+    telemetry::chain,
 };
 
 /// One thing looked at.
@@ -119,8 +122,65 @@ fn checks(args: &DoctorArgs) -> Vec<Check> {
         ports(args.ports),
         "Linux 6.7 or later with CONFIG_NETKIT; or let the daemon run with --ports=veth or --ports=auto",
     ));
+    checks.push(Check::of(
+        "container runtime",
+        State::Warning,
+        runtime(&args.state.run_dir),
+        "containerd 2.2.6, 2.3.3 or later; or no NRI plugin that refuses RunPodSandbox, which this driver never does",
+    ));
+    checks.push(Check::of(
+        "held namespaces",
+        State::Warning,
+        held(&args.state.netns_dir(), &args.state.claims_dir()),
+        "the daemon releases them within a minute of its start; without it, netferry run --cleanup",
+    ));
     checks.extend(features());
     checks
+}
+
+/// The one that the daemon is connected to.
+fn runtime(run_dir: &Path) -> Result<String, String> {
+    match RuntimeNote::read(run_dir) {
+        Ok(Some(RuntimeNote { name, version })) if name == "containerd" && cannot_start_again(&version) => {
+            Err(format!(
+                "{name} {version}: after an NRI plugin has refused RunPodSandbox it may not start again (containerd issue 13609)"
+            ))
+        }
+        Ok(Some(note)) => Ok(format!("{} {}", note.name, note.version)),
+        Ok(None) => Ok("no daemon has been connected to one since the machine started".to_owned()),
+        Err(error) => Err(format!("{}: {error}", run_dir.display())),
+    }
+}
+
+/// Whether a version of containerd has the fault of its issue 13609: the series 2.0 and 2.1, 2.2 before 2.2.6 and 2.3 before
+/// 2.3.3 (pull request 13399).
+fn cannot_start_again(version: &str) -> bool {
+    let numbers = version.trim_start_matches('v').split(['.', '-', '+']).map(str::parse::<u32>);
+    let numbers: Vec<u32> = numbers.map_while(Result::ok).take(3).collect();
+    match numbers[..] {
+        [2, 0 | 1, ..] => true,
+        [2, 2, patch] => patch < 6,
+        [2, 3, patch] => patch < 3,
+        _ => false,
+    }
+}
+
+/// Network namespaces of pods that are held, which is as it should be where a checkpoint names them.
+fn held(folder: &Path, claims: &Path) -> Result<String, String> {
+    let found = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok("none".to_owned()),
+        found => found.map_err(|error| format!("{}: {error}", folder.display()))?,
+    };
+    let checkpoints = Store::read(claims).map_err(|error| chain(&error))?;
+    let interfaces = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
+    let used: Vec<_> =
+        interfaces.filter_map(|interface| Some(&interface.attachment.as_ref()?.sandbox.hold)).collect();
+    let (used, unused): (Vec<_>, Vec<_>) =
+        found.flatten().map(|entry| entry.path()).partition(|path| used.contains(&path));
+    match unused.first() {
+        None => Ok(format!("{} in {}", used.len(), folder.display())),
+        Some(first) => Err(format!("{} without a claim, {} among them", unused.len(), first.display())),
+    }
 }
 
 /// What they will be made of.
@@ -240,6 +300,16 @@ mod tests {
                 assert!(found.starts_with("a netkit pair cannot be made: "), "{found}");
                 assert_eq!(auto, "veth pairs");
             }
+        }
+    }
+
+    #[test]
+    fn versions_of_containerd_that_do_not_start_again_are_known() {
+        for version in ["2.1.9+unknown", "v2.0.0", "2.2.5", "2.3.0-rc.1"] {
+            assert!(cannot_start_again(version), "{version}");
+        }
+        for version in ["1.7.24~ds1", "2.2.6", "2.3.3", "2.4.0", "3.0.0", "", "unknown"] {
+            assert!(!cannot_start_again(version), "{version}");
         }
     }
 

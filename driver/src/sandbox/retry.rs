@@ -31,10 +31,11 @@ impl Sandboxes {
         let mut changes = self.store.changes();
         loop {
             let due = self.registry.next_try().map_or(IDLE, |due| due.duration_since(Instant::now()));
+            let mut links_changed = false;
             tokio::select! {
                 () = stop.cancelled() => return,
                 Ok(()) = changes.changed() => {}
-                Ok(()) = inventory.changed() => {}
+                Ok(()) = inventory.changed() => links_changed = true,
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(due.min(IDLE)) => {}
             }
@@ -50,7 +51,11 @@ impl Sandboxes {
                     Standing::Attached => !self.store.has_all(&sandbox.pod.uid, &sandbox.id),
                     Standing::Held(_) | Standing::Ended(_) => false,
                 };
-                if !lacks && !known.is_due(Instant::now(), self.waits_for(&sandbox)) {
+                let waits = matches!(known.standing, Standing::Held(_));
+                if !lacks
+                    && !(waits && links_changed)
+                    && !known.is_due(Instant::now(), self.waits_for(&sandbox))
+                {
                     continue;
                 }
                 // One that an event has its turn with is tried by the event.
@@ -66,7 +71,7 @@ impl Sandboxes {
     }
 
     /// A number that changes when what may keep the sandbox from its interfaces does: where the interfaces of others are,
-    /// which claims are prepared, and which links the node has.
+    /// and which claims are prepared.
     pub(super) fn waits_for(&self, sandbox: &PodSandbox) -> u64 {
         let mut hasher = DefaultHasher::new();
         for checkpoint in self.store.all() {
