@@ -1,8 +1,7 @@
 //! `netferry run`: put the parts together, run until a signal, drain.
 
 use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 mod cleanup;
+mod parts_ready;
 pub mod runtime_note;
 mod tasks;
 
-use runtime_note::RuntimeNote;
+use parts_ready::{tell_kubelet, tell_publisher, tell_runtime};
 use tasks::Tasks;
 
 use crate::{
@@ -60,7 +60,7 @@ use crate::{
     },
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions, PublishStats},
-    readiness::{Part, Readiness},
+    readiness::Readiness,
     repair::{self, RepairWatch},
     sandbox::{self, Sandboxes},
     status::{Backoff, Reporter},
@@ -424,45 +424,4 @@ pub(crate) fn ports_on(checkpoint: &Checkpoint, network: &NetworkRef) -> usize {
         .iter()
         .filter(|interface| interface.plan.port().is_some_and(|port| port.network == *network))
         .count()
-}
-
-/// The slices are ready once they have been right; from then on the publisher keeps them so.
-async fn tell_publisher(readiness: Arc<Readiness>, stats: Arc<PublishStats>) {
-    readiness.set_waiting(Part::Slices, "not published yet");
-    while stats.last_success.load(Ordering::Relaxed) == 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    readiness.set_ready(Part::Slices);
-}
-
-async fn tell_runtime(
-    readiness: Arc<Readiness>,
-    mut status: watch::Receiver<SessionStatus>,
-    run_dir: PathBuf,
-) {
-    while status.changed().await.is_ok() {
-        let now = status.borrow_and_update().clone();
-        if now.is_ready() {
-            readiness.set_ready(Part::Runtime);
-            let note =
-                now.runtime.map(|runtime| RuntimeNote { name: runtime.name, version: runtime.version });
-            if let Some(Err(error)) = note.map(|note| note.write(&run_dir)) {
-                warn!(%error, "cannot write the runtime's version for netferry doctor");
-            }
-        } else {
-            readiness
-                .set_waiting(Part::Runtime, now.last_error.unwrap_or_else(|| "not connected".to_owned()));
-        }
-    }
-}
-
-async fn tell_kubelet(readiness: Arc<Readiness>, mut state: watch::Receiver<RegistrationState>) {
-    while state.changed().await.is_ok() {
-        let now = state.borrow_and_update().clone();
-        match now {
-            RegistrationState::Registered => readiness.set_ready(Part::Kubelet),
-            RegistrationState::Waiting => readiness.set_waiting(Part::Kubelet, "not registered"),
-            RegistrationState::Failed(why) => readiness.set_waiting(Part::Kubelet, why),
-        }
-    }
 }

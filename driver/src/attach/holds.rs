@@ -12,7 +12,8 @@ impl Attacher {
     /// Namespaces in which links of claims are, by the path at which they are held.
     fn used_holds(&self) -> BTreeSet<PathBuf> {
         let interfaces = self.store.all().into_iter().flat_map(|checkpoint| checkpoint.interfaces);
-        interfaces.filter_map(|interface| interface.attachment).map(|it| it.sandbox.hold).collect()
+        let held = interfaces.filter_map(|interface| interface.attachment).map(|it| it.sandbox.hold);
+        held.chain(self.attaching().clone()).collect()
     }
 
     /// Let go of these namespaces, unless a link of a claim is in them still.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
 
-use super::{AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of};
+use super::{
+    AttachError, AttachFailed, AttachedInterface, Attacher, Outcome, crossing, namespace_of, present::shown,
+};
 use crate::{
     claim::{
         Attachment, Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Made, Sandbox, Step,
@@ -13,7 +15,6 @@ use crate::{
     link::{Address, Home, Link, LinkError, LinkRef, Namespace, SubInterface},
     netns::Hold,
     nri::PodSandbox,
-    telemetry::chain,
 };
 
 /// `IFA_F_NODAD` (linux/if_addr.h).
@@ -47,7 +48,9 @@ impl Attacher {
         let Hold { id: namespace, path: hold } = hold;
         let (id, pod) = (sandbox.id.clone(), sandbox.pod.clone());
         let to = Sandbox { id, pod, netns, namespace, hold };
+        *self.attaching() = Some(to.hold.clone());
         let result = self.attach_to(&to, sandbox.cgroup_parent.as_deref()).await;
+        *self.attaching() = None;
         self.release_unused([to.hold]).await;
         result
     }
@@ -132,59 +135,6 @@ impl Attacher {
         crossing("attach-before-done").map_err(AttachFailed::of_pod)?;
         self.write_step(&jobs).await?;
         Ok(attached)
-    }
-
-    /// The interface, if it is in this sandbox already and still protected.
-    async fn already_attached(
-        &self,
-        claim: &ClaimRef,
-        interface: &InterfaceRecord,
-        sandbox: &Sandbox,
-    ) -> Result<Option<AttachedInterface>, AttachError> {
-        let Some(attachment) = &interface.attachment else { return Ok(None) };
-        let device = interface.plan.device.clone();
-        if attachment.sandbox.pod.uid != sandbox.pod.uid {
-            return Err(AttachError::InUse { device, holder: attachment.sandbox.pod.clone() });
-        }
-        if attachment.sandbox.id != sandbox.id || attachment.step != Step::Attached {
-            return Err(AttachError::NotHome { device, sandbox: attachment.sandbox.id.clone() });
-        }
-        match self.check(&interface.plan, attachment).await {
-            Ok(programs) => Ok(Some(shown(claim, &interface.plan, attachment, programs))),
-            // It was deleted, or has lost its programs: it comes home, or is made anew, and goes in again whole.
-            Err(
-                found @ (AttachError::Link(LinkError::NotFound { .. })
-                | AttachError::Datapath(DatapathError::NotProtected { .. })),
-            ) => {
-                tracing::warn!(%claim, device, "taken out of its pod: {}", chain(&found));
-                let key = interface.plan.key();
-                let lost = |of: &ClaimRef, it: &InterfaceRecord| of == claim && it.plan.key() == key;
-                self.give_back_where(|of, it, _| lost(of, it)).await;
-                let record = self.store.get(&claim.uid);
-                let out = record.is_some_and(|record| {
-                    record.interfaces.iter().any(|it| it.plan.key() == key && it.attachment.is_some())
-                });
-                if out { Err(AttachError::NotHome { device, sandbox: sandbox.id.clone() }) } else { Ok(None) }
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether an attached interface is where it should be, with its programs.
-    pub(super) async fn check(
-        &self,
-        plan: &InterfacePlan,
-        attachment: &Attachment,
-    ) -> Result<Vec<AttachedProgram>, AttachError> {
-        let mut ifindex = attachment.pod_ifindex.unwrap_or(0);
-        self.links.get(&namespace_of(&attachment.sandbox), &LinkRef::Index(ifindex)).await?;
-        if plan.port().is_some() {
-            ifindex = self.host_end(plan).await?.ifindex;
-        }
-        match attachment.endpoint {
-            Some(id) => Ok(self.datapath(move |datapath| datapath.verify(id, ifindex)).await?),
-            None => Ok(Vec::new()),
-        }
     }
 
     /// Read what the link is at home and refuse what can be refused before anything is changed.
@@ -432,27 +382,6 @@ pub(super) fn sysctls(plan: &InterfacePlan) -> BTreeMap<String, String> {
     set("ipv4/arp_notify", "1");
     set("ipv6/ndisc_notify", "1");
     sysctls
-}
-
-fn shown(
-    claim: &ClaimRef,
-    plan: &InterfacePlan,
-    attachment: &Attachment,
-    programs: Vec<AttachedProgram>,
-) -> AttachedInterface {
-    AttachedInterface {
-        claim: claim.clone(),
-        pod: attachment.sandbox.pod.clone(),
-        request: plan.request.clone(),
-        pool: plan.pool.clone(),
-        device: plan.device.clone(),
-        name: plan.name.clone(),
-        ifindex: attachment.pod_ifindex.unwrap_or(0),
-        mac: plan.hardware_addr.or(attachment.home.as_ref().and_then(|home| home.link.mac)),
-        addresses: plan.addresses.clone(),
-        endpoint: attachment.endpoint,
-        programs,
-    }
 }
 
 /// No two interfaces of the pod's claims want the same name or the same link.

@@ -17,6 +17,7 @@ mod into_pod;
 mod lease;
 mod outcome;
 mod port;
+mod present;
 mod protect;
 mod recover;
 mod repair;
@@ -28,8 +29,9 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -87,6 +89,8 @@ pub struct Attacher {
     peers: Option<Arc<PolicyPeers>>,
     /// What ports are made of.
     ports: PairKind,
+    /// The namespace that the attach under way needs, although no checkpoint names it yet.
+    attaching: std::sync::Mutex<Option<PathBuf>>,
     /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
     turn: Mutex<()>,
     /// Highest endpoint id given out; ids are not used again while the process lives.
@@ -111,6 +115,7 @@ impl Attacher {
             guarded: std::sync::Mutex::default(),
             peers: None,
             ports: PairKind::default(),
+            attaching: std::sync::Mutex::default(),
             turn: Mutex::new(()),
             last_endpoint: AtomicU32::new(0),
         }
@@ -121,6 +126,10 @@ impl Attacher {
     pub fn knowing(mut self, peers: Arc<PolicyPeers>) -> Self {
         self.peers = Some(peers);
         self
+    }
+
+    fn attaching(&self) -> std::sync::MutexGuard<'_, Option<PathBuf>> {
+        self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.

@@ -66,6 +66,9 @@ impl Repair {
             Mended::Failed(why) => {
                 format!("interface {interface}: {found}; this could not be put right: {why}")
             }
+            Mended::Left if *found == Deviation::Missing => {
+                format!("interface {interface}: {found}; it is attached again as soon as that can be done")
+            }
             Mended::Left => format!("interface {interface}: {found}; this is left to the pod"),
         }
     }
@@ -158,6 +161,10 @@ impl Attacher {
         self.find_end(&mut subject, &host).await;
         let mut found = host_deviations(&subject);
         if extent == Extent::Everywhere {
+            // Its namespace is held, but the pod has ended: the sweep takes care of its links.
+            if !self.may_live(&subject.attachment.sandbox).await {
+                return Vec::new();
+            }
             if let Some(end) = &subject.end
                 && let Ok(look) = self.links.look(&Namespace::Host, end.ifindex, &[NO_IPV6]).await
             {

@@ -127,6 +127,25 @@ fn routes_on_the_link_go_first() {
 }
 
 #[test]
+fn several_pods_may_name_a_claim_that_no_template_made() {
+    let mut value = claim(&[result("nic", "ens5")], &[]);
+    value["status"]["reservedFor"] = json!([
+        {"resource": "pods", "name": "web", "uid": "p1"}, {"resource": "pods", "name": "api", "uid": "p2"},
+    ]);
+    let planned = |value: &Value| planned(value, &inventory(&["ens5"]), &[]).unwrap();
+    let several = planned(&value);
+    let pods: Vec<_> = several.pods.iter().map(|pod| pod.name.as_str()).collect();
+    assert_eq!((pods, several.shareable), (vec!["web", "api"], true));
+    let owner = |controller: bool, kind: &str| json!([{"apiVersion": "v1", "kind": kind, "name": "web", "uid": "p1", "controller": controller}]);
+    for (owners, shareable) in
+        [(owner(true, "Pod"), false), (owner(false, "Pod"), true), (owner(true, "Job"), true)]
+    {
+        value["metadata"]["ownerReferences"] = owners;
+        assert_eq!(planned(&value).shareable, shareable);
+    }
+}
+
+#[test]
 fn refuses_what_does_not_match() {
     let good = claim(&[result("nic", "ens5")], &[]);
     let change = |pointer: &str, new: Value| {
@@ -175,10 +194,9 @@ fn refuses_what_does_not_match() {
         assert_eq!(change(pointer, new), expected);
     }
     let two = json!([
-        {"resource": "pods", "name": "web", "uid": "p1"}, {"resource": "pods", "name": "api", "uid": "p2"},
+        {"resource": "pods", "name": "web", "uid": "p1"}, {"resource": "jobs", "name": "api", "uid": "p2"},
     ]);
-    let error = change("/status/reservedFor", two);
-    assert!(error.starts_with("status.reservedFor: 2 consumers is not allowed; one pod"), "{error}");
+    assert_eq!(change("/status/reservedFor", two), "status.reservedFor: jobs is not allowed; pods");
     for (field, value) in [("adminAccess", json!(true)), ("shareID", json!("a"))] {
         let mut bad = good.clone();
         bad["status"]["allocation"]["devices"]["results"][0][field] = value;
