@@ -9,7 +9,7 @@ mod visible;
 mod world;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use netferry::cluster::versions::ApiVersion;
 use serde_json::json;
 use support::{
     apiserver::{ApiServer, Fault},
-    containerd::{Series, prerequisites},
+    containerd::{ContainerSpec, Series, prerequisites},
     daemon::{ClusterArgs, Home},
     kubelet::Kubelet,
     netns::NetNs,
@@ -200,7 +200,9 @@ async fn what_cannot_be_is_refused_and_said() {
     node.until_ready(&bad, "False", "PrepareFailed").await;
     node.until_event("ResourceClaim", "PrepareFailed").await;
 
-    let error = node.containerd.run_pod(NAMESPACE, "host", "pod-host", true).await.unwrap_err();
+    let pod = node.containerd.run_pod(NAMESPACE, "host", "pod-host", true).await.unwrap();
+    let container = ContainerSpec::sleeping("main");
+    let error = node.containerd.create_container(&pod, &container).await.unwrap_err();
     assert!(format!("{error:#}").contains("hostNetwork"), "{error:#}");
     node.until_ready(&host, "False", "AttachFailed").await;
     node.until_event("Pod", "AttachFailed").await;
@@ -208,7 +210,7 @@ async fn what_cannot_be_is_refused_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_went_with_its_pod_is_said() {
+async fn a_link_comes_home_from_a_pod_that_ended_without_the_daemon() {
     if let Err(why) = prerequisites() {
         return support::skip("node gone", &why);
     }
@@ -219,10 +221,12 @@ async fn a_link_that_went_with_its_pod_is_said() {
     let pod = node.run_pod("web").await.unwrap();
     node.stop_daemon();
     node.containerd.stop_pod(&pod.id).await.unwrap();
+    // Its namespace is held: the software link has not gone with the pod.
     node.start_daemon();
-    node.until_event("ResourceClaim", "LinkGone").await;
     node.until_ready(&claim, "False", "Prepared").await;
     assert_eq!(node.pods(), json!([]));
+    assert!(cable.is_home());
+    assert_eq!(node.home.holds(), Vec::<PathBuf>::new());
 }
 
 /// containerd tells no plugin of the end of a sandbox that is older than itself: its table of what needs a stop
@@ -248,8 +252,9 @@ async fn a_pod_that_outlives_its_runtime(series: Series, number: u8) {
     node.containerd.stop_pod(&pod.id).await.unwrap();
     let outcomes = node.driver.unprepare(std::slice::from_ref(&claim)).await.unwrap();
     assert_eq!(outcomes[&claim.uid], Ok(()));
-    node.until_event("ResourceClaim", "LinkGone").await;
     assert_eq!(node.pods(), json!([]));
+    assert!(cable.is_home());
+    assert_eq!(node.home.holds(), Vec::<PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

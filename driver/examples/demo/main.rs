@@ -82,11 +82,11 @@ async fn demo() -> Result<()> {
         say(&format!("claim {claim}: prepared {}", names.join(", ")));
     }
 
-    step("runtime: RunPodSandbox, and the links are in the pods");
+    step("runtime: RunPodSandbox and CreateContainer, and the links are in the pods");
     let sandboxes: Vec<_> = PODS.iter().zip(&pods).map(|(pod, netns)| sandbox(pod, &netns.path)).collect();
     for sandbox in &sandboxes {
         let began = Instant::now();
-        plugin.run_pod_sandbox(sandbox).await.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        networks::start(&plugin, sandbox).await?;
         say(&format!("pod demo/{}: attached in {:.1} ms", sandbox.name, began.elapsed().as_secs_f64() * 1e3));
     }
     indent(&pods[0].ip(&format!("-brief address show {INTERFACE}")));

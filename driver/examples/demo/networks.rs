@@ -109,16 +109,10 @@ pub(crate) async fn prepare(driver: &DriverHandle, claims: &[netferry::claim::Cl
     bail!("the claims cannot be prepared: {last}")
 }
 
-/// As kubelet and runtime do: a sandbox that is refused, because the machine was too busy to attach within the
-/// runtime's limit, is made again.
+/// As kubelet and runtime do.
 pub(crate) async fn start(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {
-    for _ in 0..10 {
-        let Err(error) = plugin.run_pod_sandbox(sandbox).await else { return Ok(()) };
-        say(&format!("{}: {error:?}; the sandbox is made again", sandbox.name));
-        stop(plugin, sandbox).await?;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    bail!("pod {} does not start", sandbox.name)
+    let started = plugin.start_pod(sandbox).await;
+    started.map_err(|error| anyhow::anyhow!("pod {} does not start: {error:?}", sandbox.name))
 }
 
 pub(crate) async fn stop(plugin: &Plugin, sandbox: &PodSandboxSpec) -> Result<()> {

@@ -270,6 +270,11 @@ impl Checkpoint {
         Self { claim, pods, shareable: false, interfaces }
     }
 
+    /// The pods in whose sandboxes interfaces of the claim are.
+    pub fn holders(&self) -> impl Iterator<Item = &PodRef> {
+        self.interfaces.iter().filter_map(|interface| Some(&interface.attachment.as_ref()?.sandbox.pod))
+    }
+
     /// Whether the claim is reserved for the pod.
     #[must_use]
     pub fn is_for(&self, pod_uid: &str) -> bool {

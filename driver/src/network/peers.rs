@@ -106,7 +106,12 @@ impl Peers for Seeing<'_> {
         let mut addresses = self.table.selected(network, labels, action)?;
         let is_one = |checkpoint: &Checkpoint| {
             let is_one = |pod: &PodRef| self.table.is_selected(network, &pod.to_string(), labels, action);
-            checkpoint.pods.iter().any(|pod| is_one(pod) == Some(true))
+            // Several pods may name a claim, and one has its interfaces.
+            let mut holders = checkpoint.holders().peekable();
+            match holders.peek() {
+                Some(_) => holders.any(|pod| is_one(pod) == Some(true)),
+                None => checkpoint.pods.iter().any(|pod| is_one(pod) == Some(true)),
+            }
         };
         addresses.extend(self.here(network, is_one));
         Some(addresses)

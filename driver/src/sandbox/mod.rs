@@ -58,13 +58,13 @@ impl Sandboxes {
                 return self.answered(sandbox, asked);
             }
         }
+        let had_all = self.store.has_all(&sandbox.pod.uid, &sandbox.id);
         let start = Instant::now();
         let result = self.attacher.attach(sandbox).await;
         let waits_for = self.waits_for(sandbox);
         match result {
             Ok(outcome) => {
-                let first = known.standing != Standing::Attached;
-                if first {
+                if known.standing != Standing::Attached || !had_all {
                     self.metrics.attached(true, start.elapsed());
                     outcome.attached.iter().for_each(|interface| self.tell_attached(interface));
                 }

@@ -204,7 +204,7 @@ impl World {
     }
 
     pub(crate) async fn run(&self, sandbox: &PodSandboxSpec) {
-        self.plugin().run_pod_sandbox(sandbox).await.expect("the sandbox starts");
+        self.plugin().start_pod(sandbox).await.expect("the pod starts");
     }
 
     pub(crate) async fn stop(&self, sandbox: &PodSandboxSpec) {

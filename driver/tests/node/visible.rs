@@ -87,7 +87,7 @@ impl Stand {
         let outcomes = stand.driver.prepare(std::slice::from_ref(&claim)).await.unwrap();
         assert!(outcomes[&claim.uid].is_ok(), "{outcomes:?}");
         let sandbox = PodSandboxSpec::new(NAMESPACE, "web", "pod-web", Some(&stand.pod.path));
-        stand.plugin.run_pod_sandbox(&sandbox).await.unwrap();
+        stand.plugin.start_pod(&sandbox).await.unwrap();
         stand
     }
 

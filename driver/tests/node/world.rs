@@ -1,6 +1,6 @@
 //! A node: real containerd, the real daemon, and stand-ins for kubelet and API server around them.
 
-use std::{mem::ManuallyDrop, path::Path, process::Command};
+use std::{mem::ManuallyDrop, path::Path, process::Command, time::Duration};
 
 use netferry::{claim::ClaimRef, cluster::versions::ApiVersion};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use tokio::task::block_in_place;
 
 use crate::support::{
     apiserver::ApiServer,
-    containerd::{Containerd, RunningPod, Series},
+    containerd::{ContainerSpec, Containerd, RunningPod, Series},
     daemon::{ClusterArgs, Daemon, Home},
     kubelet::{DriverHandle, Kubelet},
     netns::{NetNs, unique},
@@ -159,8 +159,17 @@ impl Node {
         outcomes.remove(&claim.uid).expect("an outcome").map(drop)
     }
 
+    /// A sandbox, and a container in it, which is tried again while it is refused.
     pub(crate) async fn run_pod(&self, name: &str) -> anyhow::Result<RunningPod> {
-        self.containerd.run_pod(NAMESPACE, name, &format!("pod-{name}"), false).await
+        let pod = self.containerd.run_pod(NAMESPACE, name, &format!("pod-{name}"), false).await?;
+        let mut tries = 0;
+        while let Err(error) = self.containerd.create_container(&pod, &ContainerSpec::sleeping("main")).await
+        {
+            tries += 1;
+            anyhow::ensure!(tries < 100, "{error:#}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(pod)
     }
 
     /// A device's status in a claim.

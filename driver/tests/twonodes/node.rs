@@ -268,10 +268,10 @@ impl Node {
 
     /// The runtime starts a pod without a plugin that it lost.
     async fn run(&self, pod: &mut Pod) {
-        match self.plugin().run_pod_sandbox(&pod.sandbox).await {
+        match self.plugin().start_pod(&pod.sandbox).await {
             Ok(()) => {}
             Err(EventError::PluginLost(_)) => self.counts().broken += 1,
-            Err(EventError::Refused(why)) => panic!("{}: the sandbox is refused: {why}", pod.claim),
+            Err(EventError::Refused(why)) => panic!("{}: its container is refused: {why}", pod.claim),
         }
         pod.stage = Stage::Running;
     }

@@ -1,12 +1,20 @@
 //! A plugin in its session with the stand-in runtime, and the events it is sent.
 
-use std::{fs, path::Path, sync::Mutex, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use netferry::nri::mux::MuxError;
 use netferry_proto::nri as api;
 use nix::mount::{MntFlags, umount2};
 use protobuf::MessageField;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use ttrpc::{Code, r#async::Server, context};
 
 use super::{
@@ -15,6 +23,10 @@ use super::{
     spec::{ContainerSpec, PodSandboxSpec},
     store::{Store, Told},
 };
+
+/// How long a refused container is tried again, and after which pause.
+const PATIENCE: Duration = Duration::from_secs(20);
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Why an event had no success.
 #[derive(Debug, PartialEq, Eq)]
@@ -119,6 +131,20 @@ impl Plugin {
         };
         let sent = async { self.client.create_container(self.limit(), &request).await.map(drop) };
         self.answered(sent).await
+    }
+
+    /// Start a pod as the kubelet does: its sandbox, then a container, tried again while it is refused, faster than a kubelet
+    /// would. Returns the last refusal once patience has run out.
+    pub async fn start_pod(&self, sandbox: &PodSandboxSpec) -> Result<(), EventError> {
+        self.run_pod_sandbox(sandbox).await?;
+        let container = ContainerSpec::new(sandbox, "main");
+        let began = Instant::now();
+        loop {
+            match self.create_container(sandbox, &container).await {
+                Err(EventError::Refused(_)) if began.elapsed() < PATIENCE => sleep(RETRY).await,
+                answer => return answer,
+            }
+        }
     }
 
     /// Stop a sandbox, whose pause container is gone then, and send StopPodSandbox if this runtime does.
