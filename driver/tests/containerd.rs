@@ -17,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use netferry::nri::{self, NriConfig, PodEvents, PodSandbox, SessionStatus};
-use support::containerd::{Containerd, Series, prerequisites};
+use support::containerd::{ContainerSpec, Containerd, Series, prerequisites};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,8 @@ enum Seen {
     /// And whether the netns of its run event was there still.
     Stop(PodSandbox, bool),
     Remove(PodSandbox),
+    /// And the container's name.
+    Create(PodSandbox, String),
 }
 
 /// A namespace is mounted there: the file is there before and after.
@@ -63,7 +65,7 @@ impl PodEvents for Recorder {
         self.record(Seen::Synchronize(sandboxes));
     }
 
-    async fn run_pod_sandbox(&self, sandbox: PodSandbox) -> Result<(), String> {
+    async fn run_pod_sandbox(&self, sandbox: PodSandbox) {
         let there = sandbox.netns.as_ref().is_some_and(|netns| is_mounted(netns));
         if let Some(netns) = &sandbox.netns {
             self.netns.lock().unwrap().insert(sandbox.id.clone(), netns.clone());
@@ -71,7 +73,19 @@ impl PodEvents for Recorder {
         self.record(Seen::Run(sandbox, there));
         let takes = *self.run_takes.lock().unwrap();
         tokio::time::sleep(takes).await;
+    }
+
+    fn is_free(&self, _: &PodSandbox) -> bool {
+        false
+    }
+
+    async fn create_container(&self, sandbox: PodSandbox, container: &str) -> Result<(), String> {
+        self.record(Seen::Create(sandbox, container.to_owned()));
         self.refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn held_by(&self, _: &PodSandbox) -> Option<String> {
+        None
     }
 
     async fn stop_pod_sandbox(&self, sandbox: PodSandbox) {
@@ -165,18 +179,26 @@ async fn pod_events_of(series: Series) {
     let seen = driver.events.take();
     assert!(matches!(&seen[..], [Seen::Run(sandbox, false)] if sandbox.netns.is_none()), "{seen:?}");
 
-    // A refusal fails the sandbox, in the driver's words.
+    // A refusal fails the container, in the driver's words; tried again it is made.
     *driver.events.refusal.lock().unwrap() = Some("claim team-a/net: link eth9 is gone".into());
-    let error = containerd.run_pod("team-a", "refused", "uid-refused", false).await.unwrap_err();
+    let refused = containerd.run_pod("team-a", "refused", "uid-refused", false).await.unwrap();
+    let container = ContainerSpec::sleeping("main");
+    let error = containerd.create_container(&refused, &container).await.unwrap_err();
     assert!(format!("{error:#}").contains("claim team-a/net: link eth9 is gone"), "{error:#}");
     *driver.events.refusal.lock().unwrap() = None;
+    let made = containerd.create_container(&refused, &container).await.unwrap();
+    containerd.start_container(&made).await.unwrap();
     let seen = driver.events.take();
-    assert!(matches!(&seen[..], [Seen::Run(..), Seen::Stop(_, true), Seen::Remove(_)]), "{seen:?}");
+    let [Seen::Run(..), Seen::Create(sandbox, name), Seen::Create(..)] = &seen[..] else {
+        panic!("{seen:?}")
+    };
+    assert_eq!((&sandbox.id, &sandbox.netns, name.as_str()), (&refused.id, &refused.netns, "main"));
 
-    // So does a driver that is too slow; it stays in its session.
+    // A driver that is slow is waited for a little.
     *driver.events.run_takes.lock().unwrap() = Duration::from_millis(2500);
-    let error = containerd.run_pod("team-a", "slow", "uid-slow", false).await.unwrap_err();
-    assert!(format!("{error:#}").contains("not ready after"), "{error:#}");
+    let slow = containerd.run_pod("team-a", "slow", "uid-slow", false).await.unwrap();
+    let error = containerd.create_container(&slow, &container).await.unwrap_err();
+    assert!(format!("{error:#}").contains("being attached still"), "{error:#}");
     *driver.events.run_takes.lock().unwrap() = Duration::ZERO;
     assert!(driver.status.borrow().is_ready());
 
@@ -194,11 +216,9 @@ async fn pod_events_of(series: Series) {
                 |id: &str| sandboxes.iter().find(|sandbox| sandbox.id == id).expect("a running sandbox");
             assert_eq!(find(&before.id).netns, before.netns);
             assert_eq!(find(&host.id).netns, None);
-            // A restarted containerd also lists sandboxes that failed; their namespaces are gone.
-            for dead in sandboxes.iter().filter(|sandbox| ![&before.id, &host.id].contains(&&sandbox.id)) {
-                assert!(["refused", "slow"].contains(&&*dead.pod.name), "{dead:?}");
-                assert!(dead.netns.as_ref().is_some_and(|netns| !netns.exists()), "{dead:?}");
-            }
+            // Which have containers decides whether a pod may go on without an interface.
+            assert_eq!((&find(&refused.id).netns, find(&refused.id).has_containers), (&refused.netns, true));
+            assert_eq!((&find(&slow.id).netns, find(&slow.id).has_containers), (&slow.netns, false));
         }
         _ => panic!("{seen:?}"),
     }

@@ -14,7 +14,8 @@ use std::{
 
 use async_trait::async_trait;
 use netferry::nri::{self, NriConfig, PodEvents, PodSandbox, SessionStatus};
-use support::runtime::{EventError, Generation, Plugin, PodSandboxSpec, Runtime};
+use netferry_proto::nri as api;
+use support::runtime::{ContainerSpec, EventError, Generation, Plugin, PodSandboxSpec, Runtime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::watch,
@@ -30,6 +31,7 @@ const SOON: Duration = Duration::from_secs(10);
 struct Recorder {
     seen: Mutex<Vec<(&'static str, Vec<PodSandbox>)>>,
     refusal: Mutex<Option<String>>,
+    held_by: Mutex<Option<String>>,
     run_takes: Mutex<Duration>,
     synchronize_takes: Mutex<Duration>,
     panics: Mutex<bool>,
@@ -58,13 +60,27 @@ impl PodEvents for Recorder {
         self.record("synchronize", sandboxes);
     }
 
-    async fn run_pod_sandbox(&self, sandbox: PodSandbox) -> Result<(), String> {
+    async fn run_pod_sandbox(&self, sandbox: PodSandbox) {
         self.record("run", vec![sandbox]);
         let takes = *self.run_takes.lock().unwrap();
         sleep(takes).await;
         assert!(!*self.panics.lock().unwrap(), "as the test wants");
         self.record("ran", vec![]);
+    }
+
+    fn is_free(&self, sandbox: &PodSandbox) -> bool {
+        sandbox.pod.name.starts_with("free")
+    }
+
+    async fn create_container(&self, sandbox: PodSandbox, container: &str) -> Result<(), String> {
+        assert_eq!(container, "main");
+        self.record("create", vec![sandbox]);
+        assert!(!*self.panics.lock().unwrap(), "as the test wants");
         self.refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn held_by(&self, _: &PodSandbox) -> Option<String> {
+        self.held_by.lock().unwrap().clone()
     }
 
     async fn stop_pod_sandbox(&self, sandbox: PodSandbox) {
@@ -144,7 +160,13 @@ async fn pod_events_come_in_both_generations() {
         let dir = Dir::new();
         let (_runtime, driver, plugin) = connect(&dir, generation).await;
         assert_eq!((&*plugin.registered.plugin_idx, &*plugin.registered.plugin_name), ("10", "netferry"));
-        assert_eq!(plugin.events, 0b111, "run, stop and remove, and nothing else");
+        let events = [
+            api::Event::RUN_POD_SANDBOX,
+            api::Event::STOP_POD_SANDBOX,
+            api::Event::REMOVE_POD_SANDBOX,
+            api::Event::CREATE_CONTAINER,
+        ];
+        assert_eq!(plugin.events, events.iter().fold(0, |mask, event| mask | 1 << (*event as i32 - 1)));
         assert_eq!(driver.status.borrow().runtime.as_ref().unwrap().name, "stand-in");
 
         plugin.run_pod_sandbox(&pod(1)).await.unwrap();
@@ -168,25 +190,32 @@ async fn pod_events_come_in_both_generations() {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_the_runtime_in_its_words() {
+async fn a_container_is_refused_in_the_driver_s_words() {
     for generation in [Generation::StateChange, Generation::OwnCalls] {
         let dir = Dir::new();
         let (_runtime, driver, plugin) = connect(&dir, generation).await;
-        *driver.events.refusal.lock().unwrap() = Some("claim default/a: link eth9 is gone".into());
-        let error = plugin.run_pod_sandbox(&pod(1)).await.unwrap_err();
-        assert_eq!(error, EventError::Refused("claim default/a: link eth9 is gone".into()));
-        // The session lives on.
+        *driver.events.refusal.lock().unwrap() = Some("link eth9 is gone".into());
+        plugin.run_pod_sandbox(&pod(1)).await.expect("a sandbox is never refused");
+        for container in [ContainerSpec::new(&pod(1), "main"), ContainerSpec::new(&pod(1), "main").again()] {
+            let error = plugin.create_container(&pod(1), &container).await.unwrap_err();
+            let why = "netferry: pod default/pod-1 waits for its network interfaces: link eth9 is gone";
+            assert_eq!(error, EventError::Refused(why.into()));
+        }
+        // The session lives on, and the pod as soon as the reason is gone.
         *driver.events.refusal.lock().unwrap() = None;
-        plugin.run_pod_sandbox(&pod(2)).await.unwrap();
+        plugin.create_container(&pod(1), &ContainerSpec::new(&pod(1), "main")).await.unwrap();
         driver.stop().await;
     }
 }
 
 #[tokio::test]
-async fn an_event_that_names_no_pod_is_refused_with_the_field() {
+async fn what_names_no_pod_is_refused_at_its_containers_with_the_field() {
     let dir = Dir::new();
     let (_runtime, driver, plugin) = connect(&dir, Generation::OwnCalls).await;
-    let error = plugin.run_pod_sandbox(&PodSandboxSpec { uid: String::new(), ..pod(1) }).await.unwrap_err();
+    let nameless = PodSandboxSpec { uid: String::new(), ..pod(1) };
+    plugin.run_pod_sandbox(&nameless).await.expect("a sandbox is never refused");
+    let container = ContainerSpec::new(&nameless, "main");
+    let error = plugin.create_container(&nameless, &container).await.unwrap_err();
     assert!(matches!(&error, EventError::Refused(why) if why.contains("pod.uid is empty")), "{error:?}");
     assert_eq!(driver.events.events(), ["synchronize"]);
     driver.stop().await;
@@ -231,49 +260,70 @@ async fn messages_of_megabytes_pass() {
     // Also towards the runtime.
     let words = "no ".repeat(300_000);
     *driver.events.refusal.lock().unwrap() = Some(words.clone());
-    assert_eq!(plugin.run_pod_sandbox(&pod(8)).await.unwrap_err(), EventError::Refused(words));
+    let error = plugin.create_container(&large(7), &ContainerSpec::new(&large(7), "main")).await.unwrap_err();
+    assert!(matches!(&error, EventError::Refused(why) if why.ends_with(&words)));
     driver.stop().await;
 }
 
+/// The longest that a hook may take here: half a second is the driver's own limit, and the machine may be busy.
+const HOOK: Duration = Duration::from_millis(1500);
+
 #[tokio::test]
-async fn a_slow_attach_is_refused_in_time_and_taken_back() {
+async fn a_slow_attach_holds_back_its_pod_and_no_other() {
     for tells in [true, false] {
         let dir = Dir::new();
         let mut runtime = Runtime::listen(dir.socket(), Generation::StateChange).unwrap();
-        // Not told, the limit is known from the request itself.
         runtime.tells_request_timeout = tells;
-        runtime.request_timeout = Duration::from_secs(2);
         let mut driver = Driver::start(&dir.socket());
         let plugin = runtime.accept().await.unwrap();
         driver.wait("synchronized", SessionStatus::is_ready).await;
         *driver.events.run_takes.lock().unwrap() = Duration::from_secs(4);
 
-        let error = plugin.run_pod_sandbox(&pod(1)).await.unwrap_err();
-        assert!(matches!(&error, EventError::Refused(why) if why.contains("not ready after")), "{error:?}");
-        assert_eq!(driver.events.events(), ["synchronize", "run"], "not cut short");
-        // The runtime's own stop waits for its turn, and is answered all the same.
-        plugin.stop_pod_sandbox(&pod(1)).await.unwrap();
+        timeout(HOOK, plugin.run_pod_sandbox(&pod(1))).await.expect("in time").unwrap();
+        assert_eq!(driver.events.events(), ["synchronize", "run"], "it goes on");
+        let container = ContainerSpec::new(&pod(1), "main");
+        for (held_by, expected) in
+            [(None, "are being attached still"), (Some("eth9 is away"), "eth9 is away")]
+        {
+            *driver.events.held_by.lock().unwrap() = held_by.map(str::to_owned);
+            let refused = timeout(HOOK, plugin.create_container(&pod(1), &container)).await.expect("in time");
+            let why = refused.unwrap_err();
+            assert!(matches!(&why, EventError::Refused(why) if why.contains(expected)), "{why:?}");
+        }
+        // A pod that nothing of the driver concerns waits for nobody.
+        let free = PodSandboxSpec::new("default", "free", "uid-free", Some(Path::new("/run/netns/nf-y")));
+        plugin.run_pod_sandbox(&free).await.unwrap();
+        let main = ContainerSpec::new(&free, "main");
+        timeout(HOOK, plugin.create_container(&free, &main)).await.expect("in time").unwrap();
+        // The stop waits for its turn, and is answered all the same.
+        timeout(HOOK, plugin.stop_pod_sandbox(&pod(1))).await.expect("in time").unwrap();
         timeout(SOON, async {
-            while driver.events.events().len() < 5 {
+            while driver.events.events().iter().all(|event| *event != "stop") {
                 sleep(Duration::from_millis(20)).await;
             }
         })
         .await
-        .expect("the attach is not taken back");
-        assert_eq!(driver.events.events(), ["synchronize", "run", "ran", "stop", "stop"]);
+        .expect("the stop is not handled");
+        let of_pod = |(event, sandboxes): &(&'static str, Vec<PodSandbox>)| {
+            sandboxes.first().is_some_and(|sandbox| sandbox.pod.name == "pod-1").then_some(*event)
+        };
+        let seen: Vec<_> = driver.events.seen.lock().unwrap().iter().filter_map(of_pod).collect();
+        assert_eq!(seen, ["run", "create", "create", "stop"], "in order, and not taken back by itself");
         driver.stop().await;
     }
 }
 
 #[tokio::test]
-async fn a_panic_in_the_attach_refuses_the_pod() {
+async fn a_panic_in_the_attach_holds_back_the_pod() {
     let dir = Dir::new();
     let (_runtime, driver, plugin) = connect(&dir, Generation::OwnCalls).await;
     *driver.events.panics.lock().unwrap() = true;
-    let error = plugin.run_pod_sandbox(&pod(1)).await.unwrap_err();
+    plugin.run_pod_sandbox(&pod(1)).await.unwrap();
+    let container = ContainerSpec::new(&pod(1), "main");
+    let error = plugin.create_container(&pod(1), &container).await.unwrap_err();
     assert!(matches!(&error, EventError::Refused(why) if why.contains("failed unexpectedly")), "{error:?}");
     *driver.events.panics.lock().unwrap() = false;
-    plugin.run_pod_sandbox(&pod(1)).await.unwrap();
+    plugin.create_container(&pod(1), &container).await.unwrap();
     driver.stop().await;
 }
 
@@ -297,7 +347,7 @@ async fn a_panic_in_the_synchronization_is_followed_by_another() {
 }
 
 #[tokio::test]
-async fn pods_are_refused_until_the_driver_is_synchronized() {
+async fn pods_are_held_back_until_the_driver_is_synchronized() {
     let dir = Dir::new();
     let mut runtime = Runtime::listen(dir.socket(), Generation::StateChange).unwrap();
     runtime.request_timeout = Duration::from_secs(1);
@@ -305,13 +355,14 @@ async fn pods_are_refused_until_the_driver_is_synchronized() {
     *driver.events.synchronize_takes.lock().unwrap() = Duration::from_secs(3);
     let plugin = runtime.accept().await.unwrap();
     assert!(!driver.status.borrow().is_ready());
-    let error = plugin.run_pod_sandbox(&pod(1)).await.unwrap_err();
+    plugin.run_pod_sandbox(&pod(1)).await.unwrap();
+    let container = ContainerSpec::new(&pod(1), "main");
+    let error = plugin.create_container(&pod(1), &container).await.unwrap_err();
     assert!(matches!(&error, EventError::Refused(_)), "{error:?}");
     driver.wait("synchronized", SessionStatus::is_ready).await;
-    plugin.run_pod_sandbox(&pod(2)).await.unwrap();
-    // What was refused before its turn was never begun.
-    assert_eq!(driver.events.events(), ["synchronize", "run", "ran"]);
-    assert_eq!(driver.events.seen.lock().unwrap()[1].1[0].pod.name, "pod-2");
+    plugin.create_container(&pod(1), &container).await.unwrap();
+    // What had its answer before its turn is done all the same.
+    assert_eq!(driver.events.events(), ["synchronize", "run", "ran", "create", "create"]);
     driver.stop().await;
 }
 
@@ -323,7 +374,7 @@ async fn a_connection_lost_in_a_call_neither_cuts_the_attach_short_nor_takes_it_
     let sandbox = pod(1);
     let call = plugin.run_pod_sandbox(&sandbox);
     let kill = async {
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(30)).await;
         plugin.kill();
     };
     let (lost, ()) = tokio::join!(call, kill);

@@ -24,8 +24,10 @@ async fn a_hook_that_waits_holds_up_every_event_of_the_node() {
     for result in futures::future::join_all(runs).await {
         result.unwrap();
     }
-    assert!(started.elapsed() >= Duration::from_millis(1200), "{:?}", started.elapsed());
-    assert_eq!(driver.events.events()[1..], ["run", "ran"].repeat(4));
+    // Each is answered after a tenth of a second, and the attaches go on side by side.
+    assert!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
+    let began = driver.events.events();
+    assert_eq!(began.iter().filter(|event| **event == "run").count(), 4, "{began:?}");
     driver.stop().await;
 }
 
