@@ -2,10 +2,17 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    path::Path,
+    process::Command,
+};
 
 use netferry::link::{
-    Address, Home, LinkError, LinkRef, Links, Namespace, Route, Scope, kernel::KernelLinks,
+    Address, Home, LinkError, LinkRef, Links, Namespace, Route, Scope,
+    identity::{NetnsId, boot_id, netns_id},
+    kernel::KernelLinks,
 };
 use support::{
     netns::{NetNs, Veth, may_make_namespaces},
@@ -229,4 +236,34 @@ async fn verbs_repeat_and_name_what_is_wrong() {
     assert!(matches!(links.list(&gone).await, Err(LinkError::NamespaceGone { .. })));
     let not_one = Namespace::at("/etc/hostname");
     assert!(matches!(links.list(&not_one).await, Err(LinkError::NamespaceGone { .. })));
+}
+
+fn id(path: impl AsRef<Path>) -> NetnsId {
+    netns_id(&File::open(path).expect("a namespace")).expect("its identity")
+}
+
+#[test]
+fn a_namespace_is_the_same_by_every_path() {
+    if !may_make_namespaces() {
+        skip("a_namespace_is_the_same_by_every_path", "network namespaces cannot be made here");
+        return;
+    }
+    let (one, other) = (NetNs::new(), NetNs::new());
+    let mut process = one.run(|| Command::new("sleep").arg("60").spawn().expect("a process inside"));
+    let by_process = id(format!("/proc/{}/ns/net", process.id()));
+    assert_eq!(id(&one.path), by_process);
+    assert_eq!(by_process.boot_id, boot_id());
+    process.kill().and_then(|()| process.wait()).expect("end it");
+
+    let host = id("/proc/self/ns/net");
+    assert_eq!(host, id("/proc/thread-self/ns/net"), "no thread of the caller has moved");
+    let ids = [id(&one.path), id(&other.path), host];
+    let different = |of: fn(&NetnsId) -> u64| ids.iter().map(of).collect::<BTreeSet<_>>().len();
+    assert_eq!((different(|id| id.cookie), different(|id| id.ino)), (3, 3), "{ids:?}");
+    assert!(ids.iter().all(|id| id.cookie != 0), "{ids:?}");
+
+    // A handle that outlives the path is still that namespace.
+    let (kept, before) = (File::open(&one.path).expect("a namespace"), id(&one.path));
+    drop(one);
+    assert_eq!(netns_id(&kept).expect("its identity"), before);
 }

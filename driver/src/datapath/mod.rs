@@ -33,7 +33,7 @@ pub use features::Features;
 pub use kernel::AyaDatapath;
 pub use networks::{NetworkUplink, Transport};
 pub use pins::DEFAULT_ROOT;
-pub(crate) use sys::watch_socket;
+pub(crate) use sys::{namespace_type, netns_cookie, watch_socket};
 pub use upgrade::Upgrade;
 
 use std::collections::BTreeMap;

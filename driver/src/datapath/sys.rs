@@ -1,5 +1,5 @@
 //! The bpf system calls that aya keeps to itself: links by interface index, their kernel information, and
-//! synchronous detach; and what waits for descriptors. The only file of the driver with `unsafe` in it.
+//! synchronous detach; what waits for descriptors; and what tells namespaces apart. The only file of the driver with `unsafe` in it.
 //!
 //! Attributes are the leading fields of `union bpf_attr` (include/uapi/linux/bpf.h), one struct a command: the
 //! kernel takes the fields it is not given as zero.
@@ -389,4 +389,29 @@ pub(super) fn grace_period() -> io::Result<()> {
     // SAFETY: no pointers in this call. MEMBARRIER_CMD_GLOBAL is the kernel's synchronize_rcu().
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Type of a namespace, a `CLONE_NEW*` flag (`ns_ioctl`, fs/nsfs.c; Linux 4.11). The caller has made sure that the file
+/// is of nsfs: to a device the same number may be another call.
+pub(crate) fn namespace_type(namespace: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: the descriptor is open for the time of the call, which has no argument and writes nowhere.
+    let result = unsafe { libc::ioctl(namespace.as_raw_fd(), libc::NS_GET_NSTYPE) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Cookie of the network namespace of a socket (`SO_NETNS_COOKIE`, Linux 5.14). `ENOPROTOOPT` on an older kernel.
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: `cookie` has the `length` bytes that the kernel may write, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }

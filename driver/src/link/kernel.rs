@@ -4,6 +4,7 @@ mod conversation;
 mod decode;
 mod encode;
 mod home;
+pub mod identity;
 mod ipsec;
 mod make;
 mod namespace;

@@ -7,6 +7,7 @@ mod mac;
 mod pair;
 mod upper;
 
+pub use kernel::identity;
 pub use mac::MacAddr;
 pub use pair::{Ends, Pair, PairKind};
 pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};
