@@ -19,6 +19,7 @@ use crate::{
 mod guard;
 mod lease;
 mod port;
+mod remake;
 mod restrict;
 mod sub_interface;
 mod undone;
