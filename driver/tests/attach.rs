@@ -17,7 +17,7 @@ use netferry::{
     link::MacAddr,
     netns::Namespaces as _,
 };
-use world::{MAC, World};
+use world::{MAC, World, plan_of_eth7};
 
 #[tokio::test]
 async fn a_pod_gets_its_links_and_they_come_home_as_before() {
@@ -223,4 +223,15 @@ async fn a_name_taken_at_home_is_worked_around() {
 
 fn reasons(outcome: &Outcome) -> Vec<Reason> {
     outcome.problems.iter().map(|problem| problem.reason).collect()
+}
+
+#[tokio::test]
+async fn a_link_that_dies_with_its_pod_is_made_anew() {
+    let Some(world) = World::new("a_link_that_dies_with_its_pod_is_made_anew") else { return };
+    world.host.ip("link add link eth7 name macvlan7 type macvlan mode bridge");
+    world.host.ip("link property add dev macvlan7 altname macvlan7-other");
+    world.host.ip("addr add 192.0.2.200/25 dev macvlan7");
+    world.host.ip("link set macvlan7 up");
+    world.host.ip("route add 10.20.0.0/16 via 192.0.2.201");
+    world.dies_and_is_made_anew("macvlan7", plan_of_eth7()).await;
 }

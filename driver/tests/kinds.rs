@@ -148,3 +148,47 @@ async fn an_ipvlan_goes_and_comes_back() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_dummy_that_died_is_made_anew() {
+    let Some(world) = World::new("a_dummy_that_died_is_made_anew") else { return };
+    world.host.ip("link add dummy0x address 02:00:00:00:0d:01 mtu 9000 type dummy");
+    world.host.ip("addr add 192.0.2.200/25 dev dummy0x");
+    world.host.ip("link set dummy0x up");
+    world.dies_and_is_made_anew("dummy0x", plan_of_eth7()).await;
+}
+
+#[tokio::test]
+async fn a_vlan_that_died_is_made_anew() {
+    for kind in [
+        "id 5",
+        "id 6 protocol 802.1ad gvrp on loose_binding on reorder_hdr off",
+        "id 7 egress-qos-map 1:2 3:4 ingress-qos-map 6:7",
+    ] {
+        let Some(world) = World::new("a_vlan_that_died_is_made_anew") else { return };
+        world.host.ip(&format!("link add link eth7 name vlan5 type vlan {kind}"));
+        world.host.ip("addr add 192.0.2.5/25 dev vlan5");
+        world.host.ip("link set vlan5 up");
+        let plan = InterfacePlan { mtu: None, ..plan_of_eth7() };
+        world.dies_and_is_made_anew("vlan5", plan).await;
+    }
+}
+
+#[tokio::test]
+async fn an_ipvlan_that_died_is_made_anew() {
+    let Some(world) = World::new("an_ipvlan_that_died_is_made_anew") else { return };
+    world.host.ip("link add link eth7 name ipvlan7 type ipvlan mode l3s vepa");
+    world.host.ip("addr add 192.0.2.7/25 dev ipvlan7");
+    world.host.ip("link set ipvlan7 up");
+    // It has its parent's hardware address, and no other.
+    let plan = InterfacePlan { hardware_addr: None, routes: Vec::new(), mtu: None, ..plan_of_eth7() };
+    world.dies_and_is_made_anew("ipvlan7", plan).await;
+}
+
+#[tokio::test]
+async fn a_macvlan_that_died_is_made_anew() {
+    let Some(world) = World::new("a_macvlan_that_died_is_made_anew") else { return };
+    world.host.ip("link add link eth8 name macvlan8 type macvlan mode passthru nopromisc");
+    let plan = InterfacePlan { hardware_addr: None, mtu: None, ..plan_of_eth7() };
+    world.dies_and_is_made_anew("macvlan8", plan).await;
+}

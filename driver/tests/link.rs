@@ -7,6 +7,7 @@ use std::{
     fs::File,
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use netferry::link::{
@@ -14,8 +15,9 @@ use netferry::link::{
     identity::{NetnsId, boot_id, netns_id},
     kernel::KernelLinks,
 };
+use serde_json::Value;
 use support::{
-    netns::{NetNs, Veth, may_make_namespaces},
+    netns::{NetNs, Snapshot, Veth, may_make_namespaces},
     skip,
 };
 
@@ -266,4 +268,157 @@ fn a_namespace_is_the_same_by_every_path() {
     let (kept, before) = (File::open(&one.path).expect("a namespace"), id(&one.path));
     drop(one);
     assert_eq!(netns_id(&kept).expect("its identity"), before);
+}
+
+/// Lets a link of the host die in a pod, as if with it, and makes it anew.
+async fn die_and_remake(world: &World, name: &str) -> (Home, Result<u32, LinkError>) {
+    let index = world.host.ifindex(name);
+    let home = world.links.home(&Namespace::Host, index).await.expect("home");
+    let pod = NetNs::new();
+    world
+        .links
+        .move_to(&Namespace::Host, index, &Namespace::at(&pod.path), "net1", None)
+        .await
+        .expect("move");
+    pod.ip("link set net1 up");
+    // Seen from the pod its parent is elsewhere.
+    let inside = world.links.home(&Namespace::at(&pod.path), pod.ifindex("net1")).await.expect("home");
+    assert_eq!(inside.recipe, None, "{name}");
+    pod.ip("link del net1");
+    let remade = world.links.remake(&home).await;
+    (home, remade)
+}
+
+/// Which of several links has the first route to fe80::/64 is chance where both ends of a pair get their carrier at once.
+fn unordered(mut snapshot: Snapshot) -> Snapshot {
+    let routes = snapshot.0.get_mut("ip -j -6 route show table all").expect("the routes");
+    let mut list: Vec<Value> = serde_json::from_str(routes).expect("JSON of ip");
+    list.sort_by_key(Value::to_string);
+    *routes = Value::from(list).to_string();
+    snapshot
+}
+
+#[tokio::test]
+async fn a_link_that_died_is_made_anew() {
+    let Some(world) = world("a_link_that_died_is_made_anew") else { return };
+    // Duplicate address detection takes a second for each look at the host.
+    let scopes = ["all", "default"].map(|scope| format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad"));
+    world.host.run(move || scopes.map(|path| std::fs::write(path, "0").expect("sysctl")));
+    world.host.ip("link set eth7 up");
+    for (links, made) in [
+        (
+            &["mv1"][..],
+            &[
+                "link add link eth7 name mv1 address 02:00:00:00:0a:01 mtu 1400 type macvlan mode private",
+                "link property add dev mv1 altname mv1-other",
+            ][..],
+        ),
+        (
+            &["mv2"],
+            &[
+                "link add link eth7 name mv2 type macvlan mode source bcqueuelen 2000",
+                "link set mv2 type macvlan macaddr set 02:00:00:00:0b:01 02:00:00:00:0b:02",
+            ],
+        ),
+        (&["mt3"], &["link add link eth7 name mt3 type macvtap mode vepa"]),
+        (
+            &["left", "right"],
+            &[
+                "link add left type veth peer name right address 02:00:00:00:0d:01",
+                "link set left addrgenmode none mtu 1300 alias one-end",
+                "link set right mtu 1290 alias other-end",
+            ],
+        ),
+    ] {
+        for words in made {
+            world.host.ip(words);
+        }
+        for (number, link) in links.iter().enumerate() {
+            world.host.ip(&format!("addr add 10.7.{number}.1/24 dev {link}"));
+            world.host.ip(&format!("link set {link} up"));
+            world.host.ip(&format!("addr add 2001:db8:{number}::1/64 dev {link} nodad"));
+        }
+        for number in 0..links.len() {
+            world.host.ip(&format!("route add 10.8.{number}.0/24 via 10.7.{number}.9"));
+        }
+        world.host.settle();
+        let (name, before) = (links[0], unordered(world.host.snapshot()));
+        let (home, remade) = die_and_remake(&world, name).await;
+        let remade = remade.expect(name);
+        assert_eq!(remade, home.link.ifindex, "{name}");
+        let down = world.links.get(&Namespace::Host, &LinkRef::Index(remade)).await.expect(name);
+        assert!(!down.up, "{name}");
+        world.links.restore(remade, &home).await.expect(name);
+        let mut after = unordered(world.host.snapshot());
+        for _ in 0..60 {
+            if after == before {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            after = unordered(world.host.snapshot());
+        }
+        before.assert_same(&after, name);
+        assert_eq!(world.links.home(&Namespace::Host, remade).await.expect("home"), home, "{name}");
+        world.host.ip(&format!("link del {name}"));
+    }
+}
+
+#[tokio::test]
+async fn the_other_end_of_a_pair_is_a_port_again() {
+    let Some(world) = world("the_other_end_of_a_pair_is_a_port_again") else { return };
+    for words in [
+        "link add br7 type bridge",
+        "link add ve4 type veth peer name ve4-peer",
+        "link set ve4-peer master br7 up",
+    ] {
+        world.host.ip(words);
+    }
+    let (_, remade) = die_and_remake(&world, "ve4").await;
+    remade.expect("made anew");
+    let peer = world.host.link("ve4-peer").expect("the other end");
+    assert_eq!(peer["master"], "br7");
+    assert!(peer["flags"].as_array().expect("flags").iter().any(|flag| flag == "UP"), "{peer}");
+}
+
+#[tokio::test]
+async fn a_link_is_made_anew_only_on_its_parent_and_under_its_name() {
+    let Some(world) = world("a_link_is_made_anew_only_on_its_parent_and_under_its_name") else { return };
+    let add = "link add link eth7 name mv1 address 02:00:00:00:0a:01 type macvlan mode bridge";
+    world.host.ip(add);
+    let (home, remade) = die_and_remake(&world, "mv1").await;
+    let taken = world.links.remake(&home).await.expect_err("it is there again");
+    assert!(matches!(&taken, LinkError::NameTaken { name, .. } if name == "mv1"), "{taken}");
+    world.links.remove(&Namespace::Host, remade.expect("made anew")).await.expect("delete");
+
+    // The index is another link's: it gets the next one.
+    world.host.ip(&format!("link add br7 index {} type bridge", home.link.ifindex));
+    let other = world.links.remake(&home).await.expect("with another index");
+    assert_ne!(other, home.link.ifindex);
+    world.links.remove(&Namespace::Host, other).await.expect("delete");
+
+    // The parent has shrunk: that is no reason to lose the link.
+    world.host.ip("link set eth7 mtu 1300");
+    let small = world.links.remake(&home).await.expect("with the parent's MTU");
+    assert_eq!(world.host.link("mv1").expect("mv1")["mtu"], 1300);
+    world.links.remove(&Namespace::Host, small).await.expect("delete");
+
+    let mac =
+        home.recipe.clone().and_then(|recipe| recipe.parent).and_then(|parent| parent.mac).expect("a MAC");
+    world.host.ip("link set eth7 address 02:00:00:00:77:77");
+    let replaced = world.links.remake(&home).await.expect_err("another parent").to_string();
+    assert_eq!(
+        replaced,
+        format!(
+            "link mv1 was made on eth7 ({mac}), whose name is that of another link now: eth7 (02:00:00:00:77:77)"
+        )
+    );
+    world.host.ip("link set eth7 name eth9");
+    let gone = world.links.remake(&home).await.expect_err("no parent");
+    assert!(matches!(&gone, LinkError::ParentGone { .. }), "{gone}");
+    let index = world.host.ifindex("eth9");
+    let with_peer_elsewhere = world.links.home(&Namespace::Host, index).await.expect("home");
+    assert_eq!(with_peer_elsewhere.recipe, None);
+    let none = world.links.remake(&with_peer_elsewhere).await.expect_err("no recipe");
+    assert!(matches!(&none, LinkError::NoRecipe { .. }), "{none}");
+    assert_eq!(world.host.links(), ["eth9", "br7"]);
 }

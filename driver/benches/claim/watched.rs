@@ -138,6 +138,10 @@ impl<T: Links> Links for Watched<T> {
         let start = Instant::now();
         self.note("link make_upper", start, self.inner.make_upper(upper).await)
     }
+    async fn remake(&self, home: &Home) -> Result<u32, LinkError> {
+        let start = Instant::now();
+        self.note("link remake", start, self.inner.remake(home).await)
+    }
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
         let start = Instant::now();
         self.note("link remove", start, self.inner.remove(namespace, ifindex).await)

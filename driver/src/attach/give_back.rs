@@ -164,10 +164,7 @@ impl Return<'_> {
                 let home = self.home_under_a_free_name(&home, Some(&link)).await;
                 Some((link.ifindex, home))
             }
-            Place::Gone(note) => {
-                self.note(Reason::LinkGone, note);
-                None
-            }
+            Place::Gone(note) => self.remake(home, note).await,
             Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
         };
         stop_at("return-after-move")?;
@@ -179,6 +176,22 @@ impl Return<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A link that is gone is made from its record, if that says how. Never under another name than its own: what has that
+    /// name now was most likely made in its stead.
+    async fn remake(&mut self, home: Home, note: String) -> Option<(u32, Home)> {
+        match self.attacher.links.remake(&home).await {
+            Ok(ifindex) => {
+                self.note(Reason::Remade, format!("{note}; it has been made anew"));
+                return Some((ifindex, home));
+            }
+            Err(LinkError::NoRecipe { .. }) => self.note(Reason::LinkGone, note),
+            Err(error) => {
+                self.note(Reason::LinkGone, format!("{note}, and cannot be made anew: {}", chain(&error)));
+            }
+        }
+        None
     }
 
     /// The pair of a port goes, wherever the pod's end of it is. Most often it has gone with the pod's namespace.

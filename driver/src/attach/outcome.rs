@@ -55,6 +55,8 @@ pub enum Reason {
     NameTaken,
     /// The link was deleted, by its pod or with its namespace.
     LinkGone,
+    /// The link was gone with its pod's namespace, and has been made anew from its record.
+    Remade,
     /// The link is not home yet: to be tried again.
     NotReturned,
     /// The link is home, but a part of what it was could not be put back.
@@ -76,6 +78,7 @@ impl Reason {
         match self {
             Self::NameTaken => "LinkNameTaken",
             Self::LinkGone => "LinkGone",
+            Self::Remade => "LinkRemade",
             Self::NotReturned => "LinkNotReturned",
             Self::NotRestored => "LinkNotRestored",
             Self::ProgramsLeft => "ProgramsLeft",

@@ -20,6 +20,7 @@ use crate::{
 mod guard;
 mod lease;
 mod port;
+mod remake;
 mod restrict;
 mod sandboxes;
 mod sub_interface;

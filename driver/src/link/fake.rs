@@ -1,6 +1,7 @@
 //! Links without a kernel, for tests of what calls them: several namespaces with the state a kernel would
 //! keep, and failures where the test asks for them.
 
+mod made;
 mod namespaces;
 mod pairs;
 
@@ -51,6 +52,7 @@ impl FakeLink {
             neighbours: vec![],
             sysctls: BTreeMap::new(),
             settings: Settings::default(),
+            recipe: None,
         };
         Self { home, mtu_range: (68, 9000) }
     }
@@ -255,7 +257,10 @@ impl Links for FakeLinks {
     }
 
     async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError> {
-        Ok(self.state().link(namespace, ifindex)?.home.clone())
+        let mut home = self.state().link(namespace, ifindex)?.home.clone();
+        // Elsewhere its parent is in another namespace.
+        home.recipe = home.recipe.filter(|_| *namespace == Namespace::Host);
+        Ok(home)
     }
 
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
@@ -394,16 +399,11 @@ impl Links for FakeLinks {
     }
 
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
-        let mut state =
-            self.change(&Namespace::Host, upper.parent, format!("make {}", upper.sub_interface))?;
-        let mtu = state.link(&Namespace::Host, upper.parent)?.home.link.mtu;
-        state.free(&Namespace::Host, &upper.name)?;
-        let host = Namespace::Host.to_string();
-        let ifindex = state.next_index();
-        let mut link = FakeLink::hardware(&upper.name, ifindex).of_kind(upper.sub_interface.kind());
-        link.home.link = Link { up: false, mtu, mac: upper.mac.or(link.home.link.mac), ..link.home.link };
-        state.namespaces.entry(host).or_default().insert(ifindex, link);
-        Ok(ifindex)
+        self.add_upper(upper)
+    }
+
+    async fn remake(&self, home: &Home) -> Result<u32, LinkError> {
+        self.make_anew(home)
     }
 
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {

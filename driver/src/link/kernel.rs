@@ -9,6 +9,8 @@ mod ipsec;
 mod make;
 mod namespace;
 mod probe;
+mod recipe;
+mod remake;
 mod restore;
 mod sysctl;
 mod underlay;
@@ -320,6 +322,10 @@ impl Links for KernelLinks {
 
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError> {
         make::upper(self, upper).await
+    }
+
+    async fn remake(&self, home: &Home) -> Result<u32, LinkError> {
+        remake::remake(self, home).await
     }
 
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {

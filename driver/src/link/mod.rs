@@ -5,11 +5,13 @@ pub mod underlay;
 
 mod mac;
 mod pair;
+mod recipe;
 mod upper;
 
 pub use kernel::identity;
 pub use mac::MacAddr;
 pub use pair::{Ends, Pair, PairKind};
+pub use recipe::{IpvlanData, KindData, MacvlanData, Parent, Recipe, VethData, VlanData};
 pub use upper::{Ipvlan, IpvlanFlag, IpvlanMode, Macvlan, MacvlanMode, SubInterface, Upper, Vlan};
 
 #[cfg(any(test, feature = "failpoints"))]
@@ -199,6 +201,10 @@ pub struct Home {
     /// What travels with the link, and could be changed by its pod.
     #[serde(default)]
     pub settings: Settings,
+    /// How to make it anew, for a made link of a kind that can be: it dies with the namespace that it is in. `None` for
+    /// any other, and where its parent or peer is in another namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
 }
 
 /// Settings that a link keeps when it moves, but that a pod with `NET_ADMIN` may change.
@@ -268,6 +274,30 @@ pub enum LinkError {
         namespace: Namespace,
         /// What could not be put back.
         problem: String,
+    },
+    /// Nothing is recorded from which the link could be made: see [`Home::recipe`].
+    #[error("no record says how link {link} was made")]
+    NoRecipe {
+        /// The link.
+        link: String,
+    },
+    /// The host's namespace has no link with the name of the parent.
+    #[error("link {link} was made on {parent}, which is gone")]
+    ParentGone {
+        /// The link that was to be made anew.
+        link: String,
+        /// What it was made on.
+        parent: Parent,
+    },
+    /// The parent's name belongs to a link with another hardware address.
+    #[error("link {link} was made on {parent}, whose name is that of another link now: {found}")]
+    ParentReplaced {
+        /// The link that was to be made anew.
+        link: String,
+        /// What it was made on.
+        parent: Parent,
+        /// What has the name now.
+        found: String,
     },
     /// Anything else the kernel refused.
     #[error("{action} on {link} in network namespace {namespace}")]
@@ -360,6 +390,11 @@ pub trait Links: Send + Sync {
     async fn open_pair(&self, host_end: u32, kind: PairKind) -> Result<(), LinkError>;
     /// Make a link on another one, both in the host's namespace. Returns its index.
     async fn make_upper(&self, upper: &Upper) -> Result<u32, LinkError>;
+    /// Make a link that is gone from its record, in the host's namespace: down, with its name, MAC, MTU, and its index if
+    /// that is free; [`restore`](Self::restore) does the rest. The other end of a veth pair comes back whole. Returns the
+    /// index. [`LinkError::NoRecipe`], [`LinkError::ParentGone`], [`LinkError::ParentReplaced`] or
+    /// [`LinkError::NameTaken`] if it cannot be, and then nothing is made.
+    async fn remake(&self, home: &Home) -> Result<u32, LinkError>;
     /// Delete a made link, and with an end of a pair the other one.
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError>;
     /// Put back everything of `home` that the link at `ifindex` in the host's namespace lacks, and take away

@@ -129,6 +129,10 @@ impl<T: Links> Links for Interrupted<T> {
         self.link(&Namespace::Host, "make_upper")?;
         self.inner.make_upper(upper).await
     }
+    async fn remake(&self, home: &Home) -> Result<u32, LinkError> {
+        self.link(&Namespace::Host, "remake")?;
+        self.inner.remake(home).await
+    }
     async fn remove(&self, namespace: &Namespace, ifindex: u32) -> Result<(), LinkError> {
         self.link(namespace, "remove")?;
         self.inner.remove(namespace, ifindex).await

@@ -13,7 +13,7 @@ use std::{
 };
 
 use netferry::{
-    attach::{Attacher, PodGuard, Unguarded},
+    attach::{Attacher, PodGuard, Reason, Unguarded},
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
     datapath::{
         AttachedProgram, AyaDatapath, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats,
@@ -23,7 +23,7 @@ use netferry::{
         state::{MapPart, Wanted},
     },
     link::{Links, MacAddr, Route, Scope, kernel::KernelLinks},
-    netns::KernelNamespaces,
+    netns::{KernelNamespaces, Namespaces as _},
     nri::PodSandbox,
 };
 use nix::{
@@ -138,6 +138,38 @@ impl World {
     pub(crate) fn assert_home(&self, when: &str) {
         self.before.assert_same(&self.host.snapshot_like(&self.before), when);
         self.assert_nothing_left(when);
+    }
+
+    /// Attaches one link of the host, lets it die with the pod's namespace, and finds it as it was after the return.
+    pub(crate) async fn dies_and_is_made_anew(&self, link: &str, plan: InterfacePlan) {
+        self.host.settle();
+        let before = self.host.snapshot();
+        let claim = ClaimRef { namespace: "default".into(), name: "c".into(), uid: "c".into() };
+        let plan = InterfacePlan { device: link.into(), host_link: link.into(), ..plan };
+        let interfaces = vec![InterfaceRecord::planned(plan)];
+        self.places.store().put(Checkpoint::new(claim, vec![pod_ref()], interfaces)).expect("checkpoint");
+        let attacher = self.places.attacher();
+        let outcome = attacher.attach(&self.places.sandbox()).await.expect("attach");
+        assert_eq!(outcome.problems, [], "{link}");
+        assert!(self.host.link(link).is_none(), "{link} is in the pod");
+        // Somebody has taken away what keeps the namespace.
+        for hold in self.places.namespaces().held().await.expect("holds") {
+            self.places.namespaces().release(&hold).await.expect("release");
+        }
+        self.pod.vanish();
+        let mut outcome = attacher.give_back("s1").await;
+        // An emulated kernel takes its time to clear a namespace up.
+        for _ in 0..100 {
+            if !outcome.problems.iter().any(|problem| problem.reason == Reason::NotReturned) {
+                break;
+            }
+            thread::sleep(std::time::Duration::from_millis(100));
+            outcome = attacher.give_back("s1").await;
+        }
+        let reasons: Vec<_> = outcome.problems.iter().map(|problem| problem.reason).collect();
+        assert_eq!(reasons, [Reason::Remade], "{:?}", outcome.problems);
+        before.assert_same(&self.host.snapshot_like(&before), link);
+        self.assert_nothing_left(link);
     }
 
     /// No program, pin or checkpoint is left over.

@@ -72,6 +72,7 @@ fn attachment(pod_uid: &str) -> Attachment {
             neighbours: vec![],
             sysctls: BTreeMap::new(),
             settings: crate::link::Settings::default(),
+            recipe: None,
         }),
         pod_ifindex: None,
         lost: None,

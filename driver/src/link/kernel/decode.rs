@@ -20,8 +20,8 @@ use netlink_packet_route::{
     },
 };
 
-use super::SETTABLE_LINK_FLAGS;
-use crate::link::{Address, Link, MacAddr, Neighbour, Route, Scope, Settings};
+use super::{SETTABLE_LINK_FLAGS, recipe};
+use crate::link::{Address, KindData, Link, MacAddr, Neighbour, Route, Scope, Settings};
 
 /// `IFA_F_SECONDARY` on IPv6: a privacy address, made and forgotten by the kernel.
 const IFA_F_TEMPORARY: u32 = 0x01;
@@ -39,6 +39,12 @@ pub(super) struct LinkFacts {
     pub(super) controller: Option<u32>,
     /// What MTU the kernel takes, in bytes; 0 as the highest is no limit.
     pub(super) mtu_range: (u32, u32),
+    /// What its kind needs, for the kinds that can be made anew.
+    pub(super) data: Option<KindData>,
+    /// Index of its parent or peer (`IFLA_LINK`).
+    pub(super) lower: Option<u32>,
+    /// Whether that index is one of another namespace (`IFLA_LINK_NETNSID`).
+    pub(super) lower_elsewhere: bool,
 }
 
 fn mac(bytes: &[u8]) -> Option<MacAddr> {
@@ -62,6 +68,9 @@ pub(super) fn link(message: &LinkMessage) -> LinkFacts {
         settings: Settings { flags: flags.bits() & SETTABLE_LINK_FLAGS, ..Settings::default() },
         controller: None,
         mtu_range: (0, 0),
+        data: None,
+        lower: None,
+        lower_elsewhere: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -72,6 +81,8 @@ pub(super) fn link(message: &LinkMessage) -> LinkFacts {
             LinkAttribute::MinMtu(mtu) => facts.mtu_range.0 = *mtu,
             LinkAttribute::MaxMtu(mtu) => facts.mtu_range.1 = *mtu,
             LinkAttribute::Controller(index) if *index != 0 => facts.controller = Some(*index),
+            LinkAttribute::Link(index) if *index != 0 => facts.lower = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => facts.lower_elsewhere = true,
             LinkAttribute::IfAlias(alias) => facts.settings.alias = Some(alias.clone()),
             LinkAttribute::TxQueueLen(length) => facts.settings.tx_queue_len = Some(*length),
             LinkAttribute::Group(group) => facts.settings.group = *group,
@@ -81,6 +92,7 @@ pub(super) fn link(message: &LinkMessage) -> LinkFacts {
                     _ => None,
                 });
                 facts.link.blackhole = infos.iter().any(blackhole);
+                facts.data = recipe::decode(infos);
             }
             LinkAttribute::PropList(props) => {
                 facts.link.alt_names = props

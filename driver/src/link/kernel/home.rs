@@ -7,23 +7,43 @@ use netlink_packet_route::{
     neighbour::NeighbourMessage,
 };
 
-use super::{Subject, decode, decode::Found, encode, namespace, sysctl};
+use super::{
+    Subject,
+    decode::{self, Found, LinkFacts},
+    encode, namespace, recipe, sysctl,
+};
 use crate::link::{Address, Home, LinkError, LinkRef, Neighbour, Route};
 
 /// Everything, or [`LinkError::CannotLeave`] if a part of it could not be put back.
 pub(super) async fn read(on: &Subject, host: Option<&Path>, ifindex: u32) -> Result<Home, LinkError> {
     let facts = on.facts(&LinkRef::Index(ifindex)).await?;
-    let cannot_leave = |problem: String| LinkError::CannotLeave {
-        link: facts.link.name.clone(),
-        namespace: on.namespace.clone(),
-        problem,
-    };
     if let Some(controller) = facts.controller {
         let name = on.facts(&LinkRef::Index(controller)).await.map(|controller| controller.link.name);
         let name = name.unwrap_or_else(|_| controller.to_string());
-        return Err(cannot_leave(format!("it is a port of {name}")));
+        let problem = format!("it is a port of {name}");
+        return Err(LinkError::CannotLeave {
+            link: facts.link.name,
+            namespace: on.namespace.clone(),
+            problem,
+        });
     }
+    let recipe = recipe::of(on, host, &facts).await?;
     let name = facts.link.name.clone();
+    let (home, refused) = gather(on, host, facts).await?;
+    if let Some(problem) = refused.into_iter().next() {
+        return Err(LinkError::CannotLeave { link: name, namespace: on.namespace.clone(), problem });
+    }
+    Ok(Home { recipe, ..home })
+}
+
+/// Everything but how it was made, and what of it could not be put back.
+pub(super) async fn gather(
+    on: &Subject,
+    host: Option<&Path>,
+    facts: LinkFacts,
+) -> Result<(Home, Vec<String>), LinkError> {
+    let LinkFacts { link, settings, .. } = facts;
+    let (ifindex, name) = (link.ifindex, link.name.clone());
     let sysctls = namespace::within(&on.namespace, host, move || sysctl::changed(&name));
     // One after the other: a socket that has a dump unfinished refuses the next with EBUSY
     // (`__netlink_dump_start`, net/netlink/af_netlink.c).
@@ -33,10 +53,7 @@ pub(super) async fn read(on: &Subject, host: Option<&Path>, ifindex: u32) -> Res
         Ok((addresses, neighbours, routes(on, ifindex).await?))
     };
     let (sysctls, (addresses, neighbours, (routes, refused))) = futures::try_join!(sysctls, dumps)?;
-    if let Some(problem) = refused.into_iter().next() {
-        return Err(cannot_leave(problem));
-    }
-    Ok(Home { link: facts.link, addresses, routes, neighbours, sysctls, settings: facts.settings })
+    Ok((Home { link, addresses, routes, neighbours, sysctls, settings, recipe: None }, refused))
 }
 
 /// What the link has now, without what could not be put back, and without neighbours.
@@ -56,7 +73,7 @@ pub(super) async fn look(
         namespace::within(&on.namespace, host, move || sysctl::read(&name, &names)).await?
     };
     let (neighbours, settings) = (Vec::new(), facts.settings);
-    Ok(Home { link: facts.link, addresses, routes, neighbours, sysctls, settings })
+    Ok(Home { link: facts.link, addresses, routes, neighbours, sysctls, settings, recipe: None })
 }
 
 /// In the kernel's order.

@@ -158,6 +158,6 @@ pub(super) async fn remove(on: &Subject, ifindex: u32) -> Result<(), LinkError> 
     }
 }
 
-fn name_taken(on: &Subject, name: &str) -> LinkError {
+pub(super) fn name_taken(on: &Subject, name: &str) -> LinkError {
     LinkError::NameTaken { name: name.to_owned(), namespace: on.namespace.clone() }
 }
