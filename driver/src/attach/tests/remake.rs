@@ -20,7 +20,7 @@ async fn attach_and_vanish(world: &World) {
     world.links.put(&Namespace::Host, vlan(world));
     world.claim("c1", "web", vec![plan("vlan5", "net1")]);
     let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
-    world.links.vanish(&inside("s1"));
+    world.links.destroy(&inside("s1"));
     world.datapath.device_is_at(attached[0].endpoint.unwrap(), None);
 }
 
@@ -104,7 +104,7 @@ async fn a_pair_comes_back_with_its_other_end() {
     world.links.put(&Namespace::Host, left);
     world.claim("c1", "web", vec![plan("left", "net1")]);
     let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
-    world.links.vanish(&inside("s1"));
+    world.links.destroy(&inside("s1"));
     world.datapath.device_is_at(attached[0].endpoint.unwrap(), None);
     assert_eq!(only_problem(&world.attacher.give_back("s1").await).0, Reason::Remade);
     world.assert_all_home(&before, "after the pair was made anew");
