@@ -105,10 +105,15 @@ fn choose(candidates: Vec<Candidate>, alive: &mut Alive) {
     }
     let mut by_pod: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
     for mut same in by_namespace.into_values() {
-        // A path that was given again: a dead sandbox seems to lead to the namespace of a living one.
-        if same.iter().any(|candidate| candidate.on_record) {
-            for other in same.extract_if(.., |candidate| !candidate.on_record) {
-                alive.ended.insert(other.sandbox.id, Ended::Dead);
+        // A path that was given again: a dead sandbox seems to lead to the namespace of a living one. A record says whose it
+        // is; else the first process, which containerd names of living sandboxes alone, and CRI-O may name of none.
+        let signs: [fn(&Candidate) -> bool; 2] =
+            [|candidate| candidate.on_record, |candidate| candidate.sandbox.pid.is_some()];
+        for sign in signs {
+            if same.iter().any(sign) {
+                for other in same.extract_if(.., |candidate| !sign(candidate)) {
+                    alive.ended.insert(other.sandbox.id, Ended::Dead);
+                }
             }
         }
         let other = same.iter().find(|one| one.sandbox.pod.uid != same[0].sandbox.pod.uid);

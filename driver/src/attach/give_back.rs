@@ -52,6 +52,7 @@ impl Attacher {
         let _turn = self.turn.lock().await;
         let mut ended = BTreeSet::new();
         for attachment in self.attachments() {
+            self.hold_again(&attachment.sandbox).await;
             if attachment.step != Step::Attached || !self.may_live(&attachment.sandbox).await {
                 ended.insert(attachment.sandbox.namespace);
             }
@@ -107,6 +108,7 @@ impl Attacher {
             attachment: attachment.clone(),
             problems: Vec::new(),
         };
+        self.hold_again(&attachment.sandbox).await;
         if let Err((reason, note)) = the_return.run().await {
             the_return.note(reason, note);
         }
@@ -168,12 +170,8 @@ impl Return<'_> {
             Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
         };
         stop_at("return-after-move")?;
-        if let Some((ifindex, home)) = arrived
-            && let Err(errors) = self.attacher.links.restore(ifindex, &home).await
-        {
-            for error in errors {
-                self.note(Reason::NotRestored, chain(&error));
-            }
+        if let Some((ifindex, home)) = arrived {
+            self.restore(ifindex, &home).await;
         }
         Ok(())
     }
@@ -192,6 +190,20 @@ impl Return<'_> {
             }
         }
         None
+    }
+
+    /// What fails once may succeed when the rest is there; what fails again is told, and the link is free all the same.
+    async fn restore(&mut self, ifindex: u32, home: &Home) {
+        let links = &self.attacher.links;
+        if links.restore(ifindex, home).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(CLEAN_UP_PAUSE).await;
+        if let Err(errors) = links.restore(ifindex, home).await {
+            for error in errors {
+                self.note(Reason::NotRestored, chain(&error));
+            }
+        }
     }
 
     /// The pair of a port goes, wherever the pod's end of it is. Most often it has gone with the pod's namespace.

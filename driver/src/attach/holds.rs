@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{AttachError, Attacher, Problem, Reason, give_back::free_name};
-use crate::{link::Namespace, netns::NetnsError, telemetry::chain};
+use crate::{claim::Sandbox, link::Namespace, netns::NetnsError, telemetry::chain};
 
 impl Attacher {
     /// Namespaces in which links of claims are, by the path at which they are held.
@@ -24,6 +24,18 @@ impl Attacher {
             if let Err(error) = self.namespaces.release(&hold).await {
                 tracing::warn!(hold = %hold.display(), "a network namespace is still held: {}", chain(&error));
             }
+        }
+    }
+
+    /// Hold the namespace of a sandbox again, if somebody has taken the hold away while the sandbox lives.
+    pub(super) async fn hold_again(&self, sandbox: &Sandbox) {
+        let is_held =
+            self.namespaces.look(&sandbox.hold).await.is_ok_and(|seen| seen.id == sandbox.namespace);
+        if !is_held
+            && self.namespaces.look(&sandbox.netns).await.is_ok_and(|seen| seen.id == sandbox.namespace)
+            && let Err(error) = self.namespaces.hold(&sandbox.netns).await
+        {
+            tracing::warn!(sandbox = sandbox.id, "its network namespace is not held: {}", chain(&error));
         }
     }
 

@@ -19,6 +19,9 @@ impl Attacher {
     /// [`Attacher::recover`], and what became of each sandbox.
     pub async fn recover_with(&self, listed: &[PodSandbox]) -> (Outcome, Alive) {
         let _turn = self.turn.lock().await;
+        for attachment in self.attachments() {
+            self.hold_again(&attachment.sandbox).await;
+        }
         let alive = self.alive(listed).await;
         let mut outcome = self.return_what_cannot_stay(&alive).await;
         for sandbox in &alive.sandboxes {

@@ -187,6 +187,12 @@ impl FakeLinks {
         self.state().failing.insert(nth);
     }
 
+    /// Whether a changing call is to fail, or has failed.
+    #[must_use]
+    pub fn fails(&self) -> bool {
+        !self.state().failing.is_empty()
+    }
+
     /// Changing calls so far.
     #[must_use]
     pub fn changes(&self) -> u32 {

@@ -7,6 +7,8 @@ mod known;
 mod retry;
 mod shared;
 mod tell;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Instant};
 

@@ -100,6 +100,12 @@ impl FakeLinks {
         }
     }
 
+    /// Indices of all links, which are unique in this model.
+    #[must_use]
+    pub fn indices(&self) -> std::collections::BTreeSet<u32> {
+        self.state().namespaces.values().flat_map(std::collections::BTreeMap::keys).copied().collect()
+    }
+
     /// Namespaces that are there, without the host's.
     #[must_use]
     pub fn namespaces(&self) -> usize {
