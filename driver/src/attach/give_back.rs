@@ -179,7 +179,13 @@ impl Return<'_> {
     /// A link that is gone is made from its record, if that says how. Never under another name than its own: what has that
     /// name now was most likely made in its stead.
     async fn remake(&mut self, home: Home, note: String) -> Option<(u32, Home)> {
-        match self.attacher.links.remake(&home).await {
+        let links = &self.attacher.links;
+        let mut remade = links.remake(&home).await;
+        if matches!(remade, Err(LinkError::Kernel { .. })) {
+            tokio::time::sleep(CLEAN_UP_PAUSE).await;
+            remade = links.remake(&home).await;
+        }
+        match remade {
             Ok(ifindex) => {
                 self.note(Reason::Remade, format!("{note}; it has been made anew"));
                 return Some((ifindex, home));

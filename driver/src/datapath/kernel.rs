@@ -441,8 +441,7 @@ impl Datapath for AyaDatapath {
     }
 
     fn last_endpoint(&self) -> Result<EndpointId, DatapathError> {
-        let written = self.written();
-        written.tables.last_endpoint().map_err(|source| bpf_error("read the slots", source))
+        self.written().tables.last_endpoint().map_err(|source| bpf_error("read the slots", source))
     }
 
     fn stats(&self, id: EndpointId) -> Result<EndpointStats, DatapathError> {

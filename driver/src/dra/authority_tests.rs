@@ -214,7 +214,7 @@ fn a_peer_that_breaks_the_rules_is_refused() {
     let ok = encode(&mut Encoder::default(), &[("a", "b")], 0);
     // One entry of the table, named so often that it would fill hundreds of megabytes.
     let mut bomb = encode(&mut Encoder::default(), &[("x", &"v".repeat(4000))], Encoder::WITH_INDEXING);
-    bomb.extend([0x80 | 62; 1000]);
+    bomb.extend([0x80 | 0x3e; 1000]);
     let literal = encode(&mut Encoder::default(), &[("a", &"v".repeat(16_000))], 0);
     let half = &literal[..literal.len() / 2];
     let cases = [
@@ -250,7 +250,7 @@ fn a_peer_that_breaks_the_rules_is_refused() {
             Refusal::Hpack(loona_hpack::decoder::DecoderError::InvalidMaxDynamicSize),
         ),
         (
-            raw(HEADERS, END_HEADERS, 1, &[0x80 | 62]),
+            raw(HEADERS, END_HEADERS, 1, &[0x80 | 0x3e]),
             Refusal::Hpack(loona_hpack::decoder::DecoderError::HeaderIndexOutOfBounds),
         ),
     ];

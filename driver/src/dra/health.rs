@@ -139,7 +139,8 @@ impl DraResourceHealth for StoppableHealth {
             }
             // One event changes many records.
             time::sleep(GATHER).await;
-            (store.mark_unchanged(), sandboxes.mark_unchanged());
+            store.mark_unchanged();
+            sandboxes.mark_unchanged();
             Some((health.report(), (health, (store, sandboxes))))
         });
         let reports = stream::once(async { first }).chain(later).map(Ok);

@@ -227,7 +227,7 @@ mod tests {
         drop(netns);
         assert!(namespaces.look(&path).await.unwrap_err().is_gone());
         assert_eq!(namespaces.look(&hold.path).await.unwrap().id, hold.id);
-        assert_eq!(namespaces.held().await.unwrap(), [hold.path.clone()]);
+        assert_eq!(namespaces.held().await.unwrap(), std::slice::from_ref(&hold.path));
         namespaces.release(&hold.path).await.unwrap();
         assert_eq!(namespaces.held().await.unwrap(), Vec::<PathBuf>::new());
         assert!(namespaces.look(&hold.path).await.unwrap_err().is_gone());
@@ -257,7 +257,7 @@ mod tests {
         fs::create_dir_all(&namespaces.folder).unwrap();
         let half = namespaces.folder.join("net-1");
         fs::write(&half, "").unwrap();
-        assert_eq!(namespaces.held().await.unwrap(), [half.clone()]);
+        assert_eq!(namespaces.held().await.unwrap(), std::slice::from_ref(&half));
         namespaces.release(&half).await.unwrap();
         assert_eq!(namespaces.held().await.unwrap(), Vec::<PathBuf>::new());
         let outside = namespaces.release(Path::new("/etc/hostname")).await.unwrap_err();

@@ -51,11 +51,9 @@ impl Sandboxes {
                     Standing::Attached => !self.store.has_all(&sandbox.pod.uid, &sandbox.id),
                     Standing::Held(_) | Standing::Ended(_) => false,
                 };
-                let waits = matches!(known.standing, Standing::Held(_));
-                if !lacks
-                    && !(waits && links_changed)
-                    && !known.is_due(Instant::now(), self.waits_for(&sandbox))
-                {
+                let hopes = links_changed && matches!(known.standing, Standing::Held(_));
+                let due = lacks || hopes || known.is_due(Instant::now(), self.waits_for(&sandbox));
+                if !due {
                     continue;
                 }
                 // One that an event has its turn with is tried by the event.

@@ -224,7 +224,7 @@ impl World {
         // Few, so that they are given again.
         let used =
             |path: &PathBuf| self.stored.iter().any(|it| it.alive && it.sandbox.netns.as_ref() == Some(path));
-        let mut paths = (0..PODS + 1).map(|number| PathBuf::from(format!("/run/netns/cni-{number}")));
+        let mut paths = (0..=PODS).map(|number| PathBuf::from(format!("/run/netns/cni-{number}")));
         paths.find(|path| !used(path)).unwrap()
     }
 
