@@ -1,4 +1,5 @@
 //! A node: real containerd, the real daemon, and stand-ins for kubelet and API server around them.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{mem::ManuallyDrop, path::Path, process::Command, time::Duration};
 

@@ -26,7 +26,6 @@ export PATH=/usr/bin:/bin HOME=/ TMPDIR=/tmp RUST_BACKTRACE=1 NETFERRY_SKIP_LOG=
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
