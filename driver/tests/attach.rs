@@ -8,16 +8,23 @@ mod without_tcx;
 #[path = "attach/world.rs"]
 mod world;
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use interrupted::Interrupted;
 use netferry::{
     attach::{Attacher, Outcome, Reason},
+    claim::{Checkpoint, ClaimRef, InterfaceRecord},
     datapath::Datapath as _,
     link::MacAddr,
     netns::Namespaces as _,
+    nri::PodSandbox,
 };
-use world::{MAC, World, plan_of_eth7};
+use support::netns::NetNs;
+use world::{MAC, World, plan_of_eth7, plan_of_eth8, pod_ref};
 
 #[tokio::test]
 async fn a_pod_gets_its_links_and_they_come_home_as_before() {
@@ -234,4 +241,54 @@ async fn a_link_that_dies_with_its_pod_is_made_anew() {
     world.host.ip("link set macvlan7 up");
     world.host.ip("route add 10.20.0.0/16 via 192.0.2.201");
     world.dies_and_is_made_anew("macvlan7", plan_of_eth7()).await;
+}
+
+/// Mounts of namespaces, as this process sees them.
+fn namespace_mounts(below: &Path) -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let below = below.to_str().expect("UTF-8");
+    mounts.lines().filter(|line| line.contains(" - nsfs ") && line.contains(below)).count()
+}
+
+/// The runtime removes a pod's namespace before it reports the stop, or after it, or reports none. `NETFERRY_PODS=1000`
+/// makes it a thousand.
+#[tokio::test]
+async fn pods_that_come_and_go_leave_no_namespace() {
+    let Some(world) = World::new("pods_that_come_and_go_leave_no_namespace") else { return };
+    let count = std::env::var("NETFERRY_PODS").map_or(100, |text| text.parse().expect("a number"));
+    let store = world.places.store();
+    let attacher = Attacher::new(
+        Arc::new(world.places.links()),
+        Arc::new(world.places.namespaces()),
+        Arc::new(world.places.datapath()),
+        Arc::clone(&store),
+    );
+    for number in 0..count {
+        let pod = NetNs::new();
+        let uid = format!("c{number}");
+        let claim = ClaimRef { namespace: "default".into(), name: uid.clone(), uid: uid.clone() };
+        let interfaces = vec![InterfaceRecord::planned(plan_of_eth8())];
+        store.put(Checkpoint::new(claim, vec![pod_ref()], interfaces)).expect("checkpoint");
+        let id = format!("s{number}");
+        let sandbox = PodSandbox { id: id.clone(), netns: Some(pod.path.clone()), ..world.places.sandbox() };
+        assert_eq!(attacher.attach(&sandbox).await.expect("attach").attached.len(), 1);
+        assert_eq!(namespace_mounts(&world.places.store), 1);
+        let outcome = match number % 3 {
+            0 => {
+                pod.vanish();
+                attacher.give_back(&id).await
+            }
+            1 => attacher.give_back(&id).await,
+            _ => {
+                pod.vanish();
+                attacher.sweep().await
+            }
+        };
+        assert_eq!(outcome.problems, [], "pod {number}");
+        assert_eq!(outcome.returned.len(), 1, "pod {number}");
+        store.remove(&uid).expect("forgotten");
+        // The next pod's address is that of this one: nothing of it may be left.
+        assert_eq!(namespace_mounts(&world.places.store), 0, "pod {number}");
+    }
+    world.assert_home("after the last pod");
 }

@@ -297,7 +297,7 @@ pub(crate) fn plan_of_eth7() -> InterfacePlan {
     }
 }
 
-fn plan_of_eth8() -> InterfacePlan {
+pub(crate) fn plan_of_eth8() -> InterfacePlan {
     InterfacePlan {
         device: "eth8".into(),
         host_link: "eth8".into(),

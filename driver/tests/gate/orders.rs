@@ -1,6 +1,7 @@
 //! Random orders of what happens to sandboxes, on one containerd.
 //!
-//! Three orders of each series in a plain run; `NETFERRY_ROUNDS` sets another number, `NETFERRY_SEED` the first seed.
+//! Three orders of each series in a plain run; `NETFERRY_RUNTIME_ORDERS` sets another number, `NETFERRY_SEED` the first
+//! seed.
 
 use std::{
     env,
@@ -108,7 +109,7 @@ async fn any_order_ends_well(series: Series) {
     let number =
         |name: &str, default: u64| env::var(name).map_or(default, |text| text.parse().expect("a number"));
     let first = number("NETFERRY_SEED", RandomState::new().hash_one(0) % 1_000_000);
-    let rounds = number("NETFERRY_ROUNDS", 3);
+    let rounds = number("NETFERRY_RUNTIME_ORDERS", 3);
     for seed in first..first + rounds {
         let mut random = Random(seed);
         let mut pods: Vec<Pod> = Vec::new();
