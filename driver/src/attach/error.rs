@@ -107,6 +107,12 @@ pub struct AttachFailed {
 }
 
 impl AttachFailed {
+    /// Whether it failed because the sandbox has no namespace any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(&*self.cause, AttachError::Namespace(error) if error.is_gone())
+    }
+
     pub(super) fn of_pod(cause: impl Into<AttachError>) -> Self {
         Self { claim: None, device: None, cause: Box::new(cause.into()), problems: Vec::new() }
     }

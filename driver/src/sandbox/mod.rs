@@ -76,6 +76,11 @@ impl Sandboxes {
             }
             Err(failed) => {
                 let why = failed.to_string();
+                // No runtime has reported its stop, and nobody waits.
+                if failed.has_ended() {
+                    self.registry.end(id);
+                    return Err(why);
+                }
                 if self.registry.failed(id, &why, waits_for) {
                     self.metrics.attached(false, start.elapsed());
                     self.tell_failed(&known, &failed);

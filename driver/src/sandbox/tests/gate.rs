@@ -118,6 +118,28 @@ async fn a_lost_link_keeps_containers_from_starting_again_where_isolation_is_str
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sandbox_whose_stop_nobody_reports_is_no_pod_that_waits() {
+    let mut world = World::new();
+    world.start().await;
+    world.run(1).await;
+    assert_eq!(world.create(1).await, Some(Ok(())));
+    world.restart_runtime().await;
+    let daemon = world.daemon.clone().unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (_links, inventory) = tokio::sync::watch::channel(std::sync::Arc::default());
+    let retries = tokio::spawn(std::sync::Arc::clone(&daemon).retry_until(inventory, stop.clone()));
+    world.stop(1).await;
+    daemon.attacher.sweep().await;
+    world.assert_home(&[]);
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    assert_eq!(daemon.registry.held_count(), 0);
+    let events = world.claims.events.lock().unwrap().clone();
+    assert!(events.iter().all(|event| event.reason != "AttachFailed"), "{events:?}");
+    stop.cancel();
+    retries.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_of_the_hosts_network_gets_no_container_with_its_claim() {
     let mut world = World::new();
     world.start().await;
