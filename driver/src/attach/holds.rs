@@ -62,6 +62,15 @@ impl Attacher {
         };
         let mut problems = Vec::new();
         for hold in unused {
+            // A living pod keeps what it has, although its checkpoint is lost; its gate is closed.
+            match self.namespaces.is_used(&hold).await {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) => {
+                    problems.push(left(chain(&error)));
+                    continue;
+                }
+            }
             match self.fetch_orphans(&hold).await {
                 Ok(fetched) => problems.extend(fetched.into_iter().map(left)),
                 Err(error) => problems.push(left(format!("{}: {}", hold.display(), chain(&error)))),

@@ -93,6 +93,26 @@ impl KernelNamespaces {
         }
     }
 
+    /// By the mounts that this process sees: the runtime's are propagated to it.
+    fn is_used_now(&self, hold: &Path) -> Result<bool, NetnsError> {
+        const MOUNTS: &str = "/proc/self/mountinfo";
+        let path = hold.to_owned();
+        let mounts = fs::read_to_string(MOUNTS).map_err(|source| NetnsError::Io {
+            action: "look for the mounts of",
+            path,
+            source,
+        })?;
+        // Fields of proc_pid_mountinfo(5): the root of a namespace's mount is its name, such as net:[4026531840].
+        let fields = |line: &str| {
+            let mut fields = line.split(' ').skip(3);
+            let (root, point) = (fields.next()?.to_owned(), PathBuf::from(fields.next()?));
+            line.contains(" - nsfs ").then_some((root, point))
+        };
+        let mounts: Vec<_> = mounts.lines().filter_map(fields).collect();
+        let held = mounts.iter().find(|(_, point)| point == hold).map(|(root, _)| root);
+        Ok(mounts.iter().any(|(root, point)| Some(root) == held && !point.starts_with(&self.folder)))
+    }
+
     fn release_now(&self, hold: &Path) -> Result<(), NetnsError> {
         let failed = |action, source| Err(NetnsError::Io { action, path: hold.to_owned(), source });
         // Never anything but an entry of the folder, whatever a damaged record says.
@@ -148,6 +168,10 @@ impl Namespaces for KernelNamespaces {
 
     async fn held(&self) -> Result<Vec<PathBuf>, NetnsError> {
         self.blocking(&self.folder, |this, _| this.held_now()).await
+    }
+
+    async fn is_used(&self, hold: &Path) -> Result<bool, NetnsError> {
+        self.blocking(hold, Self::is_used_now).await
     }
 
     async fn release(&self, hold: &Path) -> Result<(), NetnsError> {
@@ -224,7 +248,9 @@ mod tests {
         assert_eq!(namespaces.look(&netns.path()).await.unwrap().id, hold.id);
         assert_eq!(namespaces.hold(&netns.path()).await.unwrap(), hold);
         let path = netns.path();
+        assert!(namespaces.is_used(&hold.path).await.unwrap(), "by its own path");
         drop(netns);
+        assert!(!namespaces.is_used(&hold.path).await.unwrap());
         assert!(namespaces.look(&path).await.unwrap_err().is_gone());
         assert_eq!(namespaces.look(&hold.path).await.unwrap().id, hold.id);
         assert_eq!(namespaces.held().await.unwrap(), std::slice::from_ref(&hold.path));

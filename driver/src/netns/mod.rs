@@ -87,6 +87,8 @@ pub trait Namespaces: Send + Sync {
     async fn hold(&self, path: &Path) -> Result<Hold, NetnsError>;
     /// Every path at which a namespace is held, or was meant to be when the daemon was killed.
     async fn held(&self) -> Result<Vec<PathBuf>, NetnsError>;
+    /// Whether another path than a hold leads to a namespace that is held: then its sandbox may live, whoever has forgotten it.
+    async fn is_used(&self, hold: &Path) -> Result<bool, NetnsError>;
     /// Let go of a namespace. What is not held is no error.
     async fn release(&self, hold: &Path) -> Result<(), NetnsError>;
 }

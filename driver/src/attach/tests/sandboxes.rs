@@ -10,6 +10,11 @@ async fn links_of_a_lost_checkpoint_are_fetched_from_the_namespace_that_is_held(
     std::fs::remove_file(world.dir.path().join("c1.json")).unwrap();
     world.store = Arc::new(Store::open(world.dir.path()).unwrap().0);
     world.restart();
+    // The pod lives: nothing is taken out of it, but nothing is let through either.
+    let outcome = world.attacher.recover(&[sandbox("s1", "web")]).await;
+    assert_eq!(outcome.problems.iter().map(|it| it.reason).collect::<Vec<_>>(), [Reason::ProgramsLeft]);
+    assert_eq!(world.links.links_in(&inside("s1")).len(), 1);
+    assert_eq!(world.links.held().await.unwrap().len(), 1, "held still");
     world.links.vanish(&inside("s1"));
     let outcome = world.attacher.recover(&[]).await;
     assert_eq!(outcome.problems.iter().map(|it| it.reason).collect::<Vec<_>>(), [Reason::NamespaceHeld]);

@@ -136,6 +136,12 @@ impl Namespaces for FakeLinks {
         Ok(self.state().paths.keys().filter(|path| path.starts_with(HOLDS)).map(PathBuf::from).collect())
     }
 
+    async fn is_used(&self, hold: &Path) -> Result<bool, NetnsError> {
+        let state = self.state();
+        let key = state.paths.get(&hold.display().to_string());
+        Ok(state.paths.iter().any(|(path, to)| Some(to) == key && !path.starts_with(HOLDS)))
+    }
+
     async fn release(&self, hold: &Path) -> Result<(), NetnsError> {
         self.state().unlink(&hold.display().to_string());
         Ok(())
