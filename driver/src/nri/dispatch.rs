@@ -15,6 +15,7 @@ use std::{
 use futures::FutureExt as _;
 use tokio::{
     sync::{OwnedMutexGuard, RwLock, oneshot},
+    task::coop::unconstrained,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -88,9 +89,10 @@ impl Dispatch {
         }
         let (answer, answered) = oneshot::channel();
         let (this, asked) = (self.clone(), sandbox.clone());
+        let turn = self.turns.queue(&sandbox.id);
         self.work.spawn(async move {
+            let _turn = turn.await;
             let _world = this.world.read().await;
-            let _turn = this.turns.wait(&asked.id).await;
             // Nobody waits any more after a limit: the work is done all the same.
             let _ = answer.send(this.events.create_container(asked, &container).await);
         });
@@ -130,10 +132,10 @@ impl Dispatch {
         handle: impl Future<Output = ()> + Send + 'static,
     ) {
         let this = self.clone();
-        let sandbox = id.clone();
+        let turn = self.turns.queue(&id);
         let work = self.work.spawn(async move {
+            let _turn = turn.await;
             let _world = this.world.read().await;
-            let _turn = this.turns.wait(&sandbox).await;
             handle.await;
         });
         match timeout_at(answer_by.min(Instant::now() + HOOK_WAIT), work).await {
@@ -155,12 +157,24 @@ impl Dispatch {
 struct Turns(Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>);
 
 impl Turns {
-    async fn wait(&self, sandbox: &str) -> Turn {
+    /// Queue for the sandbox now, whenever the turn is awaited: events come in the order in which the runtime sent them,
+    /// also those that wait for a synchronization together.
+    fn queue(&self, sandbox: &str) -> impl Future<Output = Turn> + Send + 'static {
         let lock = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(turns.entry(sandbox.to_owned()).or_default())
         };
-        Turn { held: Some(lock.lock_owned().await), turns: self.clone(), sandbox: sandbox.to_owned() }
+        let (turns, sandbox) = (self.clone(), sandbox.to_owned());
+        let mut locked = Box::pin(unconstrained(lock.lock_owned()));
+        // The first poll is what queues.
+        let at_once = locked.as_mut().now_or_never();
+        async move {
+            let held = match at_once {
+                Some(held) => held,
+                None => locked.await,
+            };
+            Turn { held: Some(held), turns, sandbox }
+        }
     }
 }
 
