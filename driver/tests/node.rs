@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "node/shared.rs"]
+mod shared;
 mod support;
 #[path = "node/visible.rs"]
 mod visible;

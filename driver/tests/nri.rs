@@ -366,6 +366,43 @@ async fn pods_are_held_back_until_the_driver_is_synchronized() {
     driver.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn events_of_a_sandbox_that_waited_for_the_synchronization_stay_in_order() {
+    const PODS: u32 = 12;
+    let dir = Dir::new();
+    let runtime = Runtime::listen(dir.socket(), Generation::OwnCalls).unwrap();
+    let mut driver = Driver::start(&dir.socket());
+    *driver.events.synchronize_takes.lock().unwrap() = Duration::from_secs(3);
+    let plugin = runtime.accept().await.unwrap();
+    // Without the runtime's lock, which would make a queue of the pods.
+    let call = async |number: u32| {
+        let limit = || ttrpc::context::with_duration(Duration::from_secs(2));
+        let message = || protobuf::MessageField::some(pod(number).message());
+        let request = api::RunPodSandboxRequest { pod: message(), ..Default::default() };
+        plugin.client.run_pod_sandbox(limit(), &request).await.unwrap();
+        let request = api::StopPodSandboxRequest { pod: message(), ..Default::default() };
+        plugin.client.stop_pod_sandbox(limit(), &request).await.unwrap();
+        let request = api::RemovePodSandboxRequest { pod: message(), ..Default::default() };
+        plugin.client.remove_pod_sandbox(limit(), &request).await.unwrap();
+    };
+    timeout(SOON, futures::future::join_all((0..PODS).map(call))).await.unwrap();
+    driver.wait("synchronized", SessionStatus::is_ready).await;
+    let all_seen = async {
+        while driver.events.events().iter().filter(|event| **event == "remove").count() < PODS as usize {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, all_seen).await.expect("all removed");
+    let seen = driver.events.seen.lock().unwrap().clone();
+    for number in 0..PODS {
+        let id = pod(number).id;
+        let of_it = seen.iter().filter(|(_, sandboxes)| sandboxes.iter().any(|sandbox| sandbox.id == id));
+        let of_it: Vec<_> = of_it.map(|(event, _)| *event).filter(|event| *event != "synchronize").collect();
+        assert_eq!(of_it, ["run", "stop", "remove"], "{id}");
+    }
+    driver.stop().await;
+}
+
 #[tokio::test]
 async fn a_connection_lost_in_a_call_neither_cuts_the_attach_short_nor_takes_it_back() {
     let dir = Dir::new();

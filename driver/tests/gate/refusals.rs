@@ -1,6 +1,6 @@
 //! Refusals break neither the runtime nor other pods.
 
-use std::time::Instant;
+use std::{process::Command, time::Instant};
 
 use super::{
     Cable, ContainerSpec, Duration, Node, RunningPod, Series, able, create, create_soon, end, inside, number,
@@ -17,14 +17,18 @@ async fn refused(node: &Node, pod: &RunningPod, reason: &str) {
     }
 }
 
+fn tc(words: &[&str]) {
+    assert!(Command::new("tc").args(words).status().unwrap().success(), "tc {words:?}");
+}
+
 async fn refusals_leave_the_runtime_whole(series: Series) {
     if !able("refusals", series) {
         return;
     }
-    let numbers = [number(series, 0), number(series, 1), number(series, 2)];
+    let numbers = [number(series, 0), number(series, 1), number(series, 2), number(series, 4)];
     let cables = numbers.map(Cable::new);
-    let [one, two, three] = &cables;
-    let mut node = Node::start(series, &[one, two, three]).await;
+    let [one, two, three, four] = &cables;
+    let mut node = Node::start(series, &[one, two, three, four]).await;
     let looks = cables.each_ref().map(Cable::look);
 
     // The name is taken in the sandbox: the claim is prepared late, so that there is time to take it.
@@ -40,6 +44,14 @@ async fn refusals_leave_the_runtime_whole(series: Series) {
     ip(&format!("link delete {}", two.link));
     let gone = node.containerd.run(&spec("gone")).await.unwrap();
     refused(&node, &gone, &format!("no link {}", two.link)).await;
+
+    // Somebody else's program is on the link.
+    let claim_foreign = put_claim(&node, "foreign", &["foreign"], (four, numbers[3]), "net1", true);
+    node.prepare(&claim_foreign).await.unwrap();
+    tc(&["qdisc", "add", "dev", &four.link, "clsact"]);
+    tc(&["filter", "add", "dev", &four.link, "egress", "bpf", "bytecode", "1,6 0 0 0"]);
+    let foreign = node.containerd.run(&spec("foreign")).await.unwrap();
+    refused(&node, &foreign, "carries programs that are not ours").await;
 
     // Another pod has the claim.
     let claim_shared = put_claim(&node, "shared", &["first", "second"], (three, numbers[2]), "net1", false);
@@ -64,15 +76,19 @@ async fn refusals_leave_the_runtime_whole(series: Series) {
     create_soon(&node, &taken, 100).await.unwrap();
     ip(&format!("link add {} type veth peer name far2 netns {}", two.link, two.far.name));
     create_soon(&node, &gone, 100).await.unwrap();
+    tc(&["qdisc", "delete", "dev", &four.link, "clsact"]);
+    create_soon(&node, &foreign, 100).await.unwrap();
     node.containerd.stop_pod(&first.id).await.unwrap();
     create_soon(&node, &second, 100).await.unwrap();
-    for pod in [&taken, &gone, &second] {
+    for pod in [&taken, &gone, &foreign, &second] {
         assert!(inside(pod).links().contains(&"net1".to_owned()), "{pod:?}");
     }
 
-    let claims = [claim_taken, claim_gone, claim_shared];
-    end(&mut node, &[&taken, &gone, &first, &second], &claims, &[one, two, three]).await;
-    assert_eq!((one.look(), three.look()), (looks[0].clone(), looks[2].clone()));
+    let claims = [claim_taken, claim_gone, claim_foreign, claim_shared];
+    let pods = [&taken, &gone, &foreign, &first, &second];
+    end(&mut node, &pods, &claims, &[one, two, three, four]).await;
+    let [first, _, third, fourth] = looks;
+    assert_eq!([one.look(), three.look(), four.look()], [first, third, fourth]);
     until("no pause container", || node.containerd.leftovers().pauses == 0).await;
 }
 

@@ -66,7 +66,7 @@ impl PodSandboxSpec {
     }
 
     /// How a runtime describes the sandbox while its pause container runs.
-    pub(super) fn message(&self) -> api::PodSandbox {
+    pub(crate) fn message(&self) -> api::PodSandbox {
         // containerd lists all of a sandbox's namespaces, in this order.
         let others = ["pid", "ipc", "uts", "mount"].map(|kind| (kind, String::new()));
         let netns = self.netns.iter().map(|path| ("network", path.to_str().expect("UTF-8 path").to_owned()));
