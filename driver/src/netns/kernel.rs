@@ -109,8 +109,8 @@ impl KernelNamespaces {
             line.contains(" - nsfs ").then_some((root, point))
         };
         let mounts: Vec<_> = mounts.lines().filter_map(fields).collect();
-        let held = mounts.iter().find(|(_, point)| point == hold).map(|(root, _)| root);
-        Ok(mounts.iter().any(|(root, point)| Some(root) == held && !point.starts_with(&self.folder)))
+        let own = mounts.iter().find(|(_, point)| point == hold).map(|(root, _)| root);
+        Ok(mounts.iter().any(|(root, point)| Some(root) == own && !point.starts_with(&self.folder)))
     }
 
     fn release_now(&self, hold: &Path) -> Result<(), NetnsError> {
