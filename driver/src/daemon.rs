@@ -1,7 +1,7 @@
 //! `netferry run`: put the parts together, run until a signal, drain.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 mod cleanup;
+mod management;
 mod parts_ready;
 pub mod runtime_note;
 mod tasks;
@@ -28,8 +29,10 @@ use crate::{
     cluster::{Cluster, WholeCluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
     counted::{counts, network_drops},
-    datapath::{AyaDatapath, sweep::FlowSweeper},
+    datapath::{AyaDatapath, Datapath as _, sweep::FlowSweeper},
     device::{
+        Device,
+        management::Management,
         rule::Rule,
         watch::{WatchOptions, Watcher},
     },
@@ -59,7 +62,7 @@ use crate::{
         watch::{Held, NetworkWatch},
     },
     nri::session::{NriConfig, SessionStatus},
-    publish::publisher::{self, PublishOptions, PublishStats},
+    publish::publisher::{self, HasForeign, PublishOptions, PublishStats},
     readiness::Readiness,
     repair::{self, RepairWatch},
     sandbox::{self, Sandboxes},
@@ -223,6 +226,7 @@ impl Parts {
         tasks.spawn("addresses", parts.addresses);
         tasks.spawn("blocks", parts.blocks);
 
+        let whole = Arc::clone(&cluster);
         let watching = Arc::clone(&cluster) as _;
         let cluster: Arc<dyn Cluster> = cluster;
         let (reporter, writer) = Reporter::start(
@@ -251,7 +255,12 @@ impl Parts {
             .context("--ports netkit: no such pair can be made here; allowed are veth and auto")?;
         let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)).making(made_of));
         tasks.spawn("policy peers", peers.run(watching, stop.clone()));
-        let watcher = discover(config, &store, stop.clone()).await?;
+        let (reached, management) = watch::channel(Management::default());
+        tasks.spawn("node addresses", {
+            let own = table.lock().unwrap_or_else(PoisonError::into_inner).own_address_changes();
+            management::follow(whole, config.overlay.overlay_address, own, reached, stop.clone())
+        });
+        let watcher = discover(config, &store, management, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),
             store: Arc::clone(&store),
@@ -282,6 +291,7 @@ impl Parts {
                 inventory,
                 Arc::clone(&networks),
                 Arc::new(rule),
+                has_foreign_programs(&store, &datapath),
                 options,
                 published,
                 stop.clone(),
@@ -401,8 +411,14 @@ fn upgrade(datapath: &AyaDatapath) -> Result<()> {
     Ok(())
 }
 
-async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToken) -> Result<Watcher> {
+async fn discover(
+    config: &RunConfig,
+    store: &Arc<Store>,
+    management: watch::Receiver<Management>,
+    stop: CancellationToken,
+) -> Result<Watcher> {
     let options = WatchOptions {
+        management,
         resync: config.resync,
         state_dir: Some(config.state.state_dir.clone()),
         ..WatchOptions::default()
@@ -410,6 +426,15 @@ async fn discover(config: &RunConfig, store: &Arc<Store>, stop: CancellationToke
     let store = Arc::clone(store);
     let held = move || store.held_devices().into_keys().collect();
     crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
+}
+
+/// Whether programs of others are on a link that is at home. One that a claim holds has none, or it would not hold it.
+fn has_foreign_programs(store: &Arc<Store>, datapath: &Arc<AyaDatapath>) -> Arc<HasForeign> {
+    let (store, datapath) = (Arc::clone(store), Arc::clone(datapath));
+    Arc::new(move |device: &Device| {
+        !store.held_devices().contains_key(&device.name)
+            && datapath.foreign_programs(device.ifindex).is_ok_and(|programs| !programs.is_empty())
+    })
 }
 
 /// Whether a claim that is prepared has a port on a network.

@@ -67,6 +67,7 @@ fn prepare(world: &World, fields: &Value) {
         inventory: &inventory,
         prepared: &[],
         networks: &BTreeMap::new(),
+        uplinks: &BTreeMap::new(),
         members: &NoNetworks,
         leases: &BTreeMap::new(),
     };

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 use netferry::{
     claim::{
-        ClaimRef, PodRef,
+        ClaimRef, InterfacePlan, PodRef,
         config::API_VERSION,
         service::{Claims, Release, Reporter},
         store::Store,
@@ -156,6 +156,14 @@ struct Nothing;
 impl Release for Nothing {
     async fn release(&self, _: &str) -> Result<(), String> {
         Ok(())
+    }
+
+    fn unattachable(&self, _: &InterfacePlan) -> Option<String> {
+        None
+    }
+
+    async fn not_movable_now(&self, _: &InterfacePlan) -> Option<String> {
+        None
     }
 }
 

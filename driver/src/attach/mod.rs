@@ -15,6 +15,7 @@ mod guard;
 mod holds;
 mod into_pod;
 mod lease;
+mod movable;
 mod outcome;
 mod port;
 mod present;

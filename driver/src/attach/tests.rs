@@ -19,6 +19,7 @@ use crate::{
 
 mod guard;
 mod lease;
+mod movable;
 mod port;
 mod remake;
 mod restrict;

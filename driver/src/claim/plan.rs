@@ -25,6 +25,7 @@ use crate::{
     network::{access::Members, offer::Offer},
 };
 
+mod moved;
 mod narrow;
 mod port;
 mod results;
@@ -49,6 +50,8 @@ pub struct Place<'a> {
     pub prepared: &'a [Checkpoint],
     /// The networks whose ports or addresses the claim has, by name: those that this node knows.
     pub networks: &'a BTreeMap<String, Offer>,
+    /// Device names of the links that networks use as uplinks here, each with the name of such a network.
+    pub uplinks: &'a BTreeMap<String, String>,
     /// Who has the networks' addresses.
     pub members: &'a dyn Members,
     /// What DHCP servers have given to the claim's ports. A port that is to have its address from one, and is not in here,

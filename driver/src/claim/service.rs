@@ -39,10 +39,9 @@ pub trait Release: Send + Sync {
     /// Return every link of the claim that is still out. Succeeds if none is.
     async fn release(&self, claim_uid: &str) -> Result<(), String>;
     /// Why an interface planned like this can never be attached on this node, if so: then its claim is refused.
-    fn unattachable(&self, plan: &InterfacePlan) -> Option<String> {
-        let _ = plan;
-        None
-    }
+    fn unattachable(&self, plan: &InterfacePlan) -> Option<String>;
+    /// Why the link of this plan cannot be moved as it is now, if so: then its claim is refused, too.
+    async fn not_movable_now(&self, plan: &InterfacePlan) -> Option<String>;
 }
 
 /// Hears what became of claims, to tell the cluster afterwards. Must not block.
@@ -128,6 +127,7 @@ impl Claims {
             return Err(on_host_network(&pod));
         }
         let networks = Arc::new(self.networks_of(&claim, &asked.namespace).await);
+        self.check_links(&claim, asked, &networks).await?;
         let claim = Arc::new(claim);
         let draft = self.checkpoint(&claim, asked, &networks, BTreeMap::new()).await;
         let lacking = match draft {
@@ -166,6 +166,37 @@ impl Claims {
         None
     }
 
+    /// Look at the links that are to be moved, as the kernel has them now. A claim that is refused for another reason is
+    /// left to the plan that counts.
+    async fn check_links(
+        &self,
+        claim: &ResourceClaim,
+        asked: &ClaimRef,
+        networks: &BTreeMap<String, Offer>,
+    ) -> Result<(), String> {
+        let interfaces = {
+            let (prepared, inventory) = (self.store.all(), Arc::clone(&self.inventory.borrow()));
+            let place = Place {
+                driver: &self.driver,
+                pool: &self.pool,
+                inventory: &inventory,
+                prepared: &prepared,
+                networks,
+                uplinks: &self.networks.uplinks(),
+                members: &*self.networks,
+                leases: &BTreeMap::new(),
+            };
+            plan(claim, asked, &place).map(|plan| plan.interfaces).unwrap_or_default()
+        };
+        for interface in &interfaces {
+            if let Some(why) = self.release.not_movable_now(interface).await {
+                let InterfacePlan { request, device, .. } = interface;
+                return Err(format!("request {request}: device {device}: {why}"));
+            }
+        }
+        Ok(())
+    }
+
     /// A claim that is refused keeps no addresses.
     async fn after_refusal<T>(&self, claim: &ClaimRef, why: String) -> Result<T, String> {
         match self.leases.give_back(claim).await {
@@ -185,6 +216,7 @@ impl Claims {
         let (asked, driver, pool) = (asked.clone(), self.driver.clone(), self.pool.clone());
         let (claim, networks) = (Arc::clone(claim), Arc::clone(networks));
         let members = Arc::clone(&self.networks);
+        let uplinks = members.uplinks();
         let (store, inventory) = (Arc::clone(&self.store), Arc::clone(&self.inventory.borrow()));
         let release = Arc::clone(&self.release);
         // The lock goes along: a write that was begun ends under it even if nobody waits for it any more.
@@ -198,6 +230,7 @@ impl Claims {
                 inventory: &inventory,
                 prepared: &prepared,
                 networks: &networks,
+                uplinks: &uplinks,
                 members: &*members,
                 leases: &leases,
             };

@@ -6,6 +6,7 @@ mod lease;
 mod networks;
 mod nodes;
 mod pools;
+mod reach;
 mod watch;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -47,6 +48,8 @@ const PAGE: u32 = 500;
 /// An API server, spoken to in the newest version of resource.k8s.io that it serves.
 pub struct KubeCluster {
     client: Client,
+    /// Host and port of the server, as the configuration names them.
+    server: (String, u16),
     /// Chosen at the first request that needs it: the daemon must start, and serve what was prepared, also while
     /// the API server is away.
     version: OnceCell<ApiVersion>,
@@ -81,9 +84,14 @@ impl KubeCluster {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // The callers retry, with a backoff and a view of what is still worth writing.
         config.default_retry = false;
+        let url = &config.cluster_url;
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let server =
+            (host, url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 }));
         let client = Client::try_from(config).map_err(|error| unavailable("set up the API client", error))?;
         Ok(Self {
             client,
+            server,
             version: OnceCell::new(),
             driver: driver.to_owned(),
             node: node.to_owned(),

@@ -4,6 +4,7 @@ mod event_object;
 pub mod kube;
 pub mod lease;
 pub mod pools;
+pub mod reach;
 pub mod standalone;
 pub mod versions;
 pub mod watch;
@@ -167,6 +168,6 @@ pub trait Cluster: Send + Sync {
 }
 
 /// Everything a cluster is asked.
-pub trait WholeCluster: Cluster + lease::Leases + pools::Pools + watch::Watch {}
+pub trait WholeCluster: Cluster + lease::Leases + pools::Pools + reach::Reach + watch::Watch {}
 
-impl<T: Cluster + lease::Leases + pools::Pools + watch::Watch> WholeCluster for T {}
+impl<T: Cluster + lease::Leases + pools::Pools + reach::Reach + watch::Watch> WholeCluster for T {}

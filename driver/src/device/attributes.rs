@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{Device, Sriov};
+use super::{Device, Sriov, management::NotMovable};
 
 /// Longest string value, in bytes (`DeviceAttributeMaxValueLength` in `k8s.io/api/resource/v1`).
 pub const MAX_VALUE: usize = 64;
@@ -62,6 +62,7 @@ fn attributes(device: &Device) -> BTreeMap<String, DeviceAttribute> {
     string("alias", device.alias.as_deref());
     string("master", device.master.as_deref());
     string("parent", device.parent.as_deref());
+    string("notMovable", device.not_movable.map(NotMovable::as_str));
     string("rdmaDevice", device.rdma_device.as_deref());
     string(&format!("{STANDARD_DOMAIN}/pciBusID"), device.pci_address.as_deref());
     string(&format!("{STANDARD_DOMAIN}/pcieRoot"), device.pcie_root.as_deref());
@@ -98,6 +99,12 @@ fn attributes(device: &Device) -> BTreeMap<String, DeviceAttribute> {
     ] {
         let value = DeviceAttribute { bool: Some(value), ..DeviceAttribute::default() };
         attributes.insert(name.to_owned(), value);
+    }
+    // A selector that asks for an attribute which is not there stops the scheduler: it is asked for with `in`, also of
+    // devices that an earlier release has published.
+    if device.foreign_programs {
+        let value = DeviceAttribute { bool: Some(true), ..DeviceAttribute::default() };
+        attributes.insert("foreignPrograms".to_owned(), value);
     }
     attributes
 }

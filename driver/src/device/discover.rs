@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Device, Inventory,
+    management::{Management, not_movable, with_lower},
     names::device_name,
     netlink::{self, DumpError, Facts, LinkFacts},
     sysfs::{Sysfs, SysfsFacts},
@@ -12,14 +13,16 @@ use crate::claim::made::is_host_name;
 
 /// Read everything about the links of the calling thread's network namespace.
 pub async fn discover(sysfs: &Sysfs) -> Result<Inventory, DumpError> {
-    let facts = netlink::dump().await?;
-    Ok(join(&facts, |ifname| sysfs.facts(ifname)))
+    let facts = netlink::dump(&BTreeSet::new()).await?;
+    Ok(join(&facts, &Management::default(), |ifname| sysfs.facts(ifname)))
 }
 
-/// The inventory that `facts` and each link's sysfs facts make.
-pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
+/// The inventory that `facts` and each link's sysfs facts make. The node is reached by the addresses of `management`.
+pub fn join(facts: &Facts, management: &Management, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
     let stacked = stacked(facts);
-    let node_uplinks = node_uplinks(facts, &stacked);
+    let default_routes = facts.default_routes.iter().map(|route| route.ifindex).collect();
+    let node_uplinks = with_lower(default_routes, &stacked);
+    let not_movable = not_movable(facts, management, &stacked);
     let name_of = |index: &u32| facts.links.get(index).map(|link| link.name.clone());
     let devices = facts
         .links
@@ -35,6 +38,7 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
                 driver: below.driver,
                 mac: link.mac,
                 mtu: link.mtu,
+                mtu_range: link.mtu_range,
                 oper_state: link.oper_state.clone(),
                 addresses: facts.addresses.get(&link.ifindex).cloned().unwrap_or_default(),
                 speed_mbps: below.speed_mbps,
@@ -63,6 +67,8 @@ pub fn join(facts: &Facts, sysfs: impl Fn(&str) -> SysfsFacts) -> Inventory {
                 upper_links: stacked
                     .get(&link.ifindex)
                     .map_or(0, |uppers| u32::try_from(uppers.len()).unwrap_or(u32::MAX)),
+                not_movable: not_movable.get(&link.ifindex).copied(),
+                foreign_programs: false,
                 shared: false,
             };
             (device.name.clone(), device)
@@ -93,22 +99,6 @@ fn stacked(facts: &Facts) -> BTreeMap<u32, BTreeSet<u32>> {
         }
     }
     stacked
-}
-
-/// Links a default route depends on.
-fn node_uplinks(facts: &Facts, stacked: &BTreeMap<u32, BTreeSet<u32>>) -> BTreeSet<u32> {
-    let mut uplinks: BTreeSet<u32> = facts.default_routes.iter().map(|route| route.ifindex).collect();
-    loop {
-        let below: Vec<u32> = stacked
-            .iter()
-            .filter(|(lower, uppers)| !uplinks.contains(*lower) && !uppers.is_disjoint(&uplinks))
-            .map(|(lower, _)| *lower)
-            .collect();
-        if below.is_empty() {
-            return uplinks;
-        }
-        uplinks.extend(below);
-    }
 }
 
 #[cfg(test)]
@@ -155,7 +145,7 @@ mod tests {
             .into(),
             ..Facts::default()
         };
-        let inventory = join(&facts, |_| SysfsFacts::default());
+        let inventory = join(&facts, &Management::default(), |_| SysfsFacts::default());
         let marked: Vec<_> =
             inventory.devices.values().filter(|d| d.default_route).map(|d| &*d.ifname).collect();
         assert_eq!(marked, ["bond0", "bond0.7", "eth0", "eth1", "veth0"]);
@@ -168,5 +158,59 @@ mod tests {
         assert_eq!(device("veth0").parent, None);
         assert_eq!(device("veth1").upper_links, 0);
         assert!(!inventory.devices.contains_key("nf0123456789abc"), "the end of a port");
+    }
+
+    #[test]
+    fn links_by_which_the_node_is_reached_are_not_movable_nor_what_is_below_them() {
+        let links = [
+            link(1, "eth0", None, None, Some(3)),
+            link(2, "eth1", None, None, None),
+            link(3, "bond0", Some("bond"), None, None),
+            link(4, "bond0.7", Some("vlan"), Some(3), None),
+            link(5, "bond0.8", Some("vlan"), Some(3), None),
+            link(6, "eth2", None, None, None),
+            link(7, "eth2.9", Some("vlan"), Some(6), None),
+            link(8, "eth3", None, None, None),
+            LinkFacts { netns_immutable: Some(true), ..link(9, "sw0p1", None, None, None) },
+            LinkFacts { netns_immutable: Some(false), ..link(10, "br0", Some("bridge"), None, None) },
+            link(11, "br1", Some("bridge"), None, None),
+            LinkFacts { loopback: true, ..link(12, "lo", None, None, None) },
+        ];
+        let network = |text: &str| text.parse::<ipnetwork::IpNetwork>().expect("an address");
+        let facts = Facts {
+            links: links.into_iter().map(|link| (link.ifindex, link)).collect(),
+            addresses: [
+                (4, vec![network("192.0.2.7/24"), network("2001:db8::7/64")]),
+                (5, vec![network("198.51.100.7/24")]),
+                (7, vec![network("203.0.113.7/24")]),
+            ]
+            .into(),
+            ways: [2].into(),
+            ..Facts::default()
+        };
+        let stays = |management: &Management| -> Vec<(String, &'static str)> {
+            let inventory = join(&facts, management, |_| SysfsFacts::default());
+            let devices = inventory.devices.into_values();
+            devices.filter_map(|it| Some((it.ifname, it.not_movable?.as_str()))).collect()
+        };
+        let all = [
+            ("bond0", "node-address"),
+            ("bond0.7", "node-address"),
+            ("br1", "namespace-local"),
+            ("eth0", "node-address"),
+            ("eth1", "api-server"),
+            ("eth2", "underlay"),
+            ("eth2.9", "underlay"),
+            ("lo", "namespace-local"),
+            ("sw0p1", "namespace-local"),
+        ];
+        for node in ["192.0.2.7", "2001:db8::7"] {
+            let ip = |text: &str| [text.parse().expect("an IP address")].into();
+            let management =
+                Management { node: ip(node), underlay: ip("203.0.113.7"), ..Management::default() };
+            let mut found = stays(&management);
+            found.sort();
+            assert_eq!(found, all.map(|(name, why)| (name.to_owned(), why)), "{node}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 pub mod attributes;
 pub mod discover;
 pub mod keep;
+pub mod management;
 pub mod names;
 pub mod netlink;
 pub mod rule;
@@ -18,6 +19,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use self::management::NotMovable;
 use crate::link::MacAddr;
 
 /// Everything discovery knows of the node's links at one moment, by device name.
@@ -45,6 +47,9 @@ pub struct Device {
     pub mac: Option<MacAddr>,
     /// Maximum transmission unit in bytes.
     pub mtu: u32,
+    /// MTUs that the link takes.
+    #[serde(default)]
+    pub mtu_range: MtuRange,
     /// Operational state as the kernel names it (`up`, `down`, `unknown`, …).
     pub oper_state: String,
     /// Addresses with prefix, link-local ones left out.
@@ -83,9 +88,24 @@ pub struct Device {
     /// this link changes namespace.
     #[serde(default)]
     pub upper_links: u32,
+    /// Why it is never moved into a pod, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_movable: Option<NotMovable>,
+    /// Programs of others are on it: tcx or XDP programs, or filters of a clsact qdisc. Found out with its publication.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foreign_programs: bool,
     /// Whether it may be allocated several times, for sub-interfaces. Decided with its publication.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
+}
+
+/// Least and greatest MTU, in bytes. A greatest of 0 is one that the kernel does not report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MtuRange {
+    /// Least.
+    pub least: u32,
+    /// Greatest.
+    pub greatest: u32,
 }
 
 /// A link's role in SR-IOV.

@@ -5,16 +5,22 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures::TryStreamExt;
+use futures::{StreamExt as _, TryStreamExt};
 use ipnetwork::IpNetwork;
+use netlink_packet_core::{DefaultNla, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
 use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
+use super::MtuRange;
 use crate::link::MacAddr;
+
+/// `linux/if_link.h`, since Linux 6.15.
+const IFLA_NETNS_IMMUTABLE: u16 = 67;
 
 /// A dump failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +62,10 @@ pub struct LinkFacts {
     pub master: Option<u32>,
     /// `IFLA_LINK`, where the other link is in this namespace and is not this one.
     pub lower: Option<u32>,
+    /// Least and greatest MTU the link takes, in bytes (`IFLA_MIN_MTU`, `IFLA_MAX_MTU`), where the kernel reports them.
+    pub mtu_range: MtuRange,
+    /// Whether the kernel keeps it in its namespace (`IFLA_NETNS_IMMUTABLE`, since Linux 6.15); `None` where not reported.
+    pub netns_immutable: Option<bool>,
 }
 
 /// A default route's way out.
@@ -76,16 +86,24 @@ pub struct Facts {
     pub addresses: BTreeMap<u32, Vec<IpNetwork>>,
     /// Default routes of both families and of every table: a table of its own does not make a link idle.
     pub default_routes: BTreeSet<DefaultRoute>,
+    /// Links through which the addresses that were asked for are reached.
+    pub ways: BTreeSet<u32>,
 }
 
-/// Dump links, addresses and default routes of the network namespace of the calling thread.
+/// Dump links, addresses and default routes of the network namespace of the calling thread, and look up the routes to
+/// `addresses`.
 ///
 /// A link whose name is not UTF-8 is passed over by the netlink decoder: neither the API nor the configuration
 /// can name it.
-pub async fn dump() -> Result<Facts, DumpError> {
+pub async fn dump(addresses: &BTreeSet<IpAddr>) -> Result<Facts, DumpError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(DumpError::Socket)?;
     let connection = tokio::spawn(connection);
-    let facts = dump_with(&handle).await;
+    let mut facts = dump_with(&handle).await;
+    if let Ok(facts) = &mut facts {
+        for address in addresses {
+            facts.ways.extend(way(&handle, *address).await);
+        }
+    }
     connection.abort();
     facts
 }
@@ -115,6 +133,30 @@ async fn dump_with(handle: &Handle) -> Result<Facts, DumpError> {
     Ok(facts)
 }
 
+/// The link through which the kernel sends to an address; `None` if it does not.
+async fn way(handle: &Handle, address: IpAddr) -> Option<u32> {
+    let mut route = RouteMessage::default();
+    let (family, length, destination) = match address {
+        IpAddr::V4(ip) => (AddressFamily::Inet, 32, RouteAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(ip)),
+    };
+    route.header.address_family = family;
+    route.header.destination_prefix_length = length;
+    route.attributes = vec![RouteAttribute::Destination(destination)];
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(route));
+    request.header.flags = NLM_F_REQUEST;
+    let mut answers = handle.clone().request(request).ok()?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = answer.payload {
+            return route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+        }
+    }
+    None
+}
+
 fn link_facts(message: &LinkMessage) -> LinkFacts {
     let mut link = LinkFacts {
         ifindex: message.header.index,
@@ -127,6 +169,11 @@ fn link_facts(message: &LinkMessage) -> LinkFacts {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::MinMtu(mtu) => link.mtu_range.least = *mtu,
+            LinkAttribute::MaxMtu(mtu) => link.mtu_range.greatest = *mtu,
+            LinkAttribute::Other(other) if other.kind() == IFLA_NETNS_IMMUTABLE => {
+                link.netns_immutable = netns_immutable(other);
+            }
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(MacAddr),
             LinkAttribute::OperState(state) => link.oper_state = state.to_string().to_lowercase(),
             LinkAttribute::IfAlias(alias) if !alias.is_empty() => link.alias = Some(alias.clone()),
@@ -146,6 +193,14 @@ fn link_facts(message: &LinkMessage) -> LinkFacts {
         link.lower = None;
     }
     link
+}
+
+fn netns_immutable(attribute: &DefaultNla) -> Option<bool> {
+    let mut value = [0];
+    (attribute.value_len() == value.len()).then(|| {
+        attribute.emit_value(&mut value);
+        value != [0]
+    })
 }
 
 fn kind_name(kind: &InfoKind) -> String {

@@ -24,6 +24,7 @@ use super::{
     Inventory,
     discover::join,
     keep::{Held, Keep},
+    management::Management,
     netlink::{self, DumpError},
     sysfs::Sysfs,
 };
@@ -47,6 +48,8 @@ pub struct WatchOptions {
     pub resync: Duration,
     /// Directory for [`super::keep::FILE_NAME`].
     pub state_dir: Option<PathBuf>,
+    /// Addresses by which the node is reached: their links are not movable. A change rebuilds.
+    pub management: watch::Receiver<Management>,
 }
 
 impl Default for WatchOptions {
@@ -57,6 +60,7 @@ impl Default for WatchOptions {
             longest: Duration::from_secs(2),
             resync: Duration::from_mins(1),
             state_dir: None,
+            management: watch::channel(Management::default()).1,
         }
     }
 }
@@ -125,6 +129,7 @@ pub async fn start(
         keep: Keep::open(options.state_dir.clone()),
         held,
         stats: Arc::clone(&stats),
+        management: options.management.clone(),
     };
     let first = builder.build().await?;
     let (sender, inventory) = watch::channel(Arc::new(first));
@@ -150,16 +155,18 @@ struct Builder {
     keep: Keep,
     held: Arc<dyn Held>,
     stats: Arc<WatchStats>,
+    management: watch::Receiver<Management>,
 }
 
 impl Builder {
     async fn build(&mut self) -> Result<Inventory, DumpError> {
         // A device can be taken or come home during the dump: what is held before or after it is kept.
         let mut held = self.held.held();
-        let facts = netlink::dump().await?;
+        let management = self.management.borrow_and_update().clone();
+        let facts = netlink::dump(&management.api_servers).await?;
         let sysfs = self.sysfs.clone();
         // Reading the speed takes the kernel's RTNL lock, and saving waits for the disk.
-        let fresh = blocking(move || join(&facts, |ifname| sysfs.facts(ifname))).await;
+        let fresh = blocking(move || join(&facts, &management, |ifname| sysfs.facts(ifname))).await;
         held.extend(self.held.held());
         let inventory = self.keep.merge(fresh, &held);
         let mut keep = std::mem::take(&mut self.keep);
@@ -205,6 +212,7 @@ impl Run {
             tokio::select! {
                 () = sleep_until(next) => {}
                 () = self.refresh.notified() => {}
+                () = changed(&mut self.options.management) => {}
                 event = next_event(&mut self.events) => {
                     self.note(event);
                     self.settle().await;
@@ -271,6 +279,13 @@ impl Run {
                 false
             }
         }
+    }
+}
+
+/// The next change of the addresses; never, once nobody sends them.
+async fn changed(management: &mut watch::Receiver<Management>) {
+    if management.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

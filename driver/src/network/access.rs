@@ -26,6 +26,8 @@ impl Members for BTreeMap<(NetworkRef, IpAddr), ClaimRef> {
 pub trait Access: Members {
     /// The network of a name, for a claim in `namespace`; `None` if this node knows no such network.
     async fn ask(&self, network: &str, namespace: &str) -> Option<Offer>;
+    /// Device names of the links that networks use as uplinks on this node, each with the name of such a network.
+    fn uplinks(&self) -> BTreeMap<String, String>;
 }
 
 /// A node that follows no networks: there are none to have ports on.
@@ -42,5 +44,9 @@ impl Members for NoNetworks {
 impl Access for NoNetworks {
     async fn ask(&self, _: &str, _: &str) -> Option<Offer> {
         None
+    }
+
+    fn uplinks(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
     }
 }

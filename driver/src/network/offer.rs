@@ -1,7 +1,7 @@
 //! What a network is to a claim that wants a port on this node.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     sync::{Arc, PoisonError},
@@ -104,5 +104,15 @@ impl Access for Offers {
             }
         }
         Some(offer)
+    }
+
+    fn uplinks(&self) -> BTreeMap<String, String> {
+        let inventory = Arc::clone(&self.inventory.borrow());
+        let networks = self.networks.list();
+        let of = |network: &Arc<Network>| {
+            let link = uplink::of(&network.spec, &inventory, &self.driver).ok()?;
+            Some((link.name.clone(), network.reference.name.clone()))
+        };
+        networks.iter().filter_map(of).collect()
     }
 }

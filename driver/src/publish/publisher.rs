@@ -13,6 +13,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::{
     sync::watch,
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
     device::{
-        Inventory,
+        Device, Inventory,
         attributes::api_device,
         rule::{Rule, decide},
     },
@@ -88,12 +89,14 @@ pub async fn run(
     mut inventory: watch::Receiver<Arc<Inventory>>,
     networks: Arc<Networks>,
     rule: Arc<Rule>,
+    foreign: Arc<HasForeign>,
     options: PublishOptions,
     stats: Arc<PublishStats>,
     shutdown: CancellationToken,
 ) {
     let mut changes = networks.changes();
-    let mut publisher = Publisher::new(cluster, rule, stats).with_networks(networks);
+    let mut publisher =
+        Publisher::new(cluster, rule, stats).with_networks(networks).with_foreign_programs(foreign);
     let mut failed_rounds = 0;
     let publish = async {
         loop {
@@ -146,6 +149,9 @@ async fn changed(inventory: &mut watch::Receiver<Arc<Inventory>>) {
     }
 }
 
+/// Whether programs of others are on a link. It may take some milliseconds.
+pub type HasForeign = dyn Fn(&Device) -> bool + Send + Sync;
+
 /// One round at a time; [`run`] drives it.
 pub struct Publisher {
     cluster: Arc<dyn Cluster>,
@@ -153,6 +159,7 @@ pub struct Publisher {
     writer: PoolWriter,
     stats: Arc<PublishStats>,
     networks: Arc<Networks>,
+    foreign: Arc<HasForeign>,
     /// Refusal that an Event has told of.
     reported: Option<String>,
     /// What was said of networks that cannot be published.
@@ -164,7 +171,16 @@ impl Publisher {
     #[must_use]
     pub fn new(cluster: Arc<dyn Cluster>, rule: Arc<Rule>, stats: Arc<PublishStats>) -> Self {
         let writer = PoolWriter::new(Arc::clone(&cluster), Arc::clone(&stats));
-        Self { cluster, rule, writer, stats, networks: Arc::default(), reported: None, said: Vec::new() }
+        let foreign: Arc<HasForeign> = Arc::new(|_| false);
+        let networks = Arc::default();
+        Self { cluster, rule, writer, stats, networks, foreign, reported: None, said: Vec::new() }
+    }
+
+    /// Publish which links have programs of others.
+    #[must_use]
+    pub fn with_foreign_programs(mut self, foreign: Arc<HasForeign>) -> Self {
+        self.foreign = foreign;
+        self
     }
 
     /// Publish ports of these networks too.
@@ -193,11 +209,13 @@ impl Publisher {
         self.say(problems);
         let kept_home: BTreeSet<&str> = uplinks(&networks, inventory, self.rule.driver()).collect();
         let links = decisions
-            .iter()
+            .into_iter()
             .filter(|(device, decision)| decision.is_ok() && !kept_home.contains(device.name.as_str()))
-            .map(|(device, _)| api_device(device));
+            .map(|(device, _)| device)
+            .collect();
+        let links = self.with_programs(links).await;
         let (names, ports): (BTreeSet<String>, Vec<_>) = ports.into_iter().unzip();
-        let published: Vec<_> = links.chain(ports).collect();
+        let published: Vec<_> = links.iter().map(api_device).chain(ports).collect();
         let devices = published.len();
         let desired = slices_of(published, &node.name, self.rule.driver());
         let current: Vec<_> = self
@@ -228,6 +246,22 @@ impl Publisher {
             debug!(devices, "slices are as they should be");
         }
         Ok(())
+    }
+
+    /// The links, each with what is known of programs of others on it.
+    async fn with_programs(&self, mut links: Vec<Device>) -> Vec<Device> {
+        let foreign = Arc::clone(&self.foreign);
+        let look = move || {
+            for link in &mut links {
+                link.foreign_programs = foreign(link);
+            }
+            links
+        };
+        match spawn_blocking(look).await {
+            Ok(links) => links,
+            // Not cancelled: nothing aborts it. A panic goes on where it would have gone.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     /// Log what is new of `problems`.

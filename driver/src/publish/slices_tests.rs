@@ -8,8 +8,9 @@ use super::*;
 use crate::{
     DRIVER_NAME,
     device::{
-        Sriov,
+        MtuRange, Sriov,
         attributes::{MAX_PER_DEVICE, MAX_VALUE, quantity},
+        management::NotMovable,
         names::{device_name, is_dns_label},
     },
     link::MacAddr,
@@ -40,7 +41,7 @@ fn device() -> impl Strategy<Value = Device> {
     );
     let second = (proptest::collection::vec(address(), 0..6), any::<Option<u32>>(), text(), text());
     let third =
-        (any::<Option<u32>>(), option::of(sriov()), text(), text(), text(), text(), any::<[bool; 3]>());
+        (any::<Option<u32>>(), option::of(sriov()), text(), text(), text(), text(), any::<[bool; 5]>());
     (first, second, third).prop_map(|(first, second, third)| Device {
         name: device_name(&first.0),
         ifname: first.0,
@@ -65,6 +66,9 @@ fn device() -> impl Strategy<Value = Device> {
         loopback: third.6[2],
         gateways: Vec::new(),
         upper_links: 0,
+        mtu_range: MtuRange::default(),
+        not_movable: third.6[3].then_some(NotMovable::NamespaceLocal),
+        foreign_programs: third.6[4],
         shared: false,
     })
 }

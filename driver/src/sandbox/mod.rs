@@ -215,4 +215,8 @@ impl Release for Sandboxes {
     fn unattachable(&self, plan: &InterfacePlan) -> Option<String> {
         self.attacher.unattachable(plan)
     }
+
+    async fn not_movable_now(&self, plan: &InterfacePlan) -> Option<String> {
+        self.attacher.not_movable_now(plan).await
+    }
 }

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{AllocatedDeviceStatus, ResourceClaim, ResourceSlice};
 use netferry::{
     claim::{
-        Checkpoint, ClaimRef, PodRef,
+        Checkpoint, ClaimRef, InterfacePlan, PodRef,
         config::API_VERSION,
         service::{Claims, Release, Reporter},
         store::Store,
@@ -62,6 +62,10 @@ impl Access for Networks {
             _ => return None,
         };
         Some(Offer { network: Arc::new(network), refused, mtu: 1500 })
+    }
+
+    fn uplinks(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
     }
 }
 
@@ -131,6 +135,8 @@ impl Cluster for Objects {
 pub(crate) struct Home {
     pub(crate) store: Arc<Store>,
     pub(crate) broken: Mutex<Option<String>>,
+    /// Why links cannot be moved, by name.
+    pub(crate) stuck: Mutex<BTreeMap<String, String>>,
 }
 
 #[async_trait]
@@ -143,6 +149,14 @@ impl Release for Home {
             checkpoint.interfaces.iter_mut().for_each(|interface| interface.attachment = None);
         };
         self.store.update(claim_uid, home).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn unattachable(&self, _: &InterfacePlan) -> Option<String> {
+        None
+    }
+
+    async fn not_movable_now(&self, plan: &InterfacePlan) -> Option<String> {
+        self.stuck.lock().unwrap().get(&plan.host_link).cloned()
     }
 }
 
@@ -185,7 +199,8 @@ impl Daemon {
         let devices = names.map(|name| (name.to_owned(), device(name, "up")));
         let (inventory, receiver) = watch::channel(Arc::new(Inventory { devices: devices.into() }));
         let (sender, state) = watch::channel(RegistrationState::default());
-        let home = Arc::new(Home { store: Arc::clone(&store), broken: Mutex::default() });
+        let home =
+            Arc::new(Home { store: Arc::clone(&store), broken: Mutex::default(), stuck: Mutex::default() });
         let reports = Arc::new(Reports::default());
         let claims = Claims {
             driver: DRIVER.into(),

@@ -46,6 +46,7 @@ impl Node {
             inventory,
             Arc::clone(&networks),
             Arc::new(Rule::standard(DRIVER_NAME, false).expect("a rule")),
+            Arc::new(|_| false),
             PublishOptions::default(),
             Arc::new(PublishStats::default()),
             stop.clone(),

@@ -215,6 +215,7 @@ async fn runs_through_failures_keeps_slices_on_stop_and_cleans_up_when_told() {
         receiver,
         Arc::default(),
         rule(),
+        Arc::new(|_| false),
         options,
         Arc::clone(&stats),
         shutdown.clone(),

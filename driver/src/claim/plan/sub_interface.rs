@@ -1,6 +1,6 @@
 //! Who may have a host link: one claim that moves it, or several that have something made on it.
 
-use super::{Place, PlanError, RESULTS, Source, Wanted, key, of_request};
+use super::{Place, PlanError, RESULTS, Source, Wanted, key, moved, of_request};
 use crate::{
     claim::{ClaimRef, made},
     link::SubInterface,
@@ -36,6 +36,7 @@ pub(super) fn complete(
             let allowed = format!("a device that no claim holds; claim {holder} holds this one");
             errors.push(PlanError::new(at("device"), &result.device, allowed));
         }
+        moved::check(device, (wanted.index, result), config, place, errors);
         return;
     };
     if let (SubInterface::Macvlan(_), None) = (sub_interface, config.hardware_addr) {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     claim::{InterfaceRecord, config::API_VERSION},
     datapath::Isolation,
-    device::Device,
+    device::{Device, MtuRange, management::NotMovable},
     network::access::NoNetworks,
 };
 
@@ -60,6 +60,7 @@ pub(super) fn planned(claim: &Value, inventory: &Inventory, prepared: &[Checkpoi
         inventory,
         prepared,
         networks: &networks,
+        uplinks: &BTreeMap::new(),
         members: &NoNetworks,
         leases: &BTreeMap::new(),
     };
@@ -284,6 +285,70 @@ fn the_policy_and_limits_of_a_class_stand_alone() {
     let interface = plan(&[own, later]).unwrap().interfaces.remove(0);
     assert!(interface.policy.unwrap().egress.rules.is_empty());
     assert!(interface.limits.is_some());
+}
+
+#[test]
+fn a_link_that_stays_on_the_host_is_not_moved() {
+    let value = claim(&[result("nic", "ens5")], &[]);
+    for (why, words) in [
+        (NotMovable::NodeAddress, "the node's InternalIP is on it"),
+        (NotMovable::ApiServer, "the node reaches its API server through it"),
+        (NotMovable::Underlay, "the tunnels of overlay networks leave through it"),
+        (
+            NotMovable::NamespaceLocal,
+            "the kernel does not move a link of this kind to another network namespace",
+        ),
+    ] {
+        let mut inventory = inventory(&["ens5"]);
+        inventory.devices.get_mut("ens5").unwrap().not_movable = Some(why);
+        assert_eq!(
+            planned(&value, &inventory, &[]).unwrap_err(),
+            format!(
+                "status.allocation.devices.results[0].device: ens5 is not allowed; a link that can leave the host: \
+                 {words}; a sub-interface (subInterface) or a network's port leaves it on the host"
+            )
+        );
+        let parent = config("FromClass", &[], &json!({"subInterface": {"macvlan": {}}}));
+        let value = claim(&[result("nic", "ens5")], &[parent]);
+        assert!(planned(&value, &inventory, &[]).is_ok(), "it may be a parent: {why:?}");
+    }
+}
+
+#[test]
+fn an_uplink_is_not_moved() {
+    let value = serde_json::from_value(claim(&[result("nic", "ens5")], &[])).unwrap();
+    let uplinks = BTreeMap::from([("ens5".to_owned(), "blue".to_owned())]);
+    let place = Place {
+        driver: DRIVER,
+        pool: "node-1",
+        inventory: &inventory(&["ens5"]),
+        prepared: &[],
+        networks: &BTreeMap::new(),
+        uplinks: &uplinks,
+        members: &NoNetworks,
+        leases: &BTreeMap::new(),
+    };
+    let errors = plan(&value, &asked(), &place).unwrap_err();
+    assert!(errors[0].to_string().contains("network blue uses it"), "{errors:?}");
+}
+
+#[test]
+fn the_mtu_is_one_that_the_link_takes() {
+    let mut inventory = inventory(&["ens5"]);
+    let asks = |mtu: u32| claim(&[result("nic", "ens5")], &[config("FromClaim", &[], &json!({"mtu": mtu}))]);
+    inventory.devices.get_mut("ens5").unwrap().mtu_range = MtuRange { least: 576, greatest: 9194 };
+    for mtu in [576, 9194] {
+        assert!(planned(&asks(mtu), &inventory, &[]).is_ok(), "{mtu}");
+    }
+    for mtu in [575, 9195] {
+        let expected = format!("request nic: mtu: {mtu} is not allowed; 576 to 9194, which link ens5 takes");
+        assert_eq!(planned(&asks(mtu), &inventory, &[]).unwrap_err(), expected);
+    }
+    inventory.devices.get_mut("ens5").unwrap().mtu_range = MtuRange::default();
+    assert!(
+        planned(&asks(65535), &inventory, &[]).is_ok(),
+        "a kernel that does not report it decides itself"
+    );
 }
 
 #[test]

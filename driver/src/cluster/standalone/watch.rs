@@ -3,8 +3,15 @@
 //! Members on other nodes are claims in the folder with an allocation to them and with `status.devices`, and `Node`
 //! objects with an `InternalIP`.
 
-use std::{collections::BTreeMap, fs, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    hash::Hash,
+    sync::Arc,
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
@@ -26,7 +33,11 @@ use super::{
     unavailable, written,
 };
 use crate::{
-    cluster::{ClusterError, watch::Watch},
+    cluster::{
+        ClusterError,
+        reach::{Addresses, Reach, internal},
+        watch::Watch,
+    },
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
         nodes::Needs,
@@ -93,6 +104,20 @@ impl Watch for Standalone {
             nodes.entry(name.clone()).or_insert(NodeFacts { name, address: None });
             Ok(nodes)
         })
+    }
+}
+
+/// The `Node` in the folder, if it is there. There is no API server.
+#[async_trait]
+impl Reach for Standalone {
+    async fn addresses(&self) -> Result<Addresses, ClusterError> {
+        let own = |shared: &Shared| {
+            let nodes = objects::<Node>(shared, Node::KIND);
+            let own = nodes.iter().find(|node| node.metadata.name.as_deref() == Some(shared.node.as_str()));
+            let node = own.map(|node| internal(node.status.as_ref())).unwrap_or_default();
+            Ok(Addresses { node, api_servers: BTreeSet::new() })
+        };
+        self.turn(own).await
     }
 }
 

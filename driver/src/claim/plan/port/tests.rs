@@ -78,6 +78,7 @@ impl Case {
             inventory: &Inventory::default(),
             prepared: &self.prepared,
             networks: &self.networks,
+            uplinks: &BTreeMap::new(),
             members: &self.members,
             leases: &self.leases,
         };

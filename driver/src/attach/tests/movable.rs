@@ -1,0 +1,26 @@
+//! What is found out about a link before its claim is prepared.
+
+use super::*;
+
+#[tokio::test]
+async fn a_link_is_looked_at_as_it_is_now() {
+    let world = World::new();
+    let plan = plan("ens5", "net1");
+    assert_eq!(world.attacher.not_movable_now(&plan).await, None);
+
+    let program = ForeignProgram { hook: "tcx/ingress".into(), id: 9, name: "cil_from_netdev".into() };
+    world.datapath.set_foreign(5, vec![program]);
+    let why = world.attacher.not_movable_now(&plan).await.expect("refused");
+    assert!(why.contains("tcx/ingress 9 \"cil_from_netdev\""), "{why}");
+    world.datapath.set_foreign(5, vec![]);
+
+    let gone = InterfacePlan { host_link: "ens9".into(), ..plan.clone() };
+    let why = world.attacher.not_movable_now(&gone).await.expect("refused");
+    assert_eq!(why, "link ens9 is not on the host now");
+
+    assert_eq!(
+        world.attacher.not_movable_now(&port::port("c1", "s1", "net1")).await,
+        None,
+        "there is no link yet"
+    );
+}
