@@ -59,6 +59,9 @@ impl Attacher {
             )),
             // Without programs on it nothing tells. A made link does not outlive its namespace.
             (None, _) if home.kind.is_some() => gone,
+            // Hardware that left the namespace while that lives was unplugged, or moved on by the pod. Nothing can tell which,
+            // and the pod that is to end must not wait for it for ever.
+            (None, true) => gone,
             // Hardware is sent back to the first namespace, a moment after the last process is gone
             // (`default_device_exit_net`, net/core/dev.c).
             _ => Place::Elsewhere(format!("link {name} has not come back from its network namespace yet")),

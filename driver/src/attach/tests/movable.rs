@@ -24,3 +24,20 @@ async fn a_link_is_looked_at_as_it_is_now() {
         "there is no link yet"
     );
 }
+
+#[tokio::test]
+async fn hardware_that_vanishes_in_a_pod_keeps_no_pod_from_ending() {
+    for isolation in [Isolation::Strict, Isolation::Off] {
+        let world = World::new();
+        world.claim("c1", "web", vec![InterfacePlan { isolation, ..plan("ens5", "net1") }]);
+        let attached = world.attacher.attach(&sandbox("s1", "web")).await.unwrap().attached;
+        world.links.delete(&inside("s1"), "net1");
+        if let Some(endpoint) = attached[0].endpoint {
+            world.datapath.device_is_at(endpoint, None);
+        }
+        let outcome = world.attacher.give_back("s1").await;
+        let reasons: Vec<_> = outcome.problems.iter().map(|problem| problem.reason).collect();
+        assert_eq!(reasons, [Reason::LinkGone], "{isolation}");
+        assert_eq!(world.store.all()[0].interfaces[0].attachment, None, "{isolation}");
+    }
+}
