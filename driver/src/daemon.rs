@@ -25,7 +25,7 @@ use tasks::Tasks;
 
 use crate::{
     attach::{Attacher, PodGuard},
-    claim::{Checkpoint, service::Claims, store::Store},
+    claim::{Checkpoint, service::Claims, store::Store, wait::LONGEST},
     cluster::{Cluster, WholeCluster, kube::KubeCluster, standalone::Standalone},
     config::RunConfig,
     counted::{counts, network_drops},
@@ -371,6 +371,7 @@ impl Parts {
             release: sandboxes,
             reporter: Arc::new(reporter.clone()),
             planning: Arc::default(),
+            wait: LONGEST,
         };
         let dra = Dra {
             driver: config.driver_name.clone(),

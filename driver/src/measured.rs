@@ -8,7 +8,7 @@ use crate::{
     attach::Attacher,
     claim::ClaimRef,
     device::watch::Watcher,
-    dra::plugin::{ClaimService, PreparedDevice},
+    dra::plugin::{Caller, ClaimService, PreparedDevice},
     metrics::Metrics,
 };
 
@@ -26,9 +26,9 @@ pub struct Measured<S> {
 
 #[async_trait]
 impl<S: ClaimService> ClaimService for Measured<S> {
-    async fn prepare(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, String> {
+    async fn prepare(&self, claim: &ClaimRef, caller: &mut Caller) -> Result<Vec<PreparedDevice>, String> {
         let start = Instant::now();
-        let result = self.claims.prepare(claim).await;
+        let result = self.claims.prepare(claim, caller).await;
         self.metrics.prepared(result.is_ok(), start.elapsed());
         if result.is_ok() {
             // Not waited for: the kubelet has its answer, and an attach that comes sooner takes its turn.

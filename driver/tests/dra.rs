@@ -9,6 +9,8 @@ mod daemon;
 mod kubelet;
 #[path = "dra/pods.rs"]
 mod pods;
+#[path = "dra/returns.rs"]
+mod returns;
 #[path = "dra/wire.rs"]
 mod wire;
 

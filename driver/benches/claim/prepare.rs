@@ -14,7 +14,7 @@ use netferry::{
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
     dhcp::NoLeases,
-    dra::plugin::ClaimService as _,
+    dra::plugin::{Caller, ClaimService as _},
     network::access::NoNetworks,
 };
 use serde_json::json;
@@ -54,6 +54,7 @@ impl Node {
             release: Arc::new(Nothing),
             reporter: Arc::new(Nothing),
             planning: Arc::default(),
+            wait: Duration::ZERO,
         };
         Self { claims, _disk: disk }
     }
@@ -61,11 +62,11 @@ impl Node {
     /// Prepare a new claim so many times; it is unprepared in between, outside the time.
     pub(crate) async fn pass(&self, times: u64) -> Vec<Duration> {
         for number in 1..=OTHERS {
-            self.claims.prepare(&claim(number)).await.expect("prepare");
+            self.claims.prepare(&claim(number), &mut Caller::patient()).await.expect("prepare");
         }
         let mut took = Vec::new();
         for _ in 0..times {
-            let (time, prepared) = timed(self.claims.prepare(&claim(0))).await;
+            let (time, prepared) = timed(self.claims.prepare(&claim(0), &mut Caller::patient())).await;
             assert_eq!(prepared.expect("prepare").len(), 1);
             self.claims.unprepare(&claim(0)).await.expect("unprepare");
             took.push(time);
@@ -119,6 +120,9 @@ impl Cluster for Answers {
         not_asked()
     }
     async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
+    async fn is_leaving(&self, _: &PodRef) -> Result<bool, ClusterError> {
         Ok(false)
     }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {

@@ -10,9 +10,11 @@ use std::{fmt, net::IpAddr};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
+use super::ClaimRef;
 use crate::{
     datapath::{Isolation, limits::Limits, policy::Policy},
     link::{Ipvlan, IpvlanMode, MacAddr, Route, Scope, SubInterface},
+    network::NetworkRef,
 };
 
 mod field;
@@ -41,6 +43,20 @@ const PROTOCOL_STATIC: u8 = 4;
 /// Smallest MTU of a link that speaks IPv6 (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
+/// Who has a device or an address that another claim wants.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// A claim that is prepared on this node.
+    Claim(ClaimRef),
+    /// A member of a network on another node, as far as it is known here.
+    Member {
+        /// The network.
+        network: NetworkRef,
+        /// The address that the member has.
+        address: IpAddr,
+    },
+}
+
 /// A field that is not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
@@ -50,17 +66,31 @@ pub struct FieldError {
     pub value: Option<String>,
     /// What is allowed.
     pub allowed: String,
+    /// Who has what was asked for, where that is all that is wrong: it may be given back.
+    pub holder: Option<Holder>,
 }
 
 impl FieldError {
     /// The field has a value that is not allowed.
     pub fn new(field: impl Into<String>, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
-        Self { field: field.into(), value: Some(shorten(&value.to_string())), allowed: allowed.into() }
+        Self {
+            field: field.into(),
+            value: Some(shorten(&value.to_string())),
+            allowed: allowed.into(),
+            holder: None,
+        }
     }
 
     /// The field is not there.
     pub fn missing(field: impl Into<String>, allowed: impl Into<String>) -> Self {
-        Self { field: field.into(), value: None, allowed: allowed.into() }
+        Self { field: field.into(), value: None, allowed: allowed.into(), holder: None }
+    }
+
+    /// The same error, of a value that only this holder keeps from being taken.
+    #[must_use]
+    pub fn held_by(mut self, holder: Holder) -> Self {
+        self.holder = Some(holder);
+        self
     }
 
     /// The same error seen from the object that holds this one under `parent`.
@@ -74,7 +104,7 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { field, value, allowed } = self;
+        let Self { field, value, allowed, holder: _ } = self;
         if !field.is_empty() {
             write!(f, "{field}: ")?;
         }

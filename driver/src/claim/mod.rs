@@ -5,10 +5,12 @@ pub mod made;
 pub mod plan;
 pub mod service;
 pub mod store;
+pub mod wait;
 
 use std::{fmt, path::PathBuf};
 
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -259,6 +261,9 @@ pub struct Checkpoint {
     /// once, however many pods name it.
     #[serde(default)]
     pub shareable: bool,
+    /// When it was prepared; `None` in a checkpoint of a build that did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// Its interfaces.
     pub interfaces: Vec<InterfaceRecord>,
 }
@@ -267,7 +272,7 @@ impl Checkpoint {
     /// The checkpoint of a claim that was made for these pods alone.
     #[must_use]
     pub const fn new(claim: ClaimRef, pods: Vec<PodRef>, interfaces: Vec<InterfaceRecord>) -> Self {
-        Self { claim, pods, shareable: false, interfaces }
+        Self { claim, pods, shareable: false, since: None, interfaces }
     }
 
     /// The pods in whose sandboxes interfaces of the claim are.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::{
     sync::{Mutex, watch},
@@ -20,18 +21,19 @@ use super::{
     Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Plan, PodRef, on_host_network,
     plan::{Place, plan},
     store::Store,
+    wait::Refusal,
 };
 use crate::{
     cluster::Cluster,
     device::Inventory,
     dhcp::{Ask, Lease, Leases},
-    dra::plugin::{ClaimService, PreparedDevice},
+    dra::plugin::{Caller, ClaimService, PreparedDevice},
     network::{access::Access, names, offer::Offer},
     telemetry::chain,
 };
 
 /// Longest wait for the claim; the kubelet gives up a call after 45 s (`pkg/kubelet/cm/dra/plugin`).
-const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Brings links home.
 #[async_trait]
@@ -75,15 +77,17 @@ pub struct Claims {
     /// Held from plan to checkpoint: two claims of one pod must not choose one name. Start with
     /// `Arc::default()`.
     pub planning: Arc<Mutex<()>>,
+    /// Longest wait for what other claims are about to give back: [`LONGEST`](super::wait::LONGEST).
+    pub wait: Duration,
 }
 
 #[async_trait]
 impl ClaimService for Claims {
-    async fn prepare(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, String> {
+    async fn prepare(&self, claim: &ClaimRef, caller: &mut Caller) -> Result<Vec<PreparedDevice>, String> {
         if let Some(checkpoint) = self.store.get(&claim.uid) {
             return Ok(prepared(&checkpoint));
         }
-        match self.prepare_first(claim).await {
+        match self.prepare_in_time(claim, caller).await {
             Ok(checkpoint) => {
                 info!(%claim, uid = claim.uid, interfaces = checkpoint.interfaces.len(), "prepared");
                 self.reporter.claim_changed(claim);
@@ -118,13 +122,14 @@ impl ClaimService for Claims {
 }
 
 impl Claims {
-    async fn prepare_first(&self, asked: &ClaimRef) -> Result<Checkpoint, String> {
+    /// Prepare a claim as things are now.
+    pub(super) async fn prepare_first(&self, asked: &ClaimRef) -> Result<Checkpoint, Refusal> {
         let claim = timeout(CLAIM_TIMEOUT, self.cluster.claim(&asked.namespace, &asked.name))
             .await
             .map_err(|_| format!("no answer about claim {asked} within {} s", CLAIM_TIMEOUT.as_secs()))?
             .map_err(|error| chain(&error))?;
         if let Some(pod) = self.pod_on_host_network(&claim, asked).await {
-            return Err(on_host_network(&pod));
+            return Err(on_host_network(&pod).into());
         }
         let networks = Arc::new(self.networks_of(&claim, &asked.namespace).await);
         self.check_links(&claim, asked, &networks).await?;
@@ -142,7 +147,7 @@ impl Claims {
             Ok(Planned::Lacking(asks)) => {
                 let requests: Vec<_> = asks.iter().map(|ask| ask.key.request.as_str()).collect();
                 let why = format!("requests {} have no address of a DHCP server", requests.join(", "));
-                self.after_refusal(asked, why).await
+                self.after_refusal(asked, why.into()).await
             }
             Err(why) => self.after_refusal(asked, why).await,
         }
@@ -198,10 +203,10 @@ impl Claims {
     }
 
     /// A claim that is refused keeps no addresses.
-    async fn after_refusal<T>(&self, claim: &ClaimRef, why: String) -> Result<T, String> {
+    async fn after_refusal<T>(&self, claim: &ClaimRef, refusal: Refusal) -> Result<T, Refusal> {
         match self.leases.give_back(claim).await {
-            Ok(()) => Err(why),
-            Err(kept) => Err(format!("{why}; its leases could not be given back: {kept}")),
+            Ok(()) => Err(refusal),
+            Err(kept) => Err(format!("{}; its leases could not be given back: {kept}", refusal.why).into()),
         }
     }
 
@@ -212,7 +217,7 @@ impl Claims {
         asked: &ClaimRef,
         networks: &Arc<BTreeMap<String, Offer>>,
         leases: BTreeMap<InterfaceKey, Lease>,
-    ) -> Result<Planned, String> {
+    ) -> Result<Planned, Refusal> {
         let (asked, driver, pool) = (asked.clone(), self.driver.clone(), self.pool.clone());
         let (claim, networks) = (Arc::clone(claim), Arc::clone(networks));
         let members = Arc::clone(&self.networks);
@@ -237,7 +242,7 @@ impl Claims {
             checkpoint(&claim, &asked, &place, &*release, &store)
         })
         .await
-        .map_err(|error| chain(&error))?
+        .map_err(|error| Refusal::from(chain(&error)))?
     }
 
     /// The networks whose ports or addresses are allocated to a claim, as far as this node knows them.
@@ -276,14 +281,13 @@ fn checkpoint(
     place: &Place<'_>,
     release: &dyn Release,
     store: &Store,
-) -> Result<Planned, String> {
-    let plan = plan(claim, asked, place)
-        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+) -> Result<Planned, Refusal> {
+    let plan = plan(claim, asked, place)?;
     let refused = |plan: &InterfacePlan| {
         release.unattachable(plan).map(|why| format!("request {}: {why}", plan.request))
     };
     if let Some(why) = plan.interfaces.iter().find_map(refused) {
-        return Err(why);
+        return Err(why.into());
     }
     let lacking: Vec<Ask> = plan.interfaces.iter().filter_map(lacking).collect();
     if !lacking.is_empty() {
@@ -291,7 +295,8 @@ fn checkpoint(
     }
     let interfaces = plan.interfaces.into_iter().map(InterfaceRecord::planned).collect();
     let Plan { claim, pods, shareable, .. } = plan;
-    let checkpoint = Checkpoint { claim, pods, shareable, interfaces };
+    let since = Some(Timestamp::now());
+    let checkpoint = Checkpoint { claim, pods, shareable, since, interfaces };
     store.put(checkpoint.clone()).map_err(|error| chain(&error))?;
     Ok(Planned::Done(checkpoint))
 }

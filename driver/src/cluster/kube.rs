@@ -175,6 +175,14 @@ impl KubeCluster {
         }
     }
 
+    /// A pod, unless it is gone or was made again.
+    async fn pod(&self, pod: &PodRef) -> Result<Option<Pod>, ClusterError> {
+        let object = Object::new("Pod", pod.to_string(), "read");
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let found = self.request(&object, api.get_opt(&pod.name)).await?;
+        Ok(found.filter(|found| found.metadata.uid.as_deref() == Some(&pod.uid)))
+    }
+
     fn slice_api(&self, version: ApiVersion) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), &resource(version, "ResourceSlice", "resourceslices"))
     }
@@ -251,11 +259,13 @@ impl Cluster for KubeCluster {
     }
 
     async fn uses_host_network(&self, pod: &PodRef) -> Result<bool, ClusterError> {
-        let object = Object::new("Pod", pod.to_string(), "read");
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let found = self.request(&object, api.get_opt(&pod.name)).await?;
-        let found = found.filter(|found| found.metadata.uid.as_deref() == Some(&pod.uid));
+        let found = self.pod(pod).await?;
         Ok(found.and_then(|found| found.spec?.host_network).unwrap_or(false))
+    }
+
+    async fn is_leaving(&self, pod: &PodRef) -> Result<bool, ClusterError> {
+        let found = self.pod(pod).await?;
+        Ok(found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()))
     }
 
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {

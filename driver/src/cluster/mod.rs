@@ -120,6 +120,8 @@ pub trait Cluster: Send + Sync {
     async fn claim(&self, namespace: &str, name: &str) -> Result<ResourceClaim, ClusterError>;
     /// Whether a pod runs in the host's network (`hostNetwork`). One that is gone, or was made again, does not.
     async fn uses_host_network(&self, pod: &PodRef) -> Result<bool, ClusterError>;
+    /// Whether a pod is being deleted, is gone, or was made again under its name.
+    async fn is_leaving(&self, pod: &PodRef) -> Result<bool, ClusterError>;
     /// All slices of this driver on this node.
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError>;
     /// Create a slice (its `metadata.generateName` is set); returns it as stored.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 mod authority;
+mod caller;
 mod filtered;
 mod frame;
 pub mod health;
@@ -69,7 +70,7 @@ impl Dra {
     /// be had at the start; later it is bound again for as long as it takes.
     pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
         let Self { driver, sockets, claims, health, state } = self;
-        let plugin = Arc::new(Plugin::new(claims));
+        let plugin = Arc::new(Plugin::new(claims, stop.clone()));
         let services = Routes::new(V1Server::from_arc(Arc::clone(&plugin)))
             .add_service(V1Beta1Server::from_arc(plugin))
             .add_service(DraResourceHealthServer::new(health.until(stop.clone())));

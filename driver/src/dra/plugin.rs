@@ -16,8 +16,10 @@ use netferry_proto::dra::{
     v1beta1::dra_plugin_server::DraPlugin as V1Beta1,
 };
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+pub use super::caller::Caller;
 use crate::claim::ClaimRef;
 
 /// Claims worked on at once, over all calls.
@@ -40,8 +42,9 @@ pub struct PreparedDevice {
 /// for one claim.
 #[async_trait]
 pub trait ClaimService: Send + Sync {
-    /// Make the claim's devices ready. When this returns, a restart knows of it.
-    async fn prepare(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, String>;
+    /// Make the claim's devices ready. When this returns, a restart knows of it. It may wait, by [`Caller::wait`], for what
+    /// others are about to give back.
+    async fn prepare(&self, claim: &ClaimRef, caller: &mut Caller) -> Result<Vec<PreparedDevice>, String>;
     /// Undo that; the claim object may be gone. A claim that is not prepared is no error.
     async fn unprepare(&self, claim: &ClaimRef) -> Result<(), String>;
 }
@@ -51,6 +54,7 @@ pub(super) struct Plugin {
     service: Arc<dyn ClaimService>,
     locks: Arc<ClaimLocks>,
     slots: Arc<Semaphore>,
+    stop: CancellationToken,
 }
 
 /// One lock for each claim that is being worked on.
@@ -69,34 +73,38 @@ impl ClaimLocks {
 }
 
 impl Plugin {
-    pub(super) fn new(service: Arc<dyn ClaimService>) -> Self {
-        Self { service, locks: Arc::default(), slots: Arc::new(Semaphore::new(PARALLEL)) }
+    /// Calls that wait end with `stop`.
+    pub(super) fn new(service: Arc<dyn ClaimService>, stop: CancellationToken) -> Self {
+        Self { service, locks: Arc::default(), slots: Arc::new(Semaphore::new(PARALLEL)), stop }
     }
 
     /// Do `work` for every claim, in parallel, and collect what came of each by its UID.
     ///
-    /// Each runs in a task of its own: the kubelet hanging up does not stop it half-way.
+    /// Each runs in a task of its own: the kubelet hanging up does not stop it half-way, but ends what it waits for.
     async fn each<T, F>(
         &self,
         claims: Vec<Claim>,
-        work: impl Fn(Arc<dyn ClaimService>, ClaimRef) -> F,
+        work: impl Fn(Arc<dyn ClaimService>, ClaimRef, Caller) -> F + Clone + Send + 'static,
     ) -> HashMap<String, Result<T, String>>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, String>> + Send + 'static,
     {
+        let ended = self.stop.child_token();
+        // Dropped with the call.
+        let _call = ended.clone().drop_guard();
         let tasks = claims.into_iter().map(|Claim { namespace, uid, name }| {
             let claim = ClaimRef { namespace, name, uid: uid.clone() };
             let checked = checked(&claim);
-            let done = work(Arc::clone(&self.service), claim);
-            let (locks, slots) = (Arc::clone(&self.locks), Arc::clone(&self.slots));
+            let mut caller = Caller::new(ended.clone(), Arc::clone(&self.slots));
+            let (locks, service, work) = (Arc::clone(&self.locks), Arc::clone(&self.service), work.clone());
             let key = uid.clone();
             let task = tokio::spawn(async move {
                 checked?;
                 // The claim's lock first: a call that waits for another takes no slot.
                 let _claim = locks.lock(&uid).await;
-                let _slot = slots.acquire().await.map_err(|error| error.to_string())?;
-                done.await
+                caller.begin().await?;
+                work(service, claim, caller).await
             });
             async move {
                 let outcome = task.await.unwrap_or_else(|error| Err(format!("internal error: {error}")));
@@ -107,7 +115,9 @@ impl Plugin {
     }
 
     async fn prepare_each(&self, request: NodePrepareResourcesRequest) -> NodePrepareResourcesResponse {
-        let work = |service: Arc<dyn ClaimService>, claim| async move { service.prepare(&claim).await };
+        let work = |service: Arc<dyn ClaimService>, claim, mut caller| async move {
+            service.prepare(&claim, &mut caller).await
+        };
         let response = |outcome| match outcome {
             Ok(devices) => NodePrepareResourceResponse { devices, error: String::new() },
             Err(error) => NodePrepareResourceResponse { devices: Vec::new(), error },
@@ -120,7 +130,12 @@ impl Plugin {
     }
 
     async fn unprepare_each(&self, request: NodeUnprepareResourcesRequest) -> NodeUnprepareResourcesResponse {
-        let work = |service: Arc<dyn ClaimService>, claim| async move { service.unprepare(&claim).await };
+        let work = |service: Arc<dyn ClaimService>, claim, caller| async move {
+            // It has its slot until it is done.
+            let done = service.unprepare(&claim).await;
+            drop(caller);
+            done
+        };
         let claims = self.each(request.claims, work).await.into_iter().map(|(uid, outcome)| {
             (uid, NodeUnprepareResourceResponse { error: outcome.err().unwrap_or_default() })
         });

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::{NetworkRef, offer::Offer};
 use crate::claim::ClaimRef;
@@ -28,6 +29,8 @@ pub trait Access: Members {
     async fn ask(&self, network: &str, namespace: &str) -> Option<Offer>;
     /// Device names of the links that networks use as uplinks on this node, each with the name of such a network.
     fn uplinks(&self) -> BTreeMap<String, String>;
+    /// Changes when somebody else has got or given up an address.
+    fn changes(&self) -> watch::Receiver<()>;
 }
 
 /// A node that follows no networks: there are none to have ports on.
@@ -48,5 +51,9 @@ impl Access for NoNetworks {
 
     fn uplinks(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        watch::channel(()).1
     }
 }

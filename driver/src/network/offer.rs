@@ -115,4 +115,8 @@ impl Access for Offers {
         };
         networks.iter().filter_map(of).collect()
     }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).changes()
+    }
 }

@@ -71,6 +71,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         claim,
         pods: vec![pod],
         shareable: false,
+        since: None,
         interfaces: vec![InterfaceRecord { plan, reserved: None, attachment }],
     }
 }

@@ -175,6 +175,10 @@ impl Cluster for Memory {
     async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
         Ok(false)
     }
+
+    async fn is_leaving(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         Err(unavailable())
     }

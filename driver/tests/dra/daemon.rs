@@ -1,7 +1,7 @@
 //! A daemon's DRA side over a cluster in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::unix::net::UnixStream,
     path::Path,
@@ -20,6 +20,7 @@ use netferry::{
         config::API_VERSION,
         service::{Claims, Release, Reporter},
         store::Store,
+        wait::LONGEST,
     },
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
@@ -67,6 +68,10 @@ impl Access for Networks {
     fn uplinks(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        watch::channel(()).1
+    }
 }
 
 /// Claims by name; every read is counted, and takes a while.
@@ -78,6 +83,10 @@ pub(crate) struct Objects {
     pub(crate) reading: AtomicUsize,
     /// Most reads there were at once.
     pub(crate) busiest: AtomicUsize,
+    /// Longest wait for another claim's device; the driver's own if there is none.
+    pub(crate) wait: Option<Duration>,
+    /// UIDs of pods that are being deleted.
+    pub(crate) leaving: Mutex<BTreeSet<String>>,
 }
 
 #[async_trait]
@@ -101,6 +110,9 @@ impl Cluster for Objects {
 
     async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
         Ok(false)
+    }
+    async fn is_leaving(&self, pod: &PodRef) -> Result<bool, ClusterError> {
+        Ok(self.leaving.lock().unwrap().contains(&pod.uid))
     }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         Ok(Vec::new())
@@ -213,6 +225,7 @@ impl Daemon {
             release: Arc::clone(&home) as Arc<dyn Release>,
             reporter: Arc::clone(&reports) as Arc<dyn Reporter>,
             planning: Arc::default(),
+            wait: cluster.wait.unwrap_or(LONGEST),
         };
         let dra = Dra {
             driver: DRIVER.into(),

@@ -149,6 +149,10 @@ impl Cluster for Fake {
     async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
         Ok(false)
     }
+
+    async fn is_leaving(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         let mut state = self.state();
         if state.fault("")? {

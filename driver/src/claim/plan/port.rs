@@ -7,7 +7,7 @@ use k8s_openapi::api::resource::v1::DeviceRequestAllocationResult;
 
 use super::{Place, PlanError, Source, Wanted, key, narrow, of_request};
 use crate::{
-    claim::{ClaimRef, Given, made},
+    claim::{ClaimRef, Given, config::Holder, made},
     datapath::Isolation,
     dhcp::Lease,
     link::Scope,
@@ -94,11 +94,18 @@ pub(super) fn complete(
         }
     }
     for address in &addresses {
-        if let Err(allowed) =
-            usable(network, *address).and_then(|()| free(&network.reference, address.ip(), claim, place))
+        let held = || match holder(&network.reference, address.ip(), claim, place) {
+            None => Ok(()),
+            Some((holder, who)) => {
+                let name = &network.reference.name;
+                Err((format!("an address that is free in network {name}; {who} has this one"), Some(holder)))
+            }
+        };
+        if let Err((allowed, holder)) =
+            usable(network, *address).map_err(|why| (why, None)).and_then(|()| held())
         {
             let allowed = lease.map_or(allowed.clone(), |lease| of_server(lease, &allowed));
-            refuse(PlanError::new("addresses", address, allowed));
+            refuse(PlanError { holder, ..PlanError::new("addresses", address, allowed) });
         }
     }
     match addresses.len() {
@@ -129,7 +136,7 @@ pub(super) fn complete(
     let same_mac = |plan: &&crate::claim::InterfacePlan| plan.hardware_addr == Some(mac);
     if let Some((holder, _)) = ports_of(&network.reference, claim, place).find(|(_, plan)| same_mac(plan)) {
         let allowed = format!("an address of its own in the network; claim {holder} has this one");
-        refuse(PlanError::new("hardwareAddr", mac, allowed));
+        refuse(PlanError::new("hardwareAddr", mac, allowed).held_by(Holder::Claim(holder.clone())));
     }
     config.hardware_addr = Some(mac);
 
@@ -205,17 +212,21 @@ fn usable(network: &Network, address: IpNetwork) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether nobody else has the address, as far as this node knows.
-fn free(network: &NetworkRef, address: IpAddr, claim: &ClaimRef, place: &Place<'_>) -> Result<(), String> {
+/// Who else has the address, as far as this node knows, and in words.
+fn holder(
+    network: &NetworkRef,
+    address: IpAddr,
+    claim: &ClaimRef,
+    place: &Place<'_>,
+) -> Option<(Holder, String)> {
     let here = ports_of(network, claim, place)
         .find(|(_, plan)| plan.addresses.iter().any(|theirs| theirs.ip() == address))
-        .map(|(holder, _)| format!("claim {holder}"));
-    match here.or_else(|| place.members.holder(network, address, claim)) {
-        None => Ok(()),
-        Some(holder) => {
-            Err(format!("an address that is free in network {}; {holder} has this one", network.name))
-        }
-    }
+        .map(|(holder, _)| (Holder::Claim(holder.clone()), format!("claim {holder}")));
+    let member = || {
+        let who = place.members.holder(network, address, claim)?;
+        Some((Holder::Member { network: network.clone(), address }, who))
+    };
+    here.or_else(member)
 }
 
 /// Ports of the network that other claims of this node have.

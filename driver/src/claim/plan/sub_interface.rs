@@ -2,7 +2,7 @@
 
 use super::{Place, PlanError, RESULTS, Source, Wanted, key, moved, of_request};
 use crate::{
-    claim::{ClaimRef, made},
+    claim::{ClaimRef, config::Holder, made},
     link::SubInterface,
 };
 
@@ -34,7 +34,8 @@ pub(super) fn complete(
         }
         if let Some((holder, _)) = held.into_iter().next() {
             let allowed = format!("a device that no claim holds; claim {holder} holds this one");
-            errors.push(PlanError::new(at("device"), &result.device, allowed));
+            let error = PlanError::new(at("device"), &result.device, allowed);
+            errors.push(error.held_by(Holder::Claim(holder.clone())));
         }
         moved::check(device, (wanted.index, result), config, place, errors);
         return;
@@ -59,7 +60,8 @@ pub(super) fn complete(
             Some(_) => None,
         };
         if let Some((field, value, allowed)) = refused {
-            errors.push(PlanError::new(field, value, format!("{allowed}; claim {holder} has this one")));
+            let error = PlanError::new(field, value, format!("{allowed}; claim {holder} has this one"));
+            errors.push(error.held_by(Holder::Claim(holder.clone())));
             return;
         }
     }

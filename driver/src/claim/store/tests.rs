@@ -21,6 +21,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
         claim: claim(uid),
         pods: vec![pod("p1")],
         shareable: false,
+        since: None,
         interfaces: vec![InterfaceRecord {
             reserved: None,
             plan: InterfacePlan {

@@ -211,6 +211,10 @@ impl Cluster for Standalone {
         Ok(false)
     }
 
+    async fn is_leaving(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        Ok(false)
+    }
+
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         self.turn(Shared::slices).await
     }

@@ -77,6 +77,10 @@ impl Cluster for Claims {
     async fn uses_host_network(&self, _: &PodRef) -> Result<bool, ClusterError> {
         unreachable!("asked at prepare")
     }
+
+    async fn is_leaving(&self, _: &PodRef) -> Result<bool, ClusterError> {
+        unreachable!("asked at prepare")
+    }
     async fn slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
         unreachable!("sandboxes have no slices")
     }
