@@ -1,20 +1,21 @@
 //! The command line: every setting of the daemon and its sub-commands.
 
 mod doctor;
+mod http;
+mod instance;
 mod overlay;
 mod ports;
 mod words;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 pub use self::doctor::DoctorArgs;
+pub use self::http::HttpAddress;
+use self::http::http_address;
+pub use self::instance::{InstanceArgs, ProbeArgs};
 pub use self::overlay::OverlayArgs;
 pub use self::ports::Ports;
 pub use self::words::{FlowPort, PodName, protocol_name};
@@ -50,6 +51,8 @@ pub enum Command {
     Block(BlockCommand),
     /// Check what the daemon needs from this machine.
     Doctor(DoctorArgs),
+    /// Whether the daemon of this container is up: for its startup probe.
+    Probe(ProbeArgs),
     /// Check configuration files: networks, interface configurations, claims, templates and classes that embed one.
     Validate(ValidateArgs),
 }
@@ -198,6 +201,10 @@ pub struct RunConfig {
     #[arg(long, default_value = "10", value_parser = nri_index)]
     pub nri_plugin_index: String,
 
+    /// Which instance this is.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+
     /// State.
     #[command(flatten)]
     pub state: StateArgs,
@@ -231,10 +238,6 @@ pub struct RunConfig {
     #[arg(long)]
     pub cleanup: bool,
 }
-
-/// Where to serve HTTP, if anywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HttpAddress(pub Option<SocketAddr>);
 
 /// Settings of `netferry devices`.
 #[derive(Debug, Args)]
@@ -404,15 +407,6 @@ fn nri_index(text: &str) -> Result<String, String> {
     } else {
         Err("two digits, 00 to 99, are allowed".to_owned())
     }
-}
-
-fn http_address(text: &str) -> Result<HttpAddress, String> {
-    if text == "none" {
-        return Ok(HttpAddress(None));
-    }
-    text.parse()
-        .map(|address| HttpAddress(Some(address)))
-        .map_err(|_| "ADDRESS:PORT or none is allowed".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

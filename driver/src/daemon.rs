@@ -6,27 +6,30 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    task::JoinSet,
-};
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 mod cleanup;
+mod connection;
+mod handover;
+mod lock;
 mod management;
 mod parts_ready;
 pub mod runtime_note;
 mod tasks;
 
+use handover::{Handover, Stop, stop_on_signal};
 use parts_ready::{tell_kubelet, tell_publisher, tell_runtime};
 use tasks::Tasks;
 
 use crate::{
     attach::{Attacher, PodGuard},
     claim::{Checkpoint, service::Claims, store::Store, wait::LONGEST},
-    cluster::{Cluster, WholeCluster, kube::KubeCluster, standalone::Standalone},
+    cluster::{
+        Cluster, WholeCluster,
+        watch::{SlicesOf, Watch},
+    },
     config::RunConfig,
     counted::{counts, network_drops},
     datapath::{AyaDatapath, Datapath as _, sweep::FlowSweeper},
@@ -37,8 +40,9 @@ use crate::{
         watch::{WatchOptions, Watcher},
     },
     dhcp::{keep::Keeper, leases::DhcpLeases},
-    dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    dra::{health::Health, switch::Active},
     drift::{DriftWatch, Tell},
+    findings::Findings,
     flow_log::{self, FlowLog},
     holdings::holdings,
     http,
@@ -73,6 +77,12 @@ use crate::{
 /// How long a stopping daemon writes what it still has to say.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// The same if another instance waits for the state folder: it writes what is left.
+const DRAIN_FOR_SUCCESSOR: Duration = Duration::from_millis(500);
+
+/// How long attaches and returns that are under way may take at the stop.
+const IN_PROGRESS: Duration = Duration::from_secs(2);
+
 /// One of the cluster's nodes writes what all of them find out about a network; it comes forward within this time.
 const NETWORK_STATUS_SPREAD: Duration = Duration::from_secs(3);
 
@@ -90,40 +100,14 @@ pub async fn run(config: RunConfig) -> Result<()> {
     .context("--publish")?
     .sharing(config.publishing.share.as_deref())
     .context("--share")?;
-    let cluster = cluster(&config, &node).await?;
+    let cluster = connection::cluster(&config, &node).await?;
     if config.cleanup {
         return cleanup::run(&*cluster, &config.state).await;
     }
-    let stop = stop_on_signal()?;
+    let stop = stop_on_signal(&config)?;
+    let Some(handover) = Handover::begin(&config, &stop).await? else { return Ok(()) };
     let parts = Parts::open(&config, cluster)?;
-    parts.run(&config, &node, rule, stop).await
-}
-
-async fn cluster(config: &RunConfig, node: &str) -> Result<Arc<dyn WholeCluster>> {
-    if let Some(folder) = &config.standalone {
-        let cluster = Standalone::open(folder, &config.driver_name, node).context("--standalone")?;
-        for problem in cluster.problems() {
-            warn!("{problem}");
-        }
-        return Ok(Arc::new(cluster));
-    }
-    let cluster = KubeCluster::connect(config.kubeconfig.as_deref(), &config.driver_name, node);
-    Ok(Arc::new(cluster.await.context("cannot set up the connection to the API server")?))
-}
-
-fn stop_on_signal() -> Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let token = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        info!("stopping; links stay in their pods");
-        token.cancel();
-    });
-    Ok(stop)
+    parts.run(&config, &node, rule, handover, stop).await
 }
 
 /// What must be there before anything is served.
@@ -194,7 +178,15 @@ impl Parts {
     }
 
     #[expect(clippy::too_many_lines, reason = "one list of parts, in the order in which they start")]
-    async fn run(self, config: &RunConfig, node: &str, rule: Rule, stop: CancellationToken) -> Result<()> {
+    async fn run(
+        self,
+        config: &RunConfig,
+        node: &str,
+        rule: Rule,
+        mut handover: Handover,
+        stopping: Stop,
+    ) -> Result<()> {
+        let stop = stopping.now.clone();
         let Self {
             cluster,
             store,
@@ -227,7 +219,7 @@ impl Parts {
         tasks.spawn("blocks", parts.blocks);
 
         let whole = Arc::clone(&cluster);
-        let watching = Arc::clone(&cluster) as _;
+        let watching: Arc<dyn Watch> = Arc::clone(&cluster) as _;
         let cluster: Arc<dyn Cluster> = cluster;
         let (reporter, writer) = Reporter::start(
             Arc::clone(&cluster),
@@ -254,7 +246,7 @@ impl Parts {
             .choose()
             .context("--ports netkit: no such pair can be made here; allowed are veth and auto")?;
         let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)).making(made_of));
-        tasks.spawn("policy peers", peers.run(watching, stop.clone()));
+        tasks.spawn("policy peers", peers.run(Arc::clone(&watching), stop.clone()));
         let (reached, management) = watch::channel(Management::default());
         tasks.spawn("node addresses", {
             let own = table.lock().unwrap_or_else(PoisonError::into_inner).own_address_changes();
@@ -288,6 +280,7 @@ impl Parts {
             "publisher",
             publisher::run(
                 Arc::clone(&cluster),
+                Arc::clone(&watching).slice_versions(SlicesOf::ThisNode),
                 inventory,
                 Arc::clone(&networks),
                 Arc::new(rule),
@@ -340,15 +333,20 @@ impl Parts {
         tasks.spawn("flow log", flow_log.context("cannot tell flow events")?.run(stop.clone()));
         let sweeper = FlowSweeper::open(&datapath).context("cannot load the sweep of the flow table")?;
         tasks.spawn("flow cleaner", flow_log::clean_until(sweeper, Arc::clone(&metrics), stop.clone()));
-        let told = Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&sandboxes) as _);
+        let findings = Arc::new(Findings::new(Arc::clone(&store)));
+        let told = Tell::new(
+            reporter.clone(),
+            Arc::clone(&metrics),
+            Arc::clone(&findings),
+            Arc::clone(&sandboxes) as _,
+        );
         let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };
         tasks.spawn("drift watch", drift.watch(config.check_programs, stop.clone()));
-        let told = repair::Tell::new(reporter.clone(), Arc::clone(&metrics));
+        let told = repair::Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&findings));
         let repair = RepairWatch { attacher: Arc::clone(&attacher), events: watcher.settled(), told };
         tasks.spawn("repair", repair.watch(config.check_programs, stop.clone()));
 
-        let (kubelet, state) = watch::channel(RegistrationState::default());
-        tokio::spawn(tell_kubelet(Arc::clone(&readiness), state));
+        tokio::spawn(tell_kubelet(Arc::clone(&readiness), handover.registered.clone()));
         let offers = Offers {
             networks: Arc::clone(&networks),
             cluster: Arc::clone(&cluster),
@@ -368,33 +366,29 @@ impl Parts {
             inventory: watcher.inventory.clone(),
             networks: Arc::new(offers),
             leases,
-            release: sandboxes,
+            release: Arc::clone(&sandboxes) as _,
             reporter: Arc::new(reporter.clone()),
             planning: Arc::default(),
             wait: LONGEST,
         };
-        let dra = Dra {
-            driver: config.driver_name.clone(),
-            sockets: Sockets::below(&config.kubelet_root_dir, &config.driver_name),
+        let active = Active {
             claims: Arc::new(Measured { claims, metrics, attacher, watcher: watcher.clone() }),
             health: Health {
                 pool: node.to_owned(),
                 inventory: watcher.inventory,
                 store,
                 sandboxes: registry,
+                findings,
+                networks,
             },
-            state: kubelet,
         };
-        let serving = dra.serve(stop.clone());
-        tasks.spawn("dra", async move {
-            if let Err(error) = serving.await {
-                error!("cannot listen for the kubelet: {error}");
-            }
-        });
+        tasks.spawn("dra", handover.activate(active, &stopping));
 
         info!(node, driver = config.driver_name, ports = made_of.as_str(), "running");
         let result = tasks.until(&stop).await;
-        reporter.shutdown(writer, DRAIN).await;
+        sandboxes.drain(IN_PROGRESS).await;
+        let successor = lock::others_wait(&config.state.state_dir);
+        reporter.shutdown(writer, if successor { DRAIN_FOR_SUCCESSOR } else { DRAIN }).await;
         result
     }
 }

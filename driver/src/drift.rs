@@ -12,6 +12,7 @@ use crate::{
     claim::{Attachment, ClaimRef, InterfacePlan, Step, service::Release, store::Store},
     cluster::{Event, EventType, Subject},
     datapath::{AyaDatapath, Datapath as _, DatapathError, EndpointId},
+    findings::{Findings, Supervisor},
     link::{LinkError, LinkRef, Links as _, Namespace, kernel::KernelLinks},
     metrics::Metrics,
     status::Reporter,
@@ -23,6 +24,8 @@ use crate::{
 pub trait Told: Send + Sync {
     /// Programs had drifted, and `note` says how it was left.
     fn drifted(&self, drift: &Drift);
+    /// Every link was looked at, and this is what had drifted.
+    fn looked(&self, drifts: &[Drift]);
     /// The link of a claim cannot be protected: take it out of its pod.
     async fn take_out(&self, drift: &Drift);
 }
@@ -128,6 +131,7 @@ impl<T: Told> DriftWatch<T> {
                 drifts.push(drift);
             }
         }
+        self.told.looked(&drifts);
         drifts
     }
 
@@ -198,14 +202,20 @@ impl<T: Told> DriftWatch<T> {
 pub struct Tell {
     reporter: Reporter,
     metrics: Arc<Metrics>,
+    findings: Arc<Findings>,
     release: Arc<dyn Release>,
 }
 
 impl Tell {
     /// `release` brings the links of a claim home.
     #[must_use]
-    pub fn new(reporter: Reporter, metrics: Arc<Metrics>, release: Arc<dyn Release>) -> Self {
-        Self { reporter, metrics, release }
+    pub fn new(
+        reporter: Reporter,
+        metrics: Arc<Metrics>,
+        findings: Arc<Findings>,
+        release: Arc<dyn Release>,
+    ) -> Self {
+        Self { reporter, metrics, findings, release }
     }
 }
 
@@ -224,6 +234,12 @@ impl Told for Tell {
                 note: note.clone(),
             });
         }
+    }
+
+    fn looked(&self, drifts: &[Drift]) {
+        let wrong = drifts.iter().filter(|drift| drift.repaired.is_err());
+        let wrong = wrong.map(|drift| (drift.claim.clone(), drift.interface.clone(), drift.note()));
+        self.findings.looked(Supervisor::Programs, true, wrong);
     }
 
     async fn take_out(&self, drift: &Drift) {

@@ -18,6 +18,7 @@ pub mod device;
 pub mod dhcp;
 pub mod dra;
 pub mod drift;
+pub mod findings;
 pub mod flow_log;
 pub mod holdings;
 pub mod http;

@@ -34,6 +34,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Policy(command) => cli::policy::run(&command)?,
         Command::Block(command) => cli::block::run(&command)?,
         Command::Doctor(args) => return cli::doctor::run(&args),
+        Command::Probe(args) => return cli::probe::run(&args),
         Command::Validate(args) => return cli::validate::run(&args),
     }
     Ok(ExitCode::SUCCESS)

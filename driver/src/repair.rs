@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::{
     attach::{Attacher, Deviation, Extent, Mended, Problem, Repair},
     cluster::{Event, EventType, Subject},
+    findings::{Findings, Supervisor},
     metrics::Metrics,
     status::Reporter,
 };
@@ -103,14 +104,15 @@ impl Known {
 pub struct Tell {
     reporter: Reporter,
     metrics: Arc<Metrics>,
+    findings: Arc<Findings>,
     known: Mutex<Known>,
 }
 
 impl Tell {
     /// Nothing was told yet.
     #[must_use]
-    pub fn new(reporter: Reporter, metrics: Arc<Metrics>) -> Self {
-        Self { reporter, metrics, known: Mutex::default() }
+    pub fn new(reporter: Reporter, metrics: Arc<Metrics>, findings: Arc<Findings>) -> Self {
+        Self { reporter, metrics, findings, known: Mutex::default() }
     }
 
     fn event(&self, subject: Subject, reason: &'static str, note: &str) {
@@ -126,6 +128,10 @@ impl Tell {
 
 impl Told for Tell {
     fn found(&self, extent: Extent, repairs: &[Repair]) {
+        // What the pod may do with its own interface is no fault of the device; one that is missing is in its record.
+        let wrong = repairs.iter().filter(|repair| matches!(repair.mended, Mended::Failed(_)));
+        let wrong = wrong.map(|repair| (repair.claim.clone(), repair.interface.clone(), repair.note()));
+        self.findings.looked(Supervisor::Interfaces, extent == Extent::Everywhere, wrong);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for repair in known.news(extent, repairs) {
             let Repair { claim, pod, found, mended, .. } = repair;

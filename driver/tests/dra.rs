@@ -4,6 +4,8 @@
 
 #[path = "dra/daemon.rs"]
 mod daemon;
+#[path = "dra/health.rs"]
+mod health;
 #[path = "support/kubelet.rs"]
 #[allow(dead_code, missing_docs, unreachable_pub, reason = "shared with other test binaries")]
 mod kubelet;
@@ -21,16 +23,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use daemon::{DRIVER, Daemon, Objects, device};
+use daemon::{DRIVER, Daemon, Objects};
 use kubelet::{Kubelet, OLDER};
 use netferry::{
     claim::{Attachment, Checkpoint, ClaimRef, Step},
-    device::Inventory,
     dra::registration::RegistrationState,
 };
-use netferry_proto::dra::{
-    health::HealthStatus,
-    registration::{InfoRequest, RegistrationStatus, registration_client::RegistrationClient},
+use netferry_proto::dra::registration::{
+    InfoRequest, RegistrationStatus, registration_client::RegistrationClient,
 };
 use serde_json::json;
 use tokio::time;
@@ -330,37 +330,17 @@ async fn says_who_it_is() {
     let mut client = RegistrationClient::new(channel);
     let info = client.get_info(InfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.r#type.as_str(), info.name.as_str()), ("DRAPlugin", DRIVER));
-    assert_eq!(info.supported_versions, ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1alpha1.DRAResourceHealth"]);
+    let services = [
+        "v1.DRAPlugin",
+        "v1beta1.DRAPlugin",
+        "v1.DRAResourceHealth",
+        "v1beta1.DRAResourceHealth",
+        "v1alpha1.DRAResourceHealth",
+    ];
+    assert_eq!(info.supported_versions, services);
     assert_eq!(info.endpoint, root.path().join("plugins/netferry.dev/dra.sock").to_str().unwrap());
     let status = RegistrationStatus { plugin_registered: true, error: String::new() };
     client.notify_registration_status(status).await.unwrap();
     assert_eq!(*daemon.state.borrow(), RegistrationState::Registered);
     daemon.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn streams_health_and_ends_with_the_daemon() {
-    let root = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(root.path());
-    let driver = Kubelet::new(root.path()).wait_for_driver(DRIVER).await;
-    let mut stream = driver.watch_health().await.unwrap();
-    let first = stream.message().await.unwrap().unwrap();
-    assert_eq!(first.devices.len(), 4);
-    assert!(first.devices.iter().all(|device| device.health() == HealthStatus::Healthy));
-    assert_eq!(first.devices[0].device.as_ref().unwrap().pool_name, "node-1");
-
-    // A claimed device whose link is lost stays in the report.
-    let claim = daemon.add("fast", "u1", "ens5", &json!({}));
-    assert!(driver.prepare(&[claim]).await.unwrap()["u1"].is_ok());
-    let devices = [("ens6".to_owned(), device("ens6", "lowerlayerdown"))];
-    daemon.inventory.send_replace(Arc::new(Inventory { devices: devices.into() }));
-    let next = time::timeout(Duration::from_secs(2), stream.message()).await.unwrap().unwrap().unwrap();
-    let health: Vec<_> = next
-        .devices
-        .iter()
-        .map(|device| (device.device.clone().unwrap().device_name, device.health()))
-        .collect();
-    assert_eq!(health, [("ens5".into(), HealthStatus::Unhealthy), ("ens6".into(), HealthStatus::Unhealthy)]);
-    daemon.stop().await;
-    assert!(matches!(stream.message().await, Ok(None) | Err(_)));
 }

@@ -274,18 +274,32 @@ fn the_daemon_finds_its_folders_where_the_host_has_them() {
 fn the_probes_ask_where_the_daemon_listens() {
     let (container, _, config) = daemon();
     let address = config.http_address.0.unwrap();
-    let ports = container.ports.unwrap();
-    assert_eq!(ports[0].container_port, i32::from(address.port()));
+    // Two pods of the host's network that declare one port are not put on one node.
+    assert_eq!(container.ports, None);
     let path = |probe: Option<Probe>| {
         let get = probe.unwrap().http_get.unwrap();
-        assert_eq!(serde_json::to_value(&get.port).unwrap(), ports[0].name.as_deref().unwrap());
+        assert_eq!(serde_json::to_value(&get.port).unwrap(), address.port());
         // The node may have no IPv4 address but this one, and the daemon may listen there only.
         assert_eq!(get.host.as_deref(), Some("127.0.0.1"));
         get.path.unwrap()
     };
-    assert_eq!(path(container.startup_probe), "/healthz");
+    // While one instance replaces another, the port is the other's.
+    let probe = container.startup_probe.unwrap().exec.unwrap().command.unwrap();
+    let probe = Arguments::try_parse_from(probe).unwrap().command;
+    assert!(matches!(probe, Command::Probe(_)));
     assert_eq!(path(container.liveness_probe), "/healthz");
     assert_eq!(path(container.readiness_probe), "/readyz");
+}
+
+#[test]
+fn the_next_daemon_starts_before_this_one_ends() {
+    let spec = one::<DaemonSet>("DaemonSet").spec.unwrap();
+    let rolling = spec.update_strategy.unwrap().rolling_update.unwrap();
+    let count = |value| serde_json::to_value(value).unwrap();
+    assert_eq!((count(rolling.max_surge), count(rolling.max_unavailable)), (1.into(), 0.into()));
+    let (container, ..) = daemon();
+    let instance = container.env.unwrap().into_iter().find(|it| it.name == "NETFERRY_INSTANCE").unwrap();
+    assert_eq!(instance.value_from.unwrap().field_ref.unwrap().field_path, "metadata.uid");
 }
 
 #[test]

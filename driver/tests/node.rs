@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "node/handover.rs"]
+mod handover;
+#[path = "node/published.rs"]
+mod published;
 #[path = "node/shared.rs"]
 mod shared;
 mod support;

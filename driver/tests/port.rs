@@ -221,6 +221,8 @@ struct Nobody;
 #[async_trait::async_trait]
 impl Told for Nobody {
     fn drifted(&self, _: &Drift) {}
+    fn looked(&self, _: &[Drift]) {}
+
     async fn take_out(&self, _: &Drift) {}
 }
 

@@ -17,7 +17,8 @@ const SHARED: [&str; 8] = [
 /// Generate messages, clients and server traits.
 pub(crate) fn generate() -> anyhow::Result<()> {
     let files =
-        ["registration", "dra_v1", "dra_v1beta1", "dra_health"].map(|name| format!("proto/{name}.proto"));
+        ["registration", "dra_v1", "dra_v1beta1", "dra_health", "dra_health_v1", "dra_health_v1beta1"]
+            .map(|name| format!("proto/{name}.proto"));
     for file in &files {
         println!("cargo::rerun-if-changed={file}");
     }
@@ -28,6 +29,12 @@ pub(crate) fn generate() -> anyhow::Result<()> {
             format!(".k8s.io.kubelet.pkg.apis.dra.v1beta1.{message}"),
             format!("crate::dra::v1::{message}"),
         );
+    }
+    for version in ["v1", "v1beta1"] {
+        for message in ["NodeWatchResourcesRequest", "NodeWatchResourcesResponse"] {
+            builder = builder
+                .extern_path(format!(".{version}.{message}"), format!("crate::dra::health::{message}"));
+        }
     }
     builder.compile_fds(descriptors).context("generate the kubelet's services")
 }

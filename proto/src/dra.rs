@@ -23,3 +23,15 @@ pub mod health {
     #![allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
     tonic::include_proto!("v1alpha1");
 }
+
+/// DRA health v1 (`proto/dra_health_v1.proto`): the service only; its messages are those of [`health`].
+pub mod health_v1 {
+    #![allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
+    tonic::include_proto!("v1");
+}
+
+/// DRA health v1beta1 (`proto/dra_health_v1beta1.proto`): the service only; its messages are those of [`health`].
+pub mod health_v1beta1 {
+    #![allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
+    tonic::include_proto!("v1beta1");
+}

@@ -8,5 +8,6 @@ pub mod flows;
 pub mod networks;
 pub mod pods;
 pub mod policy;
+pub mod probe;
 mod show;
 pub mod validate;

@@ -1,10 +1,6 @@
 //! What readiness hears of the daemon's parts.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::watch;
 use tracing::warn;
@@ -13,17 +9,23 @@ use super::runtime_note::RuntimeNote;
 use crate::{
     dra::registration::RegistrationState,
     nri::session::SessionStatus,
-    publish::publisher::PublishStats,
+    publish::publisher::{PublishStats, Standing},
     readiness::{Part, Readiness},
 };
 
-/// The slices are ready once they have been right; from then on the publisher keeps them so.
+/// The slices are ready while they are as they should be.
 pub(super) async fn tell_publisher(readiness: Arc<Readiness>, stats: Arc<PublishStats>) {
-    readiness.set_waiting(Part::Slices, "not published yet");
-    while stats.last_success.load(Ordering::Relaxed) == 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut standing = stats.standing.subscribe();
+    loop {
+        match standing.borrow_and_update().clone() {
+            Standing::NotYet => readiness.set_waiting(Part::Slices, "not published yet"),
+            Standing::InPlace => readiness.set_ready(Part::Slices),
+            Standing::Other(why) => readiness.set_waiting(Part::Slices, why),
+        }
+        if standing.changed().await.is_err() {
+            return;
+        }
     }
-    readiness.set_ready(Part::Slices);
 }
 
 pub(super) async fn tell_runtime(
@@ -48,12 +50,15 @@ pub(super) async fn tell_runtime(
 }
 
 pub(super) async fn tell_kubelet(readiness: Arc<Readiness>, mut state: watch::Receiver<RegistrationState>) {
-    while state.changed().await.is_ok() {
+    loop {
         let now = state.borrow_and_update().clone();
         match now {
             RegistrationState::Registered => readiness.set_ready(Part::Kubelet),
             RegistrationState::Waiting => readiness.set_waiting(Part::Kubelet, "not registered"),
             RegistrationState::Failed(why) => readiness.set_waiting(Part::Kubelet, why),
+        }
+        if state.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -1,150 +1,236 @@
-//! DRA health: a stream of all devices and how they are. The kubelet shows it in the pods' status
-//! (KEP-4680).
+//! DRA health: how each device of this driver is, of every pool that the node's claims have devices of. The kubelet shows it
+//! in the pods' status (KEP-4680).
+//!
+//! A device that claims share has one health: if one of its interfaces is wrong, the message says whose. An address has
+//! that of the port it was given to.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::Pin,
+    collections::BTreeMap,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use futures::{Stream, StreamExt as _, stream};
-use netferry_proto::dra::health::{
-    DeviceHealth, DeviceIdentifier, HealthStatus, NodeWatchResourcesRequest, NodeWatchResourcesResponse,
-    dra_resource_health_server::DraResourceHealth,
-};
-use tokio::{sync::watch, time};
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use netferry_proto::dra::health::{DeviceHealth, DeviceIdentifier, HealthStatus, NodeWatchResourcesResponse};
+use tokio::sync::watch;
 
 use crate::{
-    claim::{Made, Step, store::Store},
-    device::{Device, Inventory},
+    claim::{Checkpoint, InterfaceRecord, Made, Step, store::Store},
+    device::Inventory,
+    findings::Findings,
+    network::{Networks, names::port_device},
     sandbox::Registry,
 };
 
-/// The kubelet forgets what it has not heard for 30 s (`pkg/kubelet/cm/dra/healthinfo.go`).
-const REPEAT: Duration = Duration::from_secs(10);
-/// Changes are gathered for this long.
-const GATHER: Duration = Duration::from_millis(100);
+/// Characters of a message; the kubelet cuts longer ones (dra-health/v1/api.proto).
+const LONGEST_MESSAGE: usize = 1024;
 
 /// Tells the health of the node's devices.
 #[derive(Clone)]
 pub struct Health {
     /// This node's pool.
     pub pool: String,
-    /// The node's devices.
+    /// The node's links.
     pub inventory: watch::Receiver<Arc<Inventory>>,
-    /// Which of them are in pods.
+    /// Which devices are in pods.
     pub store: Arc<Store>,
     /// Which pods wait for them.
     pub sandboxes: Arc<Registry>,
+    /// What the supervisors found.
+    pub findings: Arc<Findings>,
+    /// The networks whose ports are published.
+    pub networks: Arc<Networks>,
 }
 
-/// [`Health`] that ends its streams when the daemon stops, which would wait for them otherwise.
-pub(super) struct StoppableHealth {
-    health: Health,
-    stop: CancellationToken,
+/// How a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Condition {
+    status: HealthStatus,
+    message: String,
+    /// When this was seen; `None` is now.
+    seen: Option<SystemTime>,
 }
+
+impl Condition {
+    const fn healthy() -> Self {
+        Self { status: HealthStatus::Healthy, message: String::new(), seen: None }
+    }
+
+    const fn unknown(message: String) -> Self {
+        Self { status: HealthStatus::Unknown, message, seen: None }
+    }
+
+    const fn unhealthy(message: String) -> Self {
+        Self { status: HealthStatus::Unhealthy, message, seen: None }
+    }
+
+    /// The worse of two; of two that are wrong, both messages.
+    fn and(self, other: Self) -> Self {
+        let worth = |condition: &Self| match condition.status {
+            HealthStatus::Healthy => 0,
+            HealthStatus::Unknown => 1,
+            HealthStatus::Unhealthy => 2,
+        };
+        let (worse, better) = if worth(&other) > worth(&self) { (other, self) } else { (self, other) };
+        if worse.status != better.status || better.message.is_empty() || better.message == worse.message {
+            return worse;
+        }
+        Self { message: format!("{}; {}", worse.message, better.message), ..worse }
+    }
+}
+
+/// A device: its pool and its name.
+type Identifier = (String, String);
 
 impl Health {
-    pub(super) fn until(self, stop: CancellationToken) -> StoppableHealth {
-        StoppableHealth { health: self, stop }
-    }
-
-    /// Every device now. One that a claim holds but the node has lost is among them, unhealthy.
-    fn report(&self) -> NodeWatchResourcesResponse {
-        let (mut attached, mut made, mut lost) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+    /// Every device now. One that a claim holds but the node has lost is among them.
+    pub(super) fn report(&self) -> NodeWatchResourcesResponse {
+        let mut devices: BTreeMap<Identifier, Condition> = BTreeMap::new();
+        let mut add = |pool: &str, device: &str, condition: Condition| {
+            let key = (pool.to_owned(), device.to_owned());
+            let before = devices.remove(&key);
+            devices.insert(key, before.map_or(condition.clone(), |before| before.and(condition)));
+        };
+        let inventory = Arc::clone(&self.inventory.borrow());
+        let mut away = Vec::new();
         for checkpoint in self.store.all() {
-            for interface in checkpoint.interfaces {
-                match interface.plan.made {
-                    // Made when it is wanted: there is no link whose carrier could be lost.
-                    Some(Made::Port(_)) => {
-                        made.insert(interface.plan.device);
-                    }
-                    // Its parent is at home, and is as it is.
-                    Some(Made::SubInterface(_)) => {
-                        attached.insert(interface.plan.device, None);
-                    }
-                    None => {
-                        let lacking = match &interface.attachment {
-                            Some(attachment) => attachment.lost.is_some(),
-                            None => checkpoint.pods.iter().any(|pod| self.sandboxes.held(&pod.uid).is_some()),
-                        };
-                        if lacking {
-                            lost.insert(interface.plan.device.clone());
-                        }
-                        let step = interface.attachment.map(|attachment| attachment.step);
-                        attached.insert(interface.plan.device, step);
+            for record in &checkpoint.interfaces {
+                let plan = &record.plan;
+                let condition = self.interface(&checkpoint, record, &inventory);
+                if let Some(port) = plan.port() {
+                    for given in &port.given {
+                        add(&given.pool, &given.device, condition.clone());
                     }
                 }
+                if plan.made.is_none() && record.attachment.is_some() {
+                    away.push(plan.device.clone());
+                }
+                add(&plan.pool, &plan.device, condition);
             }
         }
-        let inventory = Arc::clone(&self.inventory.borrow());
-        let mut devices: BTreeMap<&str, HealthStatus> = inventory
-            .devices
-            .values()
-            .map(|device| {
-                let step = attached.get(&device.name).copied().flatten();
-                (device.name.as_str(), status(device, step))
-            })
-            .collect();
-        for name in attached.keys() {
-            devices.entry(name).or_insert(HealthStatus::Unhealthy);
+        for device in inventory.devices.values().filter(|device| !away.contains(&device.name)) {
+            add(&self.pool, &device.name, at_home(&device.ifname, &device.oper_state));
         }
-        devices.extend(made.iter().map(|name| (name.as_str(), HealthStatus::Healthy)));
-        // A living pod lacks it.
-        devices.extend(lost.iter().map(|name| (name.as_str(), HealthStatus::Unhealthy)));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let health = |(name, status): (&str, HealthStatus)| DeviceHealth {
-            device: Some(DeviceIdentifier { pool_name: self.pool.clone(), device_name: name.to_owned() }),
-            health: status.into(),
-            last_updated_time: i64::try_from(now).unwrap_or(i64::MAX),
+        for network in self.networks.published().borrow().iter() {
+            add(&self.pool, &port_device(network), Condition::healthy());
+        }
+        NodeWatchResourcesResponse { devices: devices.into_iter().map(on_wire).collect() }
+    }
+
+    /// How an interface of a claim is.
+    fn interface(&self, of: &Checkpoint, record: &InterfaceRecord, inventory: &Inventory) -> Condition {
+        let plan = &record.plan;
+        let name = &plan.name;
+        let claim = &of.claim;
+        if plan.lacks_address() {
+            return Condition::unhealthy(format!(
+                "interface {name} of claim {claim}: its address was lost, and it is closed"
+            ));
+        }
+        let Some(attachment) = &record.attachment else {
+            let waiting = of.pods.iter().find_map(|pod| Some((pod, self.sandboxes.lacks(&pod.uid)?)));
+            return match waiting {
+                Some((pod, why)) => {
+                    Condition::unhealthy(format!("pod {pod} runs or waits without interface {name}: {why}"))
+                }
+                // At home it is as its link is; what is made is made when it is wanted.
+                None if plan.port().is_some() || inventory.devices.contains_key(&plan.device) => {
+                    Condition::healthy()
+                }
+                None => Condition::unhealthy(format!("link {} is gone from the node", plan.host_link)),
+            };
         };
-        NodeWatchResourcesResponse { devices: devices.into_iter().map(health).collect() }
-    }
-}
-
-/// A link in a pod was put up, protected, by us; its carrier cannot be seen from here. A link at home goes by
-/// its operational state (RFC 2863 as in the kernel's `Documentation/networking/operstates.rst`): `unknown`
-/// is that of drivers that do not tell and counts as up there; `down` is also that of a link which nobody has
-/// put up yet.
-fn status(device: &Device, step: Option<Step>) -> HealthStatus {
-    match (step, device.oper_state.as_str()) {
-        (Some(Step::Attached), _) | (None, "up" | "unknown") => HealthStatus::Healthy,
-        (None, "lowerlayerdown" | "notpresent") => HealthStatus::Unhealthy,
-        _ => HealthStatus::Unknown,
-    }
-}
-
-#[tonic::async_trait]
-impl DraResourceHealth for StoppableHealth {
-    type NodeWatchResourcesStream =
-        Pin<Box<dyn Stream<Item = Result<NodeWatchResourcesResponse, Status>> + Send>>;
-
-    async fn node_watch_resources(
-        &self,
-        _: Request<NodeWatchResourcesRequest>,
-    ) -> Result<Response<Self::NodeWatchResourcesStream>, Status> {
-        let mut health = self.health.clone();
-        let first = health.report();
-        health.inventory.mark_unchanged();
-        let news = (health.store.changes(), health.sandboxes.changes());
-        let later = stream::unfold((health, news), |(mut health, (mut store, mut sandboxes))| async move {
-            tokio::select! {
-                changed = health.inventory.changed() => changed.ok()?,
-                Ok(()) = store.changed() => {}
-                Ok(()) = sandboxes.changed() => {}
-                () = time::sleep(REPEAT) => {}
+        let pod = &attachment.sandbox.pod;
+        if let Some(why) = &attachment.lost {
+            return Condition::unhealthy(format!("pod {pod} has lost interface {name}: {why}"));
+        }
+        if let Some(found) = self.findings.of(claim, name, attachment) {
+            return Condition::unhealthy(format!("pod {pod}: {found}"));
+        }
+        if matches!(plan.made, Some(Made::SubInterface(_))) && !inventory.devices.contains_key(&plan.device) {
+            return Condition::unhealthy(format!("pod {pod}: link {} is gone from the node", plan.host_link));
+        }
+        let seen = self.findings.last_look();
+        match (attachment.step, seen) {
+            (Step::Attached, Some(_)) => Condition { seen, ..Condition::healthy() },
+            (Step::Attached, None) => {
+                Condition::unknown("it was not looked at since the daemon started".to_owned())
             }
-            // One event changes many records.
-            time::sleep(GATHER).await;
-            store.mark_unchanged();
-            sandboxes.mark_unchanged();
-            Some((health.report(), (health, (store, sandboxes))))
-        });
-        let reports = stream::once(async { first }).chain(later).map(Ok);
-        Ok(Response::new(Box::pin(reports.take_until(self.stop.clone().cancelled_owned()))))
+            (Step::Attaching, _) => Condition::unknown(format!("it is on its way into pod {pod}")),
+            (Step::Returning, _) => Condition::unknown(format!("it is on its way home from pod {pod}")),
+        }
+    }
+
+    /// Who tells of changes.
+    pub(super) fn news(&self) -> News {
+        News {
+            inventory: self.inventory.clone(),
+            store: self.store.changes(),
+            sandboxes: self.sandboxes.changes(),
+            findings: self.findings.changes(),
+            published: self.networks.published(),
+        }
+    }
+}
+
+/// What a report may change with.
+pub(super) struct News {
+    inventory: watch::Receiver<Arc<Inventory>>,
+    store: watch::Receiver<()>,
+    sandboxes: watch::Receiver<()>,
+    findings: watch::Receiver<()>,
+    published: watch::Receiver<Arc<std::collections::BTreeSet<String>>>,
+}
+
+impl News {
+    /// Wait for the next; never, once discovery has ended.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            Ok(()) = self.inventory.changed() => {}
+            Ok(()) = self.store.changed() => {}
+            Ok(()) = self.sandboxes.changed() => {}
+            Ok(()) = self.findings.changed() => {}
+            Ok(()) = self.published.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Take what there is as seen.
+    pub(super) fn mark_seen(&mut self) {
+        self.inventory.mark_unchanged();
+        self.store.mark_unchanged();
+        self.sandboxes.mark_unchanged();
+        self.findings.mark_unchanged();
+        self.published.mark_unchanged();
+    }
+}
+
+/// A link at home goes by its operational state (RFC 2863 as in the kernel's
+/// `Documentation/networking/operstates.rst`): `unknown` is that of drivers that do not tell and counts as up there; `down`
+/// is also that of a link which nobody has put up yet.
+fn at_home(ifname: &str, oper_state: &str) -> Condition {
+    match oper_state {
+        "up" | "unknown" => Condition::healthy(),
+        "lowerlayerdown" | "notpresent" => Condition::unhealthy(format!("link {ifname} is {oper_state}")),
+        other => Condition::unknown(format!("link {ifname} is {other}")),
+    }
+}
+
+fn on_wire(((pool_name, device_name), condition): (Identifier, Condition)) -> DeviceHealth {
+    let seen = condition.seen.unwrap_or_else(SystemTime::now);
+    let seconds = seen.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    DeviceHealth {
+        device: Some(DeviceIdentifier { pool_name, device_name }),
+        health: condition.status.into(),
+        last_updated_time: i64::try_from(seconds).unwrap_or(i64::MAX),
+        message: shortened(&condition.message),
+        ..DeviceHealth::default()
+    }
+}
+
+fn shortened(message: &str) -> String {
+    match message.char_indices().nth(LONGEST_MESSAGE - 1) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
     }
 }
 
@@ -152,28 +238,28 @@ impl DraResourceHealth for StoppableHealth {
 mod tests {
     use super::*;
 
-    fn device(oper_state: &str) -> Device {
-        serde_json::from_value(serde_json::json!({
-            "name": "ens5", "ifname": "ens5", "ifindex": 2, "mtu": 1500, "oper_state": oper_state,
-            "addresses": [], "is_virtual": false, "default_route": false, "gateways": [],
-        }))
-        .unwrap()
+    #[test]
+    fn a_link_at_home_goes_by_its_state() {
+        for (state, expected) in [
+            ("up", HealthStatus::Healthy),
+            ("unknown", HealthStatus::Healthy),
+            ("down", HealthStatus::Unknown),
+            ("lowerlayerdown", HealthStatus::Unhealthy),
+            ("notpresent", HealthStatus::Unhealthy),
+        ] {
+            let condition = at_home("ens5", state);
+            assert_eq!(condition.status, expected, "{state}");
+            assert_eq!(condition.message.is_empty(), expected == HealthStatus::Healthy, "{state}");
+        }
     }
 
     #[test]
-    fn status_follows_the_link() {
-        let cases = [
-            ("up", None, HealthStatus::Healthy),
-            ("unknown", None, HealthStatus::Healthy),
-            ("down", None, HealthStatus::Unknown),
-            ("lowerlayerdown", None, HealthStatus::Unhealthy),
-            ("notpresent", None, HealthStatus::Unhealthy),
-            ("down", Some(Step::Attached), HealthStatus::Healthy),
-            ("up", Some(Step::Attaching), HealthStatus::Unknown),
-            ("up", Some(Step::Returning), HealthStatus::Unknown),
-        ];
-        for (oper_state, step, expected) in cases {
-            assert_eq!(status(&device(oper_state), step), expected, "{oper_state} {step:?}");
-        }
+    fn a_shared_device_is_as_its_worst_interface() {
+        let unhealthy = |text: &str| Condition::unhealthy(text.to_owned());
+        assert_eq!(Condition::healthy().and(unhealthy("a")), unhealthy("a"));
+        assert_eq!(unhealthy("a").and(Condition::unknown("b".to_owned())), unhealthy("a"));
+        assert_eq!(unhealthy("a").and(unhealthy("b")), unhealthy("a; b"));
+        assert_eq!(unhealthy("a").and(unhealthy("a")), unhealthy("a"));
+        assert!(shortened(&"x".repeat(5000)).chars().count() == LONGEST_MESSAGE);
     }
 }

@@ -114,7 +114,22 @@ impl Plugin {
         join_all(tasks).await.into_iter().collect()
     }
 
-    async fn prepare_each(&self, request: NodePrepareResourcesRequest) -> NodePrepareResourcesResponse {
+    /// A call that the stop of the daemon has cut off has no answer: whoever forwarded it asks the next instance.
+    fn answered<T, A>(
+        &self,
+        outcomes: HashMap<String, Result<T, String>>,
+        answer: impl FnOnce(HashMap<String, Result<T, String>>) -> A,
+    ) -> Result<Response<A>, Status> {
+        if self.stop.is_cancelled() && outcomes.values().any(Result::is_err) {
+            return Err(Status::unavailable("the driver stops"));
+        }
+        Ok(Response::new(answer(outcomes)))
+    }
+
+    async fn prepare_each(
+        &self,
+        request: NodePrepareResourcesRequest,
+    ) -> Result<Response<NodePrepareResourcesResponse>, Status> {
         let work = |service: Arc<dyn ClaimService>, claim, mut caller| async move {
             service.prepare(&claim, &mut caller).await
         };
@@ -122,24 +137,34 @@ impl Plugin {
             Ok(devices) => NodePrepareResourceResponse { devices, error: String::new() },
             Err(error) => NodePrepareResourceResponse { devices: Vec::new(), error },
         };
-        let claims = self.each(request.claims, work).await.into_iter().map(|(uid, outcome)| {
-            let devices = outcome.map(|devices| devices.into_iter().map(on_wire).collect());
-            (uid, response(devices))
-        });
-        NodePrepareResourcesResponse { claims: claims.collect() }
+        let outcomes = self.each(request.claims, work).await;
+        self.answered(outcomes, |outcomes| {
+            let claims = outcomes.into_iter().map(|(uid, outcome)| {
+                let devices =
+                    outcome.map(|devices: Vec<PreparedDevice>| devices.into_iter().map(on_wire).collect());
+                (uid, response(devices))
+            });
+            NodePrepareResourcesResponse { claims: claims.collect() }
+        })
     }
 
-    async fn unprepare_each(&self, request: NodeUnprepareResourcesRequest) -> NodeUnprepareResourcesResponse {
+    async fn unprepare_each(
+        &self,
+        request: NodeUnprepareResourcesRequest,
+    ) -> Result<Response<NodeUnprepareResourcesResponse>, Status> {
         let work = |service: Arc<dyn ClaimService>, claim, caller| async move {
             // It has its slot until it is done.
             let done = service.unprepare(&claim).await;
             drop(caller);
             done
         };
-        let claims = self.each(request.claims, work).await.into_iter().map(|(uid, outcome)| {
-            (uid, NodeUnprepareResourceResponse { error: outcome.err().unwrap_or_default() })
-        });
-        NodeUnprepareResourcesResponse { claims: claims.collect() }
+        let outcomes = self.each(request.claims, work).await;
+        self.answered(outcomes, |outcomes| {
+            let claims = outcomes.into_iter().map(|(uid, outcome): (_, Result<(), String>)| {
+                (uid, NodeUnprepareResourceResponse { error: outcome.err().unwrap_or_default() })
+            });
+            NodeUnprepareResourcesResponse { claims: claims.collect() }
+        })
     }
 }
 
@@ -168,14 +193,14 @@ impl V1 for Plugin {
         &self,
         request: Request<NodePrepareResourcesRequest>,
     ) -> Result<Response<NodePrepareResourcesResponse>, Status> {
-        Ok(Response::new(self.prepare_each(request.into_inner()).await))
+        self.prepare_each(request.into_inner()).await
     }
 
     async fn node_unprepare_resources(
         &self,
         request: Request<NodeUnprepareResourcesRequest>,
     ) -> Result<Response<NodeUnprepareResourcesResponse>, Status> {
-        Ok(Response::new(self.unprepare_each(request.into_inner()).await))
+        self.unprepare_each(request.into_inner()).await
     }
 }
 
@@ -185,13 +210,13 @@ impl V1Beta1 for Plugin {
         &self,
         request: Request<NodePrepareResourcesRequest>,
     ) -> Result<Response<NodePrepareResourcesResponse>, Status> {
-        Ok(Response::new(self.prepare_each(request.into_inner()).await))
+        self.prepare_each(request.into_inner()).await
     }
 
     async fn node_unprepare_resources(
         &self,
         request: Request<NodeUnprepareResourcesRequest>,
     ) -> Result<Response<NodeUnprepareResourcesResponse>, Status> {
-        Ok(Response::new(self.unprepare_each(request.into_inner()).await))
+        self.unprepare_each(request.into_inner()).await
     }
 }

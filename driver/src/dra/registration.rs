@@ -30,9 +30,15 @@ use tracing::{error, info};
 pub const PLUGIN_TYPE: &str = "DRAPlugin";
 
 /// The services behind the plugin socket, newest first: the kubelet takes the first it knows
-/// (`validateSupportedServices`), and finds the optional ones by name (dra/v1, dra/v1beta1 and
-/// dra-health/v1alpha1, types.go).
-pub const SERVICES: [&str; 3] = ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1alpha1.DRAResourceHealth"];
+/// (`validateSupportedServices`), and finds the optional ones by name (`types.go` of each version of dra and dra-health). Of
+/// health, kubelets from 1.34 to 1.36 know v1alpha1, and later ones v1 before v1alpha1.
+pub const SERVICES: [&str; 5] = [
+    "v1.DRAPlugin",
+    "v1beta1.DRAPlugin",
+    "v1.DRAResourceHealth",
+    "v1beta1.DRAResourceHealth",
+    "v1alpha1.DRAResourceHealth",
+];
 
 /// First wait before a failed registration is tried again; doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(5);

@@ -128,6 +128,13 @@ fn retire(path: &Path, serving: Option<Serving>) {
     end.cancel();
 }
 
+/// Whether there is a socket at the path that nobody serves any more.
+pub(super) fn is_dead(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    is_socket
+        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 /// Device and inode: what makes a file at a path this one.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))

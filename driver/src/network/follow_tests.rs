@@ -13,6 +13,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
 use crate::{
+    cluster::watch::{SliceVersion, SlicesOf},
     link::MacAddr,
     network::{
         Network, NetworkId, NetworkRef,
@@ -93,6 +94,10 @@ impl Watch for Told {
     }
 
     fn pods(self: Arc<Self>, _: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {
+        stream::pending().boxed()
+    }
+
+    fn slice_versions(self: Arc<Self>, _: SlicesOf) -> BoxStream<'static, Seen<SliceVersion, String>> {
         stream::pending().boxed()
     }
 

@@ -3,12 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -16,37 +20,40 @@ use super::{
     Network, Networks,
     addresses::{self, AddressPool},
     conditions::Told,
+    facts::Seen,
     follow::SharedTable,
     names::network_of_pool,
     spec::AddressSource,
     window::InUse,
 };
 use crate::{
-    cluster::{Cluster, ClusterError, pools::Pools},
+    cluster::{
+        Cluster, ClusterError,
+        pools::Pools,
+        watch::{SlicesOf, Watch},
+    },
     publish::{
-        publisher::{PublishStats, jittered},
+        own::OwnSlices,
+        publisher::{PublishStats, SliceNews, jittered},
         writer::PoolWriter,
     },
 };
+
+/// Before slices that somebody else changed are written again, the other's writes are gathered for this long.
+const GATHER: Duration = Duration::from_millis(500);
 
 /// How it is paced.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolOptions {
     /// Looks at what is in use this often. As long as the windows stay as they are, nothing is written.
     pub look: Duration,
-    /// Compares with the cluster this often without a reason.
-    pub resync: Duration,
     /// Longest wait after failures.
     pub longest_retry: Duration,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self {
-            look: Duration::from_secs(1),
-            resync: Duration::from_mins(1),
-            longest_retry: Duration::from_mins(1),
-        }
+        Self { look: Duration::from_secs(1), longest_retry: Duration::from_mins(1) }
     }
 }
 
@@ -56,6 +63,7 @@ pub struct AddressPools {
     pools: Arc<dyn Pools>,
     driver: String,
     writers: BTreeMap<String, PoolWriter>,
+    own: OwnSlices,
     stats: Arc<PublishStats>,
 }
 
@@ -68,7 +76,8 @@ impl AddressPools {
         driver: &str,
         stats: Arc<PublishStats>,
     ) -> Self {
-        Self { cluster, pools, driver: driver.to_owned(), writers: BTreeMap::new(), stats }
+        let (driver, writers, own) = (driver.to_owned(), BTreeMap::new(), OwnSlices::default());
+        Self { cluster, pools, driver, writers, own, stats }
     }
 
     /// Bring the pools of `networks` up to what is `in_use`, and take away those of networks that were there at an
@@ -89,6 +98,7 @@ impl AddressPools {
             }
         }
         let (mut written, mut failed) = (BTreeMap::new(), None);
+        let mut own = BTreeMap::new();
         let nothing = InUse::default();
         for network in networks {
             let name = &network.reference.name;
@@ -105,6 +115,7 @@ impl AddressPools {
                         let (slices, generation) = (pool.slices.len(), outcome.generation);
                         info!(network = name, slices, generation, "published a network's addresses");
                     }
+                    own.extend(outcome.slices);
                     written.insert(name.clone(), pool);
                 }
                 Err(error) => failed = Some(error),
@@ -122,7 +133,27 @@ impl AddressPools {
                 Err(error) => failed = Some(error),
             }
         }
+        self.own.set(own);
         failed.map_or(Ok(written), Err)
+    }
+
+    /// Wait until somebody else has changed, deleted or made a slice of one of the pools.
+    async fn changed_by_others(&mut self, news: &mut SliceNews) {
+        while let Some(seen) = news.next().await {
+            let ours = match &seen {
+                Seen::Is(slice) => {
+                    network_of_pool(&slice.pool).is_some_and(|network| self.writers.contains_key(network))
+                }
+                _ => true,
+            };
+            if ours && self.own.is_news(seen) {
+                info!(
+                    "somebody else changed or deleted slices of networks' addresses; they are written again"
+                );
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
     }
 
     fn writer(&mut self, network: &str) -> &mut PoolWriter {
@@ -137,6 +168,7 @@ impl AddressPools {
     pub async fn run(
         mut self,
         networks: Arc<Networks>,
+        watch: Arc<dyn Watch>,
         table: SharedTable,
         mut leading: watch::Receiver<bool>,
         mut conditions: Told,
@@ -148,7 +180,7 @@ impl AddressPools {
                 if leading.wait_for(|leading| *leading).await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                self.lead(&networks, &table, &leading, &mut conditions, options).await;
+                self.lead(&networks, &watch, &table, &leading, &mut conditions, options).await;
                 conditions.clear();
             }
         };
@@ -161,6 +193,7 @@ impl AddressPools {
     async fn lead(
         &mut self,
         networks: &Networks,
+        watch: &Arc<dyn Watch>,
         table: &SharedTable,
         leading: &watch::Receiver<bool>,
         conditions: &mut Told,
@@ -168,6 +201,8 @@ impl AddressPools {
     ) {
         let mut last = None;
         let mut failures = 0_u32;
+        let mut news: Option<SliceNews> = None;
+        let of_no_node = || Arc::clone(watch).slice_versions(SlicesOf::NoNode);
         while *leading.borrow() {
             let seen = {
                 let table = table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,19 +217,26 @@ impl AddressPools {
                 sleep(options.look).await;
                 continue;
             };
-            let fresh = last
-                .as_ref()
-                .is_some_and(|(before, at): &(_, Instant)| *before == seen && at.elapsed() < options.resync);
-            if fresh {
-                sleep(options.look).await;
+            if last.as_ref() == Some(&seen) {
+                // Watched only while there is a pool.
+                let watched = (!seen.0.is_empty()).then(|| news.get_or_insert_with(of_no_node));
+                let others = async {
+                    match watched {
+                        Some(news) => self.changed_by_others(news).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                if timeout(options.look, others).await.is_ok() {
+                    last = None;
+                    sleep(GATHER).await;
+                }
                 continue;
             }
             match self.sync(&seen.0, &seen.1, || *leading.borrow()).await {
                 Ok(pools) => {
                     tell(conditions, &pools);
                     failures = 0;
-                    last = Some((seen, Instant::now()));
-                    sleep(options.look).await;
+                    last = Some(seen);
                 }
                 Err(error) => {
                     let wait = options.look.saturating_mul(2_u32.saturating_pow(failures));

@@ -18,7 +18,10 @@ use super::{
     pools::{AddressPools, PoolOptions},
     watch::Counts,
 };
-use crate::{cluster::WholeCluster, publish::publisher::PublishStats};
+use crate::{
+    cluster::{WholeCluster, watch::Watch},
+    publish::publisher::PublishStats,
+};
 
 /// What it is made of.
 pub struct Sharing {
@@ -94,7 +97,7 @@ impl Sharing {
             Arc::new(PublishStats::default()),
         );
         let token = stop.clone();
-        let watch = Arc::clone(&cluster) as _;
+        let watch: Arc<dyn Watch> = Arc::clone(&cluster) as _;
         let elected = leading.clone();
         SharingParts {
             follow: once_needed(&networks, stop, follow.run(FollowOptions::default(), stop.clone())),
@@ -103,6 +106,7 @@ impl Sharing {
             }),
             addresses: Box::pin(pools.run(
                 Arc::clone(&networks),
+                Arc::clone(&watch),
                 Arc::clone(&table),
                 leading.clone(),
                 Told::new(told.clone()),

@@ -1,6 +1,7 @@
 //! From the inventory to ResourceSlices: pure mappings ([`slices`], [`ports`]), what has to be written ([`pool`]), and
 //! the publisher that writes it ([`publisher`], through [`writer`]).
 
+pub mod own;
 pub mod pool;
 pub mod ports;
 pub mod publisher;

@@ -10,36 +10,41 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures::{StreamExt as _, stream::BoxStream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::{
     sync::watch,
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
+    own::OwnSlices,
     ports::{ports, uplinks},
     slices::slices_of,
     writer::PoolWriter,
 };
 use crate::{
-    cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject},
+    cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject, watch::SliceVersion},
     device::{
         Device, Inventory,
         attributes::api_device,
         rule::{Rule, decide},
     },
-    network::{Networks, names::pool_of},
+    network::{Networks, facts::Seen, names::pool_of},
+    telemetry::chain,
 };
 
 /// How the publisher paces itself.
 #[derive(Clone, Debug)]
 pub struct PublishOptions {
-    /// Compares with the cluster this often without a change at home: finds slices that somebody deleted or
-    /// edited, and a Node object made anew. A tenth is added or taken at random.
-    pub resync: Duration,
+    /// Slices that somebody else changed or deleted are written again after this time, in which the other's writes are
+    /// gathered. Doubled each time as long as the other goes on …
+    pub gather: Duration,
+    /// … up to this.
+    pub longest_gather: Duration,
     /// Wait after the first failure, doubled with each further one …
     pub first_retry: Duration,
     /// … up to this. Half of each wait is random, so that the nodes of a cluster do not come in step.
@@ -51,7 +56,8 @@ pub struct PublishOptions {
 impl Default for PublishOptions {
     fn default() -> Self {
         Self {
-            resync: Duration::from_mins(1),
+            gather: Duration::from_millis(100),
+            longest_gather: Duration::from_secs(10),
             first_retry: Duration::from_millis(500),
             longest_retry: Duration::from_mins(1),
             round: Duration::from_secs(30),
@@ -78,14 +84,33 @@ pub struct PublishStats {
     pub slices: AtomicU64,
     /// The pool's generation now.
     pub generation: AtomicI64,
-    /// Last round that succeeded, in seconds since the epoch; 0 before the first: not ready yet.
+    /// Last round that succeeded, in seconds since the epoch; 0 before the first.
     pub last_success: AtomicU64,
+    /// Whether the slices are as they should be.
+    pub standing: watch::Sender<Standing>,
 }
 
-/// Publish until `shutdown`. The slices stay: a driver that restarts must not take devices away from a
+/// Whether the node's slices are as they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// They were not written yet.
+    #[default]
+    NotYet,
+    /// They are.
+    InPlace,
+    /// They are not, or nobody knows; why.
+    Other(String),
+}
+
+/// What is seen of the node's slices in the cluster.
+pub type SliceNews = BoxStream<'static, Seen<SliceVersion, String>>;
+
+/// Publish until `shutdown`. `news` tells of the node's slices, so that what others do with them is put right at once: the
+/// kubelet deletes all of them when it starts. The slices stay: a driver that restarts must not take devices away from a
 /// scheduler that is just about to use them. [`cleanup`] takes them away.
 pub async fn run(
     cluster: Arc<dyn Cluster>,
+    mut news: SliceNews,
     mut inventory: watch::Receiver<Arc<Inventory>>,
     networks: Arc<Networks>,
     rule: Arc<Rule>,
@@ -98,6 +123,7 @@ pub async fn run(
     let mut publisher =
         Publisher::new(cluster, rule, stats).with_networks(networks).with_foreign_programs(foreign);
     let mut failed_rounds = 0;
+    let mut others = Others { since: None, times: 0 };
     let publish = async {
         loop {
             let current = Arc::clone(&inventory.borrow_and_update());
@@ -108,7 +134,7 @@ pub async fn run(
                     tokio::select! {
                         () = changed(&mut inventory) => {}
                         () = changes.next() => {}
-                        () = sleep(jittered(options.resync, 0.9, 1.1)) => {}
+                        () = publisher.changed_by_others(&mut news) => sleep(others.pause(&options)).await,
                     }
                 }
                 Err(error) => {
@@ -128,6 +154,23 @@ pub async fn run(
     tokio::select! {
         () = publish => {}
         () = shutdown.cancelled() => {}
+    }
+}
+
+/// How often somebody else has changed the slices of late.
+struct Others {
+    since: Option<Instant>,
+    times: u32,
+}
+
+impl Others {
+    /// How long to wait before what was changed is put right.
+    fn pause(&mut self, options: &PublishOptions) -> Duration {
+        let quiet = options.longest_gather * 2;
+        let goes_on = self.since.is_some_and(|since| since.elapsed() < quiet);
+        self.times = if goes_on { self.times.saturating_add(1) } else { 0 };
+        self.since = Some(Instant::now());
+        options.gather.saturating_mul(2_u32.saturating_pow(self.times)).min(options.longest_gather)
     }
 }
 
@@ -160,6 +203,7 @@ pub struct Publisher {
     stats: Arc<PublishStats>,
     networks: Arc<Networks>,
     foreign: Arc<HasForeign>,
+    own: OwnSlices,
     /// Refusal that an Event has told of.
     reported: Option<String>,
     /// What was said of networks that cannot be published.
@@ -172,8 +216,8 @@ impl Publisher {
     pub fn new(cluster: Arc<dyn Cluster>, rule: Arc<Rule>, stats: Arc<PublishStats>) -> Self {
         let writer = PoolWriter::new(Arc::clone(&cluster), Arc::clone(&stats));
         let foreign: Arc<HasForeign> = Arc::new(|_| false);
-        let networks = Arc::default();
-        Self { cluster, rule, writer, stats, networks, foreign, reported: None, said: Vec::new() }
+        let (networks, own) = (Arc::default(), OwnSlices::default());
+        Self { cluster, rule, writer, stats, networks, foreign, own, reported: None, said: Vec::new() }
     }
 
     /// Publish which links have programs of others.
@@ -197,6 +241,21 @@ impl Publisher {
                 source: elapsed.into(),
             })
         })
+    }
+
+    /// Wait until somebody else has changed, deleted or made a slice of the node's pool.
+    async fn changed_by_others(&mut self, news: &mut SliceNews) {
+        while let Some(seen) = news.next().await {
+            // The elected node writes blocks of addresses.
+            let ours = !matches!(&seen, Seen::Is(slice) if pool_of(&slice.pool).is_some());
+            if ours && self.own.is_news(seen) {
+                let why = "somebody else changed or deleted the node's slices; they are written again";
+                info!("{why}");
+                self.stats.standing.send_replace(Standing::Other(why.to_owned()));
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
     }
 
     /// Bring the cluster's slices up to `inventory`. After an error some writes may have been made; the next
@@ -232,6 +291,7 @@ impl Publisher {
             .collect();
         let written = self.writer.write(&current, &desired, owner(&node).as_ref()).await?;
         let generation = written.generation;
+        self.own.set(written.slices);
         self.networks.set_published(names);
         self.reported = None;
         let stats = &self.stats;
@@ -240,6 +300,9 @@ impl Publisher {
         stats.generation.store(generation, Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         stats.last_success.store(now.as_secs(), Ordering::Relaxed);
+        stats
+            .standing
+            .send_if_modified(|before| std::mem::replace(before, Standing::InPlace) != Standing::InPlace);
         if written.changed {
             info!(devices, slices = desired.len(), generation, "published the node's devices");
         } else {
@@ -292,6 +355,7 @@ impl Publisher {
             }
             _ => {
                 self.stats.failures.fetch_add(1, Ordering::Relaxed);
+                self.stats.standing.send_replace(Standing::Other(chain(error)));
                 warn!(error = error as &dyn std::error::Error, ?wait, "cannot publish; trying again");
                 if let ClusterError::Refused { .. } = error {
                     self.report(error.to_string()).await;

@@ -1,6 +1,9 @@
 //! Writes one pool's slices: the difference between what is there and what is wanted.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use k8s_openapi::{
     api::resource::v1::{Device as ApiDevice, ResourceSlice, ResourceSliceSpec},
@@ -15,12 +18,14 @@ use super::{
 use crate::cluster::{Cluster, ClusterError};
 
 /// What a round of writing came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Whether anything had to be written.
     pub changed: bool,
     /// The pool's generation now.
     pub generation: i64,
+    /// The pool's slices now, by name with their resource versions.
+    pub slices: BTreeMap<String, String>,
 }
 
 /// Keeps one pool.
@@ -46,22 +51,26 @@ impl PoolWriter {
         owner: Option<&OwnerReference>,
     ) -> Result<Written, ClusterError> {
         let writes = pool::writes(current, desired, owner, &self.altered);
-        let written = Written { changed: !writes.is_empty(), generation: writes.generation };
+        let changed = !writes.is_empty();
+        let mut slices: BTreeMap<_, _> = current.iter().map(named).collect();
         for name in writes.delete {
             self.cluster.delete_slice(&name).await?;
+            slices.remove(&name);
             self.stats.deletes.fetch_add(1, Ordering::Relaxed);
         }
         for (index, slice) in writes.update {
             let stored = self.cluster.update_slice(&slice).await?;
             self.stats.updates.fetch_add(1, Ordering::Relaxed);
+            slices.extend([named(&stored)]);
             self.remember(index, &desired[index], &stored);
         }
         for (index, slice) in writes.create {
             let stored = self.cluster.create_slice(&slice).await?;
             self.stats.creates.fetch_add(1, Ordering::Relaxed);
+            slices.extend([named(&stored)]);
             self.remember(index, &desired[index], &stored);
         }
-        Ok(written)
+        Ok(Written { changed, generation: writes.generation, slices })
     }
 
     fn remember(&mut self, index: usize, desired: &ResourceSliceSpec, stored: &ResourceSlice) {
@@ -87,4 +96,9 @@ impl PoolWriter {
             self.altered.insert(index, (sent, kept));
         }
     }
+}
+
+fn named(slice: &ResourceSlice) -> (String, String) {
+    let metadata = &slice.metadata;
+    (metadata.name.clone().unwrap_or_default(), metadata.resource_version.clone().unwrap_or_default())
 }

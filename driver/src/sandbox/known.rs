@@ -207,6 +207,15 @@ impl Registry {
         })
     }
 
+    /// Why a living sandbox of the pod lacks its interfaces after an attempt to attach them, if it does.
+    #[must_use]
+    pub fn lacks(&self, pod_uid: &str) -> Option<String> {
+        self.lock().values().find_map(|known| match (&known.standing, &known.reported) {
+            (Standing::Held(why), Some(_)) if known.sandbox.pod.uid == pod_uid => Some(why.clone()),
+            _ => None,
+        })
+    }
+
     /// Living sandboxes that wait for their interfaces.
     #[must_use]
     pub fn held_count(&self) -> usize {

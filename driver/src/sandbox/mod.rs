@@ -10,7 +10,10 @@ mod tell;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -111,6 +114,18 @@ impl Sandboxes {
             interface.attachment.as_ref().is_none_or(|attachment| !attachment.is_in(&sandbox.id))
         });
         lacking.all(|interface| interface.plan.isolation != Isolation::Strict)
+    }
+
+    /// Wait until the attaches and returns that are under way have ended, but no longer than this.
+    pub async fn drain(&self, longest: Duration) {
+        let ended = async {
+            for known in self.registry.all() {
+                drop(known.turn.lock().await);
+            }
+        };
+        if tokio::time::timeout(longest, ended).await.is_err() {
+            tracing::warn!("some attaches were cut off; they are finished at the next start");
+        }
     }
 
     async fn give_back(&self, sandbox_id: &str) {

@@ -20,6 +20,8 @@ impl Told for &'static Heard {
         self.0.lock().expect("not poisoned").push(drift.clone());
     }
 
+    fn looked(&self, _: &[Drift]) {}
+
     async fn take_out(&self, drift: &Drift) {
         panic!("taken out: {}", drift.note());
     }

@@ -25,7 +25,10 @@ use netferry::{
     cluster::{Cluster, ClusterError, Event, NodeRef},
     device::{Device, Inventory},
     dhcp::NoLeases,
-    dra::{Dra, Sockets, health::Health, registration::RegistrationState},
+    dra::{
+        Dra, Sockets, health::Health, plugin::ClaimService, registration::RegistrationState, switch::Active,
+    },
+    findings::Findings,
     network::{
         Network, NetworkRef,
         access::{Access, Members},
@@ -192,6 +195,8 @@ pub(crate) struct Daemon {
     pub(crate) home: Arc<Home>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) inventory: watch::Sender<Arc<Inventory>>,
+    pub(crate) findings: Arc<Findings>,
+    pub(crate) networks: Arc<netferry::network::Networks>,
     pub(crate) state: watch::Receiver<RegistrationState>,
     pub(crate) stop: CancellationToken,
     sockets: Sockets,
@@ -227,22 +232,31 @@ impl Daemon {
             planning: Arc::default(),
             wait: cluster.wait.unwrap_or(LONGEST),
         };
+        let findings = Arc::new(Findings::new(Arc::clone(&store)));
+        let networks = Arc::new(netferry::network::Networks::default());
+        let claims: Arc<dyn ClaimService> = Arc::new(claims);
         let dra = Dra {
             driver: DRIVER.into(),
             sockets: Sockets::below(root, DRIVER),
-            claims: Arc::new(claims),
-            health: Health {
-                pool: "node-1".into(),
-                inventory: receiver,
-                store: Arc::clone(&store),
-                sandboxes: Arc::default(),
-            },
+            claims: Arc::clone(&claims),
+            health: watch::channel(Some(Active {
+                claims,
+                health: Health {
+                    pool: "node-1".into(),
+                    inventory: receiver,
+                    store: Arc::clone(&store),
+                    sandboxes: Arc::default(),
+                    findings: Arc::clone(&findings),
+                    networks: Arc::clone(&networks),
+                },
+            }))
+            .1,
             state: sender,
         };
         let sockets = dra.sockets.clone();
         let stop = CancellationToken::new();
         let served = tokio::spawn(dra.serve(stop.clone()));
-        Self { cluster, store, home, reports, inventory, state, stop, sockets, served }
+        Self { cluster, store, home, reports, inventory, findings, networks, state, stop, sockets, served }
     }
 
     pub(crate) fn add(&self, name: &str, uid: &str, device: &str, fields: &serde_json::Value) -> ClaimRef {

@@ -4,7 +4,12 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use netferry::{
     DRIVER_NAME,
-    cluster::{Cluster, ClusterError, kube::KubeCluster, versions::ApiVersion},
+    cluster::{
+        Cluster, ClusterError,
+        kube::KubeCluster,
+        versions::ApiVersion,
+        watch::{SlicesOf, Watch as _},
+    },
     device::{Inventory, rule::Rule},
     network::{
         Network, NetworkRef, Networks, identity::Identities, offer::Offers, spec::NetworkStatus, validate,
@@ -37,12 +42,15 @@ struct Node {
 impl Node {
     /// With its numbers in `state`; `held` are the networks it has ports on.
     async fn start(server: &ApiServer, state: &Path, held: &'static [&'static str]) -> Self {
-        let cluster = Arc::new(connect(server).await) as Arc<dyn Cluster>;
+        let cluster = Arc::new(connect(server).await);
+        let news = Arc::clone(&cluster).slice_versions(SlicesOf::ThisNode);
+        let cluster = cluster as Arc<dyn Cluster>;
         let networks = Arc::new(Networks::default());
         let stop = CancellationToken::new();
         let (_, inventory) = tokio::sync::watch::channel(Arc::new(Inventory::default()));
         let publish = publisher::run(
             Arc::clone(&cluster),
+            news,
             inventory,
             Arc::clone(&networks),
             Arc::new(Rule::standard(DRIVER_NAME, false).expect("a rule")),

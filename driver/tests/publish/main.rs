@@ -9,11 +9,13 @@ use std::{
 };
 
 use fake::{Fake, Fault};
+use futures::StreamExt as _;
 use netferry::{
     DRIVER_NAME,
-    cluster::{Cluster, Subject},
+    cluster::{Cluster, Subject, watch::SliceVersion},
     device::{Device, Inventory, names::device_name, rule::Rule},
-    publish::publisher::{self, PublishOptions, PublishStats, Publisher},
+    network::facts::Seen,
+    publish::publisher::{self, PublishOptions, PublishStats, Publisher, Standing},
 };
 use proptest::prelude::*;
 use tokio::sync::watch;
@@ -203,15 +205,17 @@ async fn runs_through_failures_keeps_slices_on_stop_and_cleans_up_when_told() {
     ]);
     let (sender, receiver) = watch::channel(Arc::new(inventory(200, 1500, &[])));
     let options = PublishOptions {
-        resync: Duration::from_millis(50),
+        gather: Duration::from_millis(5),
         first_retry: Duration::from_millis(2),
         longest_retry: Duration::from_millis(10),
         ..PublishOptions::default()
     };
     let (stats, shutdown) = (Arc::new(PublishStats::default()), CancellationToken::new());
     let cluster = Arc::clone(&fake) as Arc<dyn Cluster>;
+    let (news, seen) = futures::channel::mpsc::unbounded();
     let run = tokio::spawn(publisher::run(
         cluster,
+        seen.boxed(),
         receiver,
         Arc::default(),
         rule(),
@@ -234,9 +238,34 @@ async fn runs_through_failures_keeps_slices_on_stop_and_cleans_up_when_told() {
     sender.send_replace(Arc::new(inventory(200, 9000, &[])));
     eventually("a change", || whole(&fake, 200, 9000)).await;
 
-    // All slices deleted by hand: the resync finds it.
+    // All slices deleted by hand: the watch says so.
+    eventually("readiness", || *stats.standing.borrow() == Standing::InPlace).await;
+    let names: Vec<_> = fake.slices().into_iter().filter_map(|slice| slice.metadata.name).collect();
     fake.state().slices.clear();
-    eventually("resync", || whole(&fake, 200, 9000)).await;
+    names.iter().for_each(|name| news.unbounded_send(Seen::Gone(name.clone())).expect("watched"));
+    eventually("slices", || whole(&fake, 200, 9000)).await;
+    eventually("readiness", || *stats.standing.borrow() == Standing::InPlace).await;
+
+    // While they cannot be written again, readiness says so.
+    fake.state().faults.extend(vec![Fault::Unavailable; 20]);
+    let name = fake.slices()[0].metadata.name.clone().expect("a name");
+    fake.state().slices.clear();
+    news.unbounded_send(Seen::Gone(name)).expect("watched");
+    eventually("no readiness", || matches!(*stats.standing.borrow(), Standing::Other(_))).await;
+    eventually("slices", || whole(&fake, 200, 9000)).await;
+    eventually("readiness", || *stats.standing.borrow() == Standing::InPlace).await;
+    // The echo of the driver's own writes is nobody else's.
+    fake.take_writes();
+    let own = fake.slices();
+    for slice in &own {
+        let (name, version) = (slice.metadata.name.clone(), slice.metadata.resource_version.clone());
+        let (name, version) = (name.expect("a name"), version.expect("a version"));
+        let pool = slice.spec.pool.name.clone();
+        news.unbounded_send(Seen::Is(SliceVersion { name, version, pool })).expect("watched");
+    }
+    news.unbounded_send(Seen::Gone("deleted-by-the-driver".to_owned())).expect("watched");
+    eventually("echoes are read", || news.is_empty()).await;
+    assert_eq!(fake.take_writes(), [""; 0]);
 
     shutdown.cancel();
     run.await.expect("stopped");

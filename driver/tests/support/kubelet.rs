@@ -2,7 +2,8 @@
 //!
 //! It does what the kubelet does in the same order (`pkg/kubelet/pluginmanager`, `pkg/kubelet/cm/dra/plugin`):
 //! GetInfo, check of type, name and versions, connect to the endpoint, NotifyRegistrationStatus; a socket that
-//! was made anew is registered anew, one that is gone is forgotten. It dials the registration socket as grpc-go
+//! was made anew is registered anew, one that is gone is forgotten. A driver may have several instances, and the one that was
+//! registered last is called. It dials the registration socket as grpc-go
 //! does, and the plugin socket as `localhost`.
 
 use std::{
@@ -19,8 +20,10 @@ use netferry::claim::ClaimRef;
 use netferry_proto::dra::{
     health::{
         NodeWatchResourcesRequest, NodeWatchResourcesResponse,
-        dra_resource_health_client::DraResourceHealthClient,
+        dra_resource_health_client::DraResourceHealthClient as HealthV1Alpha1Client,
     },
+    health_v1::dra_resource_health_client::DraResourceHealthClient as HealthV1Client,
+    health_v1beta1::dra_resource_health_client::DraResourceHealthClient as HealthV1Beta1Client,
     registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse},
     v1::{
         Claim, Device, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest,
@@ -41,15 +44,20 @@ pub const CURRENT: &[&str] = &["v1.DRAPlugin", "v1beta1.DRAPlugin"];
 /// What a kubelet of 1.32 and 1.33 speaks.
 pub const OLDER: &[&str] = &["v1beta1.DRAPlugin"];
 
-const HEALTH: &str = "v1alpha1.DRAResourceHealth";
+/// Services of device health, the ones that newer kubelets prefer first.
+pub const HEALTH: [&str; 3] =
+    ["v1.DRAResourceHealth", "v1beta1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 const SCAN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_mins(1);
 /// What a driver has for a call (`defaultClientCallTimeout` in `pkg/kubelet/cm/dra/plugin`).
 const CALL: Duration = Duration::from_secs(45);
 
+/// Instances of drivers by the driver's name, in the order in which they were registered.
+type Drivers = BTreeMap<String, Vec<DriverHandle>>;
+
 /// A kubelet, as far as a DRA driver can tell. Stops when dropped, and leaves the sockets alone.
 pub struct Kubelet {
-    drivers: watch::Receiver<BTreeMap<String, DriverHandle>>,
+    drivers: watch::Receiver<Drivers>,
     watcher: JoinHandle<()>,
     claims: pods::Claims,
     resync: Duration,
@@ -91,10 +99,24 @@ impl Kubelet {
 
     async fn wait_for(&self, name: &str, wanted: impl Fn(&DriverHandle) -> bool) -> DriverHandle {
         let mut drivers = self.drivers.clone();
-        let there = |drivers: &BTreeMap<String, DriverHandle>| drivers.get(name).is_some_and(&wanted);
+        let last = |drivers: &Drivers| drivers.get(name).and_then(|instances| instances.last()).cloned();
+        let there = |drivers: &Drivers| last(drivers).is_some_and(|driver| wanted(&driver));
         let found = time::timeout(PATIENCE, drivers.wait_for(there)).await;
         let found = found.unwrap_or_else(|_| panic!("driver {name} did not register within {PATIENCE:?}"));
-        found.expect("the watcher runs")[name].clone()
+        last(&found.expect("the watcher runs")).expect("an instance")
+    }
+
+    /// Instances of a driver that are registered now, the last one last.
+    pub fn instances(&self, name: &str) -> Vec<DriverHandle> {
+        self.drivers.borrow().get(name).cloned().unwrap_or_default()
+    }
+
+    /// Wait until a driver has so many instances.
+    pub async fn wait_for_instances(&self, name: &str, count: usize) {
+        let mut drivers = self.drivers.clone();
+        let there = |drivers: &Drivers| drivers.get(name).map_or(0, Vec::len) == count;
+        let found = time::timeout(PATIENCE, drivers.wait_for(there)).await;
+        found.unwrap_or_else(|_| panic!("driver {name} does not have {count} instances")).expect("runs");
     }
 
     /// Wait until the driver is not registered.
@@ -108,7 +130,7 @@ impl Kubelet {
 async fn watch_registry(
     registry: PathBuf,
     services: &'static [&'static str],
-    drivers: watch::Sender<BTreeMap<String, DriverHandle>>,
+    drivers: watch::Sender<Drivers>,
 ) {
     let mut seen: BTreeMap<PathBuf, (u64, i64, i64)> = BTreeMap::new();
     fs::create_dir_all(&registry).expect("plugins_registry");
@@ -119,7 +141,12 @@ async fn watch_registry(
         seen.retain(|path, identity| {
             let stays = found.get(path) == Some(identity);
             if !stays {
-                drivers.send_modify(|drivers| drivers.retain(|_, driver| driver.socket.0 != *path));
+                drivers.send_modify(|drivers| {
+                    drivers.retain(|_, instances| {
+                        instances.retain(|driver| driver.socket.0 != *path);
+                        !instances.is_empty()
+                    });
+                });
             }
             stays
         });
@@ -129,7 +156,7 @@ async fn watch_registry(
             }
             match register(&path, identity, services).await {
                 Ok(Ok(driver)) => drivers.send_modify(|drivers| {
-                    drivers.insert(driver.name.clone(), driver);
+                    drivers.entry(driver.name.clone()).or_default().push(driver);
                 }),
                 Ok(Err(refused)) => eprintln!("kubelet: {}: {refused:#}", path.display()),
                 // Nobody is told, so it is tried again: the file is there a moment before its owner listens.
@@ -197,7 +224,7 @@ async fn check(
     Ok(DriverHandle {
         name: info.name.clone(),
         service: chosen,
-        has_health: announced(&&HEALTH),
+        health: HEALTH.iter().filter(|it| announced(it)).copied().collect(),
         channel: connect(&endpoint).await?,
         socket: Arc::new((socket.to_owned(), identity)),
     })
@@ -210,8 +237,8 @@ pub struct DriverHandle {
     pub name: String,
     /// The service that calls go to.
     pub service: &'static str,
-    /// Whether it announced device health.
-    pub has_health: bool,
+    /// The services of device health that it announced.
+    pub health: Vec<&'static str>,
     channel: Channel,
     socket: Arc<(PathBuf, (u64, i64, i64))>,
 }
@@ -275,10 +302,25 @@ impl DriverHandle {
         complete(claims, answers.map(|(uid, answer)| (uid, outcome(answer.error))).collect())
     }
 
-    /// NodeWatchResources, if the driver announced it.
+    /// NodeWatchResources as the newest kubelet calls it, if the driver announced it.
     pub async fn watch_health(&self) -> anyhow::Result<tonic::Streaming<NodeWatchResourcesResponse>> {
-        ensure!(self.has_health, "driver {} did not announce {HEALTH}", self.name);
-        let mut client = DraResourceHealthClient::new(self.channel.clone());
-        Ok(client.node_watch_resources(NodeWatchResourcesRequest {}).await?.into_inner())
+        self.watch_health_by(HEALTH[0]).await
+    }
+
+    /// NodeWatchResources of one service, if the driver announced it.
+    pub async fn watch_health_by(
+        &self,
+        service: &str,
+    ) -> anyhow::Result<tonic::Streaming<NodeWatchResourcesResponse>> {
+        ensure!(self.health.contains(&service), "driver {} did not announce {service}", self.name);
+        let (channel, request) = (self.channel.clone(), NodeWatchResourcesRequest {});
+        let answer = match service {
+            "v1.DRAResourceHealth" => HealthV1Client::new(channel).node_watch_resources(request).await?,
+            "v1beta1.DRAResourceHealth" => {
+                HealthV1Beta1Client::new(channel).node_watch_resources(request).await?
+            }
+            _ => HealthV1Alpha1Client::new(channel).node_watch_resources(request).await?,
+        };
+        Ok(answer.into_inner())
     }
 }

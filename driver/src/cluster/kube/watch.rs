@@ -24,7 +24,10 @@ use tracing::{debug, warn};
 
 use super::{KubeCluster, PAGE, resource};
 use crate::{
-    cluster::{versions::ApiVersion, watch::Watch},
+    cluster::{
+        versions::ApiVersion,
+        watch::{SliceVersion, SlicesOf, Watch},
+    },
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
         nodes::{self, Needs, Question},
@@ -86,6 +89,23 @@ impl Watch for KubeCluster {
             watched(Api::<Slice>::all_with(self.client.clone(), &resource), "resourceslices", ours)
         };
         stream::once(found).flatten().map(move |event| seen(event, &facts, |facts| facts.name)).boxed()
+    }
+
+    fn slice_versions(self: Arc<Self>, of: SlicesOf) -> BoxStream<'static, Seen<SliceVersion, String>> {
+        // Both selectors are indexed by the server. An empty value selects slices without a node.
+        let node = if of == SlicesOf::ThisNode { self.node.as_str() } else { "" };
+        let ours =
+            watcher::Config::default().fields(&format!("spec.driver={},spec.nodeName={node}", self.driver));
+        let version = |slice: &Slice| SliceVersion {
+            name: slice.metadata.name.clone().unwrap_or_default(),
+            version: slice.metadata.resource_version.clone().unwrap_or_default(),
+            pool: slice.spec.pool.name.clone(),
+        };
+        let found = async move {
+            let resource = resource(self.known_version().await, "ResourceSlice", "resourceslices");
+            watched(Api::<Slice>::all_with(self.client.clone(), &resource), "resourceslices", ours)
+        };
+        stream::once(found).flatten().map(move |event| seen(event, &version, |slice| slice.name)).boxed()
     }
 
     fn pods(self: Arc<Self>, scope: &Scope) -> BoxStream<'static, Seen<PodFacts, String>> {

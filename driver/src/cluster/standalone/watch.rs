@@ -36,7 +36,7 @@ use crate::{
     cluster::{
         ClusterError,
         reach::{Addresses, Reach, internal},
-        watch::Watch,
+        watch::{SliceVersion, SlicesOf, Watch},
     },
     network::{
         facts::{self, ClaimFacts, NamespaceFacts, NodeFacts, PodFacts, Seen},
@@ -93,6 +93,19 @@ impl Watch for Standalone {
                 written::slices(&shared.root).map_err(|error| unavailable("read the slices", error))?;
             let ours = all.iter().filter(|slice| slice.spec.driver == shared.driver);
             Ok(ours.map(published::whole_slice).map(|facts| (facts.name.clone(), facts)).collect())
+        })
+    }
+
+    fn slice_versions(self: Arc<Self>, of: SlicesOf) -> BoxStream<'static, Seen<SliceVersion, String>> {
+        looked(self, move |shared| {
+            let node = (of == SlicesOf::ThisNode).then_some(shared.node.as_str());
+            let version = |slice: ResourceSlice| SliceVersion {
+                name: slice.metadata.name.unwrap_or_default(),
+                version: slice.metadata.resource_version.unwrap_or_default(),
+                pool: slice.spec.pool.name,
+            };
+            let versions = shared.slices_of(node)?.into_iter().map(version);
+            Ok(versions.map(|version| (version.name.clone(), version)).collect())
         })
     }
 

@@ -32,14 +32,22 @@ pub(super) struct Watched {
     namespace: Option<String>,
     /// The only driver whose slices are wanted.
     driver: Option<String>,
+    /// The only node whose slices are wanted; empty for those of no node.
+    node: Option<String>,
     /// Whether only metadata is asked for.
     metadata: bool,
 }
 
 /// What is at a path, if it can be watched.
 pub(super) fn at(path: &str) -> Option<Watched> {
-    let plain =
-        |resource| Watched { resource, version: None, namespace: None, driver: None, metadata: false };
+    let plain = |resource| Watched {
+        resource,
+        version: None,
+        namespace: None,
+        driver: None,
+        node: None,
+        metadata: false,
+    };
     match path {
         "/apis/netferry.dev/v1alpha1/networks" => Some(plain("networks")),
         "/api/v1/nodes" => Some(plain("nodes")),
@@ -69,11 +77,13 @@ pub(super) fn at(path: &str) -> Option<Watched> {
 }
 
 impl Watched {
-    /// With metadata alone, or whole; of what a field selector selects by driver.
+    /// With metadata alone, or whole; of what a field selector selects by driver and node.
     pub(super) fn of(self, metadata: bool, selector: Option<&String>) -> Self {
-        let mut terms = selector.into_iter().flat_map(|text| text.split(','));
-        let driver = terms.find_map(|term| term.strip_prefix("spec.driver="));
-        Self { metadata, driver: driver.map(str::to_owned), ..self }
+        let selected = |field: &str| {
+            let mut terms = selector.into_iter().flat_map(|text| text.split(','));
+            terms.find_map(|term| term.strip_prefix(field)?.strip_prefix('=')).map(str::to_owned)
+        };
+        Self { metadata, driver: selected("spec.driver"), node: selected("spec.nodeName"), ..self }
     }
 }
 
@@ -96,6 +106,10 @@ impl State {
         let within = |object: &Value| {
             watched.namespace.as_ref().is_none_or(|name| object["metadata"]["namespace"] == name.as_str())
                 && watched.driver.as_ref().is_none_or(|name| object["spec"]["driver"] == name.as_str())
+                && watched
+                    .node
+                    .as_ref()
+                    .is_none_or(|name| object["spec"]["nodeName"].as_str().unwrap_or_default() == name)
         };
         let of = self.changes[from..]
             .iter()

@@ -77,7 +77,7 @@ impl Kubelet {
     }
 
     fn driver(&self, name: &str) -> anyhow::Result<DriverHandle> {
-        let found = self.drivers.borrow().get(name).cloned();
+        let found = self.drivers.borrow().get(name).and_then(|instances| instances.last()).cloned();
         found.with_context(|| format!("DRA driver {name} is not registered"))
     }
 
