@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use super::{
     Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Plan, PodRef, on_host_network,
     plan::{Place, plan},
-    store::Store,
+    store::{Store, StoreError},
     wait::Refusal,
 };
 use crate::{
@@ -104,17 +104,25 @@ impl ClaimService for Claims {
     async fn unprepare(&self, claim: &ClaimRef) -> Result<(), String> {
         let uid = claim.uid.clone();
         // A prepare that was cut off has leases and no checkpoint.
-        let Some(checkpoint) = self.store.get(&uid) else { return self.leases.give_back(claim).await };
-        let engaged = |it: &InterfaceRecord| it.attachment.is_some() || it.reserved.is_some();
-        if checkpoint.interfaces.iter().any(engaged) {
-            self.release.release(&uid).await?;
+        if self.store.get(&uid).is_none() {
+            return self.leases.give_back(claim).await;
         }
-        // Nobody uses the addresses any more, and the checkpoint has it asked again if this is cut off.
-        self.leases.give_back(claim).await?;
-        let store = Arc::clone(&self.store);
-        spawn_blocking(move || store.remove(&uid).map_err(|error| chain(&error)))
-            .await
-            .map_err(|error| chain(&error))??;
+        // Programs are put on a link right after it was prepared: they may come between the look and the removal.
+        for last in [false, false, true] {
+            let Some(checkpoint) = self.store.get(&uid) else { break };
+            let engaged = |it: &InterfaceRecord| it.attachment.is_some() || it.reserved.is_some();
+            if checkpoint.interfaces.iter().any(engaged) {
+                self.release.release(&uid).await?;
+            }
+            // Nobody uses the addresses any more, and the checkpoint has it asked again if this is cut off.
+            self.leases.give_back(claim).await?;
+            let (store, key) = (Arc::clone(&self.store), uid.clone());
+            match spawn_blocking(move || store.remove(&key)).await.map_err(|error| chain(&error))? {
+                Ok(()) => break,
+                Err(StoreError::StillProtected { .. } | StoreError::StillOut { .. }) if !last => {}
+                Err(error) => return Err(chain(&error)),
+            }
+        }
         info!(%claim, uid = claim.uid, "unprepared");
         self.reporter.claim_changed(claim);
         Ok(())

@@ -103,8 +103,10 @@ impl Handover {
         let state_dir = &config.state.state_dir;
         let sockets =
             Sockets::of(&config.kubelet_root_dir, &config.driver_name, config.instance.name.as_deref());
-        let dir = state_dir.clone();
-        let switch = Arc::new(Switch::new(move || active_socket(&dir)));
+        let (dir, own) = (state_dir.clone(), sockets.plugin.clone());
+        // Never itself: while it takes over, its own socket is in the lock's file already.
+        let other = move || active_socket(&dir).filter(|socket| *socket != own);
+        let switch = Arc::new(Switch::new(other));
         let (state, registered) = watch::channel(RegistrationState::default());
         let dra = Dra {
             driver: config.driver_name.clone(),

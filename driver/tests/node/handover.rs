@@ -13,6 +13,7 @@ use std::{
 use netferry::{DRIVER_NAME, claim::ClaimRef, cluster::versions::ApiVersion};
 use serde_json::json;
 use tokio::{
+    sync::watch,
     task::{JoinHandle, block_in_place},
     time::sleep,
 };
@@ -24,7 +25,7 @@ use crate::{
         daemon::{ClusterArgs, Daemon, Home},
         kubelet::Kubelet,
         netns::may_make_namespaces,
-        runtime::{Generation, Runtime},
+        runtime::{Generation, Plugin, Runtime},
     },
     world::{BINARY, Cable, NAMESPACE},
 };
@@ -35,7 +36,7 @@ struct Stand {
     kubelet: Arc<Kubelet>,
     server: Arc<ApiServer>,
     cable: Arc<Cable>,
-    _runtime: Runtime,
+    runtime: (JoinHandle<()>, watch::Receiver<Option<Arc<Plugin>>>),
 }
 
 /// Claims that are prepared and unprepared one after the other until they are told to stop.
@@ -53,9 +54,9 @@ impl Stand {
         let mut home = Home::new();
         home.cluster = ClusterArgs::Kubeconfig(server.kubeconfig(home.folder()));
         let rule = format!(r#"device.attributes["netferry.dev"].ifName == "{}""#, cable.link);
-        let runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls).unwrap();
+        let runtime = Runtime::listen(home.nri_socket(), Generation::OwnCalls).unwrap().serve();
         let kubelet = Arc::new(Kubelet::new(&home.kubelet_root()));
-        Self { home, rule, kubelet, server, cable, _runtime: runtime }
+        Self { home, rule, kubelet, server, cable, runtime }
     }
 
     /// Start an instance of this name.
@@ -108,6 +109,12 @@ impl Stand {
             uids
         });
         Calls { done, stop, task }
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.runtime.0.abort();
     }
 }
 
@@ -167,10 +174,16 @@ async fn replaced(number: u8, end: impl FnOnce(Daemon)) {
     calls.go_on().await;
     assert!(!second.has_ended());
 
+    let began = std::time::Instant::now();
     block_in_place(|| end(first));
+    let ended = began.elapsed();
     calls.go_on().await;
     stand.kubelet.wait_for_instances(DRIVER_NAME, 1).await;
     block_in_place(|| second.wait_ready());
+    eprintln!(
+        "the first instance ended in {ended:?}; the second was ready {:?} after its signal",
+        began.elapsed()
+    );
     calls.go_on().await;
     let uids = calls.end().await;
     let log = stand.home.log();
