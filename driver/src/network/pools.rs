@@ -165,6 +165,7 @@ impl AddressPools {
 
     /// Publish until `stop`, while `leading`. The pools stay: another node goes on from them. `conditions` is told
     /// what the networks' status is to say; it is empty on a node that does not lead.
+    #[expect(clippy::too_many_arguments, reason = "what it lives on")]
     pub async fn run(
         mut self,
         networks: Arc<Networks>,

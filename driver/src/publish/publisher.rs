@@ -108,6 +108,7 @@ pub type SliceNews = BoxStream<'static, Seen<SliceVersion, String>>;
 /// Publish until `shutdown`. `news` tells of the node's slices, so that what others do with them is put right at once: the
 /// kubelet deletes all of them when it starts. The slices stay: a driver that restarts must not take devices away from a
 /// scheduler that is just about to use them. [`cleanup`] takes them away.
+#[expect(clippy::too_many_arguments, reason = "what it lives on")]
 pub async fn run(
     cluster: Arc<dyn Cluster>,
     mut news: SliceNews,
