@@ -44,6 +44,7 @@ use crate::{
     drift::{DriftWatch, Tell},
     findings::Findings,
     flow_log::{self, FlowLog},
+    follow::PortFollow,
     holdings::holdings,
     http,
     link::kernel::KernelLinks,
@@ -85,6 +86,9 @@ const IN_PROGRESS: Duration = Duration::from_secs(2);
 
 /// One of the cluster's nodes writes what all of them find out about a network; it comes forward within this time.
 const NETWORK_STATUS_SPREAD: Duration = Duration::from_secs(3);
+
+/// How long ports that are in use wait at the start for what their networks say now, before anything is served.
+const NETWORKS_WAIT: Duration = Duration::from_secs(2);
 
 /// Run the daemon until SIGTERM or SIGINT. Links stay in their pods, protected by what is pinned.
 pub async fn run(config: RunConfig) -> Result<()> {
@@ -314,6 +318,14 @@ impl Parts {
             node: node.to_owned(),
         };
         tasks.spawn("transports", transports.run(TransportOptions::default(), stop.clone()));
+
+        let follow = PortFollow {
+            attacher: Arc::clone(&attacher),
+            networks: Arc::clone(&networks),
+            checkpoints: store.changes(),
+        };
+        follow.catch_up(NETWORKS_WAIT).await;
+        tasks.spawn("port follow", follow.run(stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
         tokio::spawn(tell_runtime(Arc::clone(&readiness), status, config.state.run_dir.clone()));

@@ -20,6 +20,7 @@ pub mod dra;
 pub mod drift;
 pub mod findings;
 pub mod flow_log;
+pub mod follow;
 pub mod holdings;
 pub mod http;
 pub mod link;

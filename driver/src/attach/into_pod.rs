@@ -124,6 +124,7 @@ impl Attacher {
         tried.extend(jobs.iter().map(|job| (job.claim.uid.clone(), job.plan.key())));
         self.room_in(sandbox, &jobs).await?;
         self.write_step(&jobs).await?;
+        self.take_newest_plans(&mut jobs);
         for job in &mut jobs {
             let failed = |cause| AttachFailed::of(&job.claim, &job.plan.device, cause);
             let done = self.bring_in(&job.plan, &job.attachment, cgroup).await;
@@ -135,6 +136,17 @@ impl Attacher {
         crossing("attach-before-done").map_err(AttachFailed::of_pod)?;
         self.write_step(&jobs).await?;
         Ok(attached)
+    }
+
+    /// The plans that the checkpoints have now: a network may have changed them before the step was written. From then on
+    /// such a change is applied to the interface.
+    fn take_newest_plans(&self, jobs: &mut [Job]) {
+        for job in jobs {
+            let newest = self.store.get(&job.claim.uid);
+            if let Some(record) = newest.as_ref().and_then(|it| it.interface(&job.plan.key())) {
+                job.plan = record.plan.clone();
+            }
+        }
     }
 
     /// Read what the link is at home and refuse what can be refused before anything is changed.

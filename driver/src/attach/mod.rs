@@ -10,6 +10,7 @@ mod alive;
 mod compare;
 mod error;
 mod find;
+pub mod follow;
 mod give_back;
 mod guard;
 mod holds;

@@ -17,6 +17,7 @@ use crate::{
     nri::PodSandbox,
 };
 
+mod follow;
 mod guard;
 mod lease;
 mod movable;

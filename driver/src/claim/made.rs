@@ -7,7 +7,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ClaimRef, InterfaceKey};
 use crate::{
-    link::{MacAddr, SubInterface},
+    datapath::{limits::Limits, policy::Policy},
+    link::{MacAddr, Route, SubInterface},
     network::{NetworkId, NetworkRef},
 };
 
@@ -42,6 +43,39 @@ pub struct Port {
     /// The allocated devices whose addresses the port has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub given: Vec<Given>,
+    /// What class and claim ask for. The plan has it together with what the network says, which may change. `None` in a
+    /// checkpoint that does not tell them apart: such a port follows no change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Box<Asked>>,
+    /// Whether the plan was changed while the interface is in a pod, and the pod may not have it so yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unapplied: bool,
+}
+
+impl Port {
+    /// A port that was not given any addresses, and whose class and claim ask for nothing.
+    #[must_use]
+    pub fn new(network: NetworkRef, id: NetworkId) -> Self {
+        Self { network, id, given: Vec::new(), asked: Some(Box::default()), unapplied: false }
+    }
+}
+
+/// What class and claim ask for of a port, without what its network says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Asked {
+    /// Their policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// Whether the policy is the class's, which may have allow rules.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub policy_of_class: bool,
+    /// Their limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Their routes: one that leaves the subnets and names no gateway goes through the network's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
 }
 
 /// An address device of a network, allocated to the claim of a port.

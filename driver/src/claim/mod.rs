@@ -19,7 +19,7 @@ use crate::{
     netns::NetnsId,
 };
 
-pub use made::{Given, Made, Port, Upper};
+pub use made::{Asked, Given, Made, Port, Upper};
 
 /// A ResourceClaim by name and identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -287,6 +287,12 @@ impl Checkpoint {
     }
 
     /// The record of an interface.
+    #[must_use]
+    pub fn interface(&self, key: &InterfaceKey) -> Option<&InterfaceRecord> {
+        self.interfaces.iter().find(|interface| interface.plan.key() == *key)
+    }
+
+    /// The same, to change it.
     pub fn interface_mut(&mut self, key: &InterfaceKey) -> Option<&mut InterfaceRecord> {
         self.interfaces.iter_mut().find(|interface| interface.plan.key() == *key)
     }

@@ -13,7 +13,7 @@ use k8s_openapi::api::resource::v1::{
 
 use self::results::{Allocated, Source, our_results};
 use super::{
-    Checkpoint, ClaimRef, Given, InterfaceKey, InterfacePlan, Made, Plan, PodRef, Port, Upper,
+    Asked, Checkpoint, ClaimRef, Given, InterfaceKey, InterfacePlan, Made, Plan, PodRef, Port, Upper,
     config::{FieldError, InterfaceConfig, interface_name},
     made,
 };
@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod moved;
+pub mod follow;
 mod narrow;
 mod port;
 mod results;
@@ -70,6 +71,8 @@ struct Wanted<'a> {
     policy_of_class: bool,
     /// Allocated devices whose addresses it has.
     given: Vec<Given>,
+    /// Of a port: what class and claim ask for, before the network's part is added to `config`.
+    asked: Asked,
 }
 
 const RESULTS: &str = "status.allocation.devices.results";
@@ -104,8 +107,8 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
         }
         match merged_config(&configs, result) {
             Ok((config, policy_of_class)) => {
-                let given = Vec::new();
-                wanted.push(Wanted { index, result, source, config, policy_of_class, given });
+                let (given, asked) = (Vec::new(), Asked::default());
+                wanted.push(Wanted { index, result, source, config, policy_of_class, given, asked });
             }
             Err(wrong) => errors.extend(wrong),
         }
@@ -340,11 +343,8 @@ fn refuse_doubles(wanted: &[Wanted<'_>], errors: &mut Vec<PlanError>) {
 
 /// `None` for an address, which has no interface of its own.
 fn interface(wanted: Wanted<'_>, name: String, claim: &ClaimRef) -> Option<InterfacePlan> {
-    let Wanted { result, source, config, given, .. } = wanted;
-    // The kernel takes a route only once its gateway can be reached: routes on the link go first.
-    let (via_gateway, mut routes): (Vec<Route>, Vec<Route>) =
-        config.routes.unwrap_or_default().into_iter().partition(|route| route.gateway.is_some());
-    routes.extend(via_gateway);
+    let Wanted { result, source, config, given, asked: own, .. } = wanted;
+    let routes = in_order(config.routes.unwrap_or_default());
     let (host_link, made) = match source {
         Source::Link(device) => {
             let made = config.sub_interface.map(|sub_interface| {
@@ -354,7 +354,8 @@ fn interface(wanted: Wanted<'_>, name: String, claim: &ClaimRef) -> Option<Inter
         }
         Source::Port(asked) => {
             let (network, id) = (asked.network.reference.clone(), asked.network.id);
-            (made::host_name(claim, &key(result)), Some(Made::Port(Port { network, id, given })))
+            let port = Port { given, asked: Some(Box::new(own)), ..Port::new(network, id) };
+            (made::host_name(claim, &key(result)), Some(Made::Port(port)))
         }
         Source::Address(..) => return None,
     };
@@ -374,6 +375,14 @@ fn interface(wanted: Wanted<'_>, name: String, claim: &ClaimRef) -> Option<Inter
         limits: config.limits,
         made,
     })
+}
+
+/// The kernel takes a route only once its gateway can be reached: routes on the link go first.
+fn in_order(routes: Vec<Route>) -> Vec<Route> {
+    let (via_gateway, mut routes): (Vec<Route>, Vec<Route>) =
+        routes.into_iter().partition(|route| route.gateway.is_some());
+    routes.extend(via_gateway);
+    routes
 }
 
 fn key(result: &DeviceRequestAllocationResult) -> InterfaceKey {

@@ -282,6 +282,18 @@ impl Links for KernelLinks {
         }
     }
 
+    async fn replace_route(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        route: &Route,
+    ) -> Result<(), LinkError> {
+        let on = self.on(namespace, ifindex).await?;
+        let message = RouteNetlinkMessage::NewRoute(encode::route(ifindex, route));
+        let replaced = on.conversation.change(message, NLM_F_CREATE | NLM_F_REPLACE).await;
+        replaced.map_err(|source| on.error(add_route(route), source))
+    }
+
     async fn set_sysctls(
         &self,
         namespace: &Namespace,

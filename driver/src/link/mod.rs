@@ -372,6 +372,14 @@ pub trait Links: Send + Sync {
     ) -> Result<(), LinkError>;
     /// Add a route through the link.
     async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError>;
+    /// Have a route through the link in the place of one to the same destination in the same table: at no moment is there
+    /// none. One that is not there is added.
+    async fn replace_route(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        route: &Route,
+    ) -> Result<(), LinkError>;
     /// Write per-link sysctls, named as in [`Home::sysctls`]. One that this kernel lacks is passed over.
     async fn set_sysctls(
         &self,

@@ -26,6 +26,10 @@ pub struct Declared {
     pub spec: Value,
     /// `status` as it is.
     pub status: NetworkStatus,
+    /// Somebody has deleted it, and it stays until its finalizers are gone. Nothing new may join it.
+    pub deleting: bool,
+    /// Its finalizers.
+    pub finalizers: Vec<String>,
 }
 
 impl Declared {
@@ -44,6 +48,8 @@ impl Declared {
                 .get("status")
                 .and_then(|status| serde_json::from_value(status.clone()).ok())
                 .unwrap_or_default(),
+            deleting: metadata.deletion_timestamp.is_some(),
+            finalizers: metadata.finalizers.clone().unwrap_or_default(),
         }
     }
 }

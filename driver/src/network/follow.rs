@@ -118,7 +118,7 @@ impl Follow {
                 () = self.demand.next() => true,
                 Ok(()) = leading.changed() => true,
                 _ = networks.tick() => {
-                    let now = self.networks.list();
+                    let now = self.networks.with_members();
                     self.take_in(&streams, |table| vec![table.set_networks(&now)]);
                     true
                 }
@@ -164,7 +164,7 @@ impl Follow {
         self.demand.keep(ports.here.iter().chain(&ports.named).cloned());
         let local: Vec<String> = self.table().local().map(str::to_owned).collect();
         self.demand.keep(local);
-        let networks = self.networks.list();
+        let networks = self.networks.with_members();
         let outcomes: Vec<Outcome> = {
             let mut table = self.table();
             let known = table.set_networks(&networks);

@@ -125,11 +125,25 @@ impl Identities {
         wanted: &[(NetworkRef, NetworkSpec)],
         held: &BTreeSet<String>,
     ) -> Result<Numbered, IdentityError> {
+        self.keep_with(wanted, &[], held)
+    }
+
+    /// The same. Of those that stay only because they are held, `deleting` has what they say now.
+    pub fn keep_with(
+        &self,
+        wanted: &[(NetworkRef, NetworkSpec)],
+        deleting: &[(NetworkRef, NetworkSpec)],
+        held: &BTreeSet<String>,
+    ) -> Result<Numbered, IdentityError> {
         let mut kept = self.lock();
         let mut now = OnDisk { version: VERSION, next: kept.next, networks: Vec::new() };
         let is_wanted = |uid: &str| wanted.iter().any(|(reference, _)| reference.uid == uid);
         let stays = |entry: &&Entry| held.contains(&entry.reference.uid) && !is_wanted(&entry.reference.uid);
-        let retired = |entry: &Entry| Entry { deleted: true, ..entry.clone() };
+        let retired = |entry: &Entry| {
+            let says = deleting.iter().find(|(reference, _)| *reference == entry.reference);
+            let spec = says.map_or(&entry.spec, |(_, spec)| spec).clone();
+            Entry { deleted: true, spec, ..entry.clone() }
+        };
         now.networks.extend(kept.networks.iter().filter(stays).map(retired));
         let mut taken: BTreeSet<NetworkId> = kept.networks.iter().map(|entry| entry.id).collect();
         for (reference, spec) in wanted {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{NetworkId, NetworkRef, spec::NetworkSpec, transport::Troubles};
+use super::{Declared, NetworkId, NetworkRef, spec::NetworkSpec, transport::Troubles};
 
 /// A network that is valid, with its number on this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,12 +20,38 @@ pub struct Network {
     pub spec: NetworkSpec,
 }
 
+/// Networks by UID.
+pub type ByUid = BTreeMap<String, Arc<Network>>;
+
+/// The networks of one moment, those among them that are deleted while pods of this node have ports on them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// All of them.
+    pub networks: ByUid,
+    /// `metadata.generation` of what counts of each, by UID, where the cluster has told it.
+    pub generations: BTreeMap<String, i64>,
+}
+
+/// What of a network is in force on this node's ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InForce {
+    /// The generation that was last put in force on all of them; `None` where it is not known, or not all have it.
+    pub generation: Option<i64>,
+    /// What is not in force, a sentence for each port.
+    pub problems: Vec<String>,
+}
+
+/// The same for each network that has ports on this node.
+pub type AllInForce = BTreeMap<NetworkRef, InForce>;
+
 #[derive(Clone, Debug, Default)]
 struct Known {
     /// By name.
     networks: BTreeMap<String, Arc<Network>>,
     /// Deleted ones that pods of this node still have ports on, by UID.
     retired: BTreeMap<String, Arc<Network>>,
+    /// By UID.
+    generations: BTreeMap<String, i64>,
 }
 
 /// Networks by name. Written by whoever watches the objects, read by everybody else.
@@ -34,6 +60,9 @@ pub struct Networks {
     known: watch::Sender<Arc<Known>>,
     published: watch::Sender<Arc<BTreeSet<String>>>,
     troubles: watch::Sender<Arc<Troubles>>,
+    in_force: watch::Sender<Arc<AllInForce>>,
+    /// What the cluster declares, valid or not; `None` before it has told.
+    declared: watch::Sender<Option<Arc<Vec<Declared>>>>,
 }
 
 impl Networks {
@@ -63,6 +92,26 @@ impl Networks {
         self.known.borrow().retired.values().cloned().collect()
     }
 
+    /// The networks whose members matter on this node: those there are, and those that are deleted and still have ports here.
+    /// Claims name networks: a deleted one whose name another has now is none of them.
+    #[must_use]
+    pub fn with_members(&self) -> Vec<Arc<Network>> {
+        let known = self.known.borrow();
+        let retired = known.retired.values().filter(|it| !known.networks.contains_key(&it.reference.name));
+        known.networks.values().chain(retired).cloned().collect()
+    }
+
+    /// All of this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let known = self.known.borrow();
+        let live = known.networks.values().map(|network| (network.reference.uid.clone(), Arc::clone(network)));
+        Snapshot {
+            networks: live.chain(known.retired.clone()).collect(),
+            generations: known.generations.clone(),
+        }
+    }
+
     /// Put another set in the place of this one.
     pub fn replace(&self, networks: impl IntoIterator<Item = Network>) {
         self.replace_all(networks, []);
@@ -74,14 +123,27 @@ impl Networks {
         networks: impl IntoIterator<Item = Network>,
         retired: impl IntoIterator<Item = Network>,
     ) {
+        self.replace_at(networks, retired, BTreeMap::new());
+    }
+
+    /// The same, with the generations of what counts of them, by UID.
+    pub fn replace_at(
+        &self,
+        networks: impl IntoIterator<Item = Network>,
+        retired: impl IntoIterator<Item = Network>,
+        generations: BTreeMap<String, i64>,
+    ) {
         let by_name = |network: Network| (network.reference.name.clone(), Arc::new(network));
         let by_uid = |network: Network| (network.reference.uid.clone(), Arc::new(network));
         let known = Known {
             networks: networks.into_iter().map(by_name).collect(),
             retired: retired.into_iter().map(by_uid).collect(),
+            generations,
         };
         self.known.send_if_modified(|before| {
-            let changed = before.networks != known.networks || before.retired != known.retired;
+            let changed = before.networks != known.networks
+                || before.retired != known.retired
+                || before.generations != known.generations;
             *before = Arc::new(known);
             changed
         });
@@ -100,6 +162,32 @@ impl Networks {
             *before = Arc::new(names);
             changed
         });
+    }
+
+    /// Say what is in force on this node's ports.
+    pub fn set_in_force(&self, in_force: AllInForce) {
+        self.in_force.send_if_modified(|before| {
+            let changed = **before != in_force;
+            *before = Arc::new(in_force);
+            changed
+        });
+    }
+
+    /// What is in force on this node's ports, now and later.
+    #[must_use]
+    pub fn in_force(&self) -> watch::Receiver<Arc<AllInForce>> {
+        self.in_force.subscribe()
+    }
+
+    /// Say what the cluster declares.
+    pub fn set_declared(&self, declared: Vec<Declared>) {
+        self.declared.send_replace(Some(Arc::new(declared)));
+    }
+
+    /// What the cluster declares, now and later; `None` before it has told.
+    #[must_use]
+    pub fn declared(&self) -> watch::Receiver<Option<Arc<Vec<Declared>>>> {
+        self.declared.subscribe()
     }
 
     /// Say which networks cannot go on beyond this node as they are to.

@@ -223,6 +223,13 @@ impl MemberTable {
         (holder != ClaimKey::of(claim)).then(|| holder.uid())
     }
 
+    /// The number of a network of this name, if there is one.
+    #[must_use]
+    pub fn number(&self, network: &str) -> Option<NetworkId> {
+        let of = self.networks.get(*self.index.get(network)? as usize)?;
+        of.known.as_ref().map(|known| known.id)
+    }
+
     /// Take in the networks there are now.
     pub fn set_networks(&mut self, networks: &[Arc<Network>]) -> Outcome {
         let mut now: HashMap<&str, Known> = networks

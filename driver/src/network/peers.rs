@@ -22,9 +22,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{follow::SharedTable, labels::PodLabels, members::MemberTable};
+use super::{NetworkId, follow::SharedTable, labels::PodLabels, members::MemberTable};
 use crate::{
-    claim::{Checkpoint, InterfacePlan, PodRef, Step, store::Store},
+    claim::{Checkpoint, InterfaceKey, InterfacePlan, PodRef, Step, store::Store},
     cluster::watch::Watch,
     datapath::{
         Datapath, DatapathError, EndpointId,
@@ -74,11 +74,21 @@ pub struct PolicyPeers {
 struct Seeing<'a> {
     table: &'a MemberTable,
     checkpoints: &'a [Checkpoint],
-    /// The endpoint's own network.
-    network: Option<&'a str>,
+    /// The endpoint's own network, by name and number.
+    network: Option<(&'a str, NetworkId)>,
 }
 
 impl Seeing<'_> {
+    /// Whether this is the endpoint's own network.
+    fn is_own(&self, name: &str) -> bool {
+        self.network.is_some_and(|(own, _)| own == name)
+    }
+
+    /// The endpoint's own network, unless it was deleted and another has its name: whose members the table has, then.
+    fn own(&self) -> Option<(&str, NetworkId)> {
+        self.network.filter(|(name, id)| self.table.number(name).is_none_or(|number| number == *id))
+    }
+
     fn here(&self, network: &str, is_one: impl Fn(&Checkpoint) -> bool) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for checkpoint in self.checkpoints.iter().filter(|checkpoint| is_one(checkpoint)) {
@@ -86,7 +96,7 @@ impl Seeing<'_> {
             for plan in plans.filter(|plan| plan.port().is_some_and(|port| port.network.name == network)) {
                 addresses.extend(plan.addresses.iter().map(ipnetwork::IpNetwork::ip));
                 let link_local = plan.hardware_addr.map(|mac| IpAddr::from(Addr::link_local(mac.0)));
-                addresses.extend(link_local.filter(|_| self.network == Some(network)));
+                addresses.extend(link_local.filter(|_| self.is_own(network)));
             }
         }
         addresses
@@ -95,14 +105,17 @@ impl Seeing<'_> {
 
 impl Peers for Seeing<'_> {
     fn network(&self, name: &str) -> Option<Vec<IpAddr>> {
-        let mut addresses = self.table.addresses(name, self.network == Some(name))?;
+        if self.is_own(name) {
+            self.own()?;
+        }
+        let mut addresses = self.table.addresses(name, self.is_own(name))?;
         addresses.extend(self.here(name, |_| true));
         Some(addresses)
     }
 
     fn selected(&self, labels: &BTreeMap<String, String>, action: Action) -> Option<Vec<IpAddr>> {
         // Without a network nobody can be told, which a plan refuses.
-        let network = self.network?;
+        let (network, _) = self.own()?;
         let mut addresses = self.table.selected(network, labels, action)?;
         let is_one = |checkpoint: &Checkpoint| {
             let is_one = |pod: &PodRef| self.table.is_selected(network, &pod.to_string(), labels, action);
@@ -134,18 +147,30 @@ impl PolicyPeers {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn resolve(&self, policy: &Policy, network: Option<&str>) -> Resolved {
+    fn resolve(&self, policy: &Policy, network: Option<(&str, NetworkId)>) -> Resolved {
+        if !policy.names_peers() {
+            return Resolved::default();
+        }
         let checkpoints = self.store.all();
         let table = self.table();
         policy.resolve(&Seeing { table: &table, checkpoints: &checkpoints, network })
     }
 
     /// Set the policy of an endpoint on `network`. What is not known yet is set later. Blocks.
-    pub fn set(&self, id: EndpointId, policy: &Policy, network: Option<&str>) -> Result<(), DatapathError> {
+    pub fn set(
+        &self,
+        id: EndpointId,
+        policy: &Policy,
+        network: Option<(&str, NetworkId)>,
+    ) -> Result<(), DatapathError> {
         let mut in_force = self.in_force();
         let resolved = self.resolve(policy, network);
         self.datapath.set_policy_for(id, policy, &resolved)?;
-        in_force.insert(id, (policy.clone(), resolved));
+        if policy.names_peers() {
+            in_force.insert(id, (policy.clone(), resolved));
+        } else {
+            in_force.remove(&id);
+        }
         drop(in_force);
         self.needed.notify_one();
         Ok(())
@@ -156,10 +181,12 @@ impl PolicyPeers {
         let endpoints = self.endpoints();
         self.in_force().retain(|id, _| endpoints.iter().any(|(other, ..)| other == id));
         let mut set = 0;
-        for (id, step, plan) in &endpoints {
-            let Some(policy) = &plan.policy else { continue };
+        for (id, step, claim, key) in &endpoints {
             let mut in_force = self.in_force();
-            let now = self.resolve(policy, plan.port().map(|port| port.network.name.as_str()));
+            // Its network may have changed the policy meanwhile: the newest one is asked for under the lock.
+            let Some(plan) = self.plan(claim, key) else { continue };
+            let Some(policy) = plan.policy.as_ref().filter(|policy| policy.names_peers()) else { continue };
+            let now = self.resolve(policy, plan.port().map(|port| (port.network.name.as_str(), port.id)));
             match in_force.get(id) {
                 Some((of, resolved)) if of == policy && *resolved == now => continue,
                 // What an earlier process set is better than what is not known. An attach sets it itself.
@@ -199,18 +226,23 @@ impl PolicyPeers {
         set
     }
 
-    /// Endpoints in pods whose policy has names.
-    fn endpoints(&self) -> Vec<(EndpointId, Step, InterfacePlan)> {
-        let checkpoints = self.store.all();
-        let records = checkpoints.into_iter().flat_map(|checkpoint| checkpoint.interfaces);
-        let named = records.filter(|it| it.plan.policy.as_ref().is_some_and(Policy::names_peers));
-        named
-            .filter_map(|record| {
-                let attachment = record.attachment?;
-                let step = attachment.step;
-                (step != Step::Returning).then_some((attachment.endpoint?, step, record.plan))
-            })
-            .collect()
+    /// Endpoints in pods whose policy has names, with their interfaces and the UIDs of their claims.
+    fn endpoints(&self) -> Vec<(EndpointId, Step, String, InterfaceKey)> {
+        let mut endpoints = Vec::new();
+        for checkpoint in self.store.all() {
+            for record in checkpoint.interfaces {
+                let Some(attachment) = record.attachment.filter(|it| it.step != Step::Returning) else { continue };
+                let named = record.plan.policy.as_ref().is_some_and(Policy::names_peers);
+                if let Some(id) = attachment.endpoint.filter(|_| named) {
+                    endpoints.push((id, attachment.step, checkpoint.claim.uid.clone(), record.plan.key()));
+                }
+            }
+        }
+        endpoints
+    }
+
+    fn plan(&self, claim_uid: &str, key: &InterfaceKey) -> Option<InterfacePlan> {
+        Some(self.store.get(claim_uid)?.interface(key)?.plan.clone())
     }
 
     /// Networks that ports are on whose policy selects pods.

@@ -48,7 +48,7 @@ fn pod(number: u8, role: &str) -> PodFacts {
 fn decided(table: &MemberTable, action: &str, peer: IpAddr) -> Decision {
     let rule = json!({"action": action, "peers": [{"podSelector": {"role": "db"}}]});
     let policy: Policy = serde_json::from_value(json!({"ingress": {"rules": [rule]}})).expect("a policy");
-    let resolved = policy.resolve(&Seeing { table, checkpoints: &[], network: Some("blue") });
+    let resolved = policy.resolve(&Seeing { table, checkpoints: &[], network: Some(("blue", 7)) });
     let (rules, otherwise) = flatten(&policy, Direction::ToPod, &resolved).expect("rules");
     evaluate(&rules, otherwise, peer, 6, 80)
 }

@@ -149,7 +149,7 @@ fn once_needed(
 ) -> Running {
     let (networks, stop) = (Arc::clone(networks), stop.clone());
     Box::pin(async move {
-        while networks.list().is_empty() {
+        while networks.with_members().is_empty() {
             tokio::select! {
                 () = sleep(FollowOptions::default().networks) => {}
                 () = stop.cancelled() => return,

@@ -70,6 +70,8 @@ struct Seen {
     told: BTreeMap<String, String>,
     /// Statuses that were written, by UID: one that somebody else writes otherwise is not fought over.
     written: BTreeMap<String, String>,
+    /// Generations of what counts, by UID.
+    generations: BTreeMap<String, i64>,
     /// The last trouble of the watch itself, said once.
     trouble: Option<String>,
     /// When statuses are due.
@@ -130,20 +132,33 @@ impl NetworkWatch {
         let former =
             before.iter().map(|network| (network.reference.uid.clone(), network.spec.clone())).collect();
         let judged = judge(declared, &former);
-        let in_force: Vec<_> = judged
+        let deleting: BTreeSet<&str> =
+            declared.iter().filter(|it| it.deleting).map(|it| it.reference.uid.as_str()).collect();
+        for judged in judged.iter().filter(|judged| judged.problem.is_none()) {
+            let is = |it: &&Declared| it.reference.uid == judged.reference.uid;
+            if let Some(generation) = declared.iter().find(is).and_then(|it| it.generation) {
+                seen.generations.insert(judged.reference.uid.clone(), generation);
+            }
+        }
+        // Nothing new may join one that is being deleted. Ports that are there keep it.
+        let (deleting, in_force): (Vec<_>, Vec<_>) = judged
             .iter()
             .filter_map(|judged| Some((judged.reference.clone(), judged.in_force.clone()?)))
-            .collect();
+            .partition(|(reference, _)| deleting.contains(reference.uid.as_str()));
         let held = before.iter().chain(&retired).filter(|network| (self.held)(&network.reference));
         let held = held.map(|network| network.reference.uid.clone()).collect();
-        match self.identities.keep(&in_force, &held) {
+        match self.identities.keep_with(&in_force, &deleting, &held) {
             Ok(now) => {
                 say_changes(before.iter().chain(&retired), &now);
-                self.networks.replace_all(now.networks, now.retired);
+                let known = now.networks.iter().chain(&now.retired);
+                let known: BTreeSet<&String> = known.map(|network| &network.reference.uid).collect();
+                seen.generations.retain(|uid, _| known.contains(uid));
+                self.networks.replace_at(now.networks, now.retired, seen.generations.clone());
             }
             // Without a number on disk no port can be made; what is known stays as it is.
             Err(error) => error!("networks: {}", chain(&error)),
         }
+        self.networks.set_declared(declared.clone());
         seen.judged = judged;
         self.tell(seen).await;
     }

@@ -220,6 +220,7 @@ fn ports() -> (ResourceClaim, Checkpoint) {
                 device: format!("ip-10-0-0-{last}"),
                 address: format!("10.0.0.{last}").parse().expect("an address"),
             }],
+            ..Port::new(NetworkRef::default(), 3)
         }));
         if let Some(attachment) = &mut record.attachment {
             attachment.home = None;

@@ -74,11 +74,10 @@ pub(crate) fn port(claim: &str, net: Net, last: u8, name: &str) -> InterfacePlan
         isolation: Isolation::Strict,
         policy: None,
         limits: None,
-        made: Some(Made::Port(Port {
-            network: NetworkRef { name: network.into(), uid: format!("uid-{network}") },
+        made: Some(Made::Port(Port::new(
+            NetworkRef { name: network.into(), uid: format!("uid-{network}") },
             id,
-            given: Vec::new(),
-        })),
+        ))),
     }
 }
 

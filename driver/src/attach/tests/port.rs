@@ -20,11 +20,7 @@ pub(super) fn port(claim: &str, share: &str, name: &str) -> InterfacePlan {
         share_id: key.share_id.clone(),
         host_link: made::host_name(&claim_ref(claim), &key),
         hardware_addr: Some(made::hardware_addr(&claim_ref(claim), &key)),
-        made: Some(Made::Port(Port {
-            network: NetworkRef { name: "blue".into(), uid: "uid-blue".into() },
-            id: 7,
-            given: vec![],
-        })),
+        made: Some(Made::Port(Port::new(NetworkRef { name: "blue".into(), uid: "uid-blue".into() }, 7))),
         ..plan("port-blue", name)
     }
 }

@@ -31,6 +31,28 @@ pub(super) fn policy(
     }))
 }
 
+/// As [`policy`], for a port that is in use, where nothing can be refused any more: a direction in which rules cannot say
+/// what passes both sides is closed. Says why, if it is.
+pub(super) fn policy_or_closed(
+    network: Option<&Policy>,
+    own: Option<&Policy>,
+    of_class: bool,
+) -> (Option<Policy>, Option<PlanError>) {
+    let error = match policy(network, own.cloned(), of_class) {
+        Ok(policy) => return (policy, None),
+        Err(error) => error,
+    };
+    let (base, own) = (network.cloned().unwrap_or_default(), own.cloned().unwrap_or_default());
+    let side = |base: &Rules, own: &Rules| both(base, own).unwrap_or_else(closed_rules);
+    let policy =
+        Policy { ingress: side(&base.ingress, &own.ingress), egress: side(&base.egress, &own.egress) };
+    (Some(policy), Some(error))
+}
+
+const fn closed_rules() -> Rules {
+    Rules { otherwise: Some(Otherwise::Deny), rules: Vec::new() }
+}
+
 fn first_allow(rules: &Rules) -> Option<usize> {
     rules.rules.iter().position(|rule| rule.action == Action::Allow)
 }
@@ -46,7 +68,7 @@ fn both(one: &Rules, other: &Rules) -> Option<Rules> {
         Rules { otherwise: Some(base.otherwise()), rules: base.rules.iter().chain(denies).cloned().collect() }
     };
     if closed(one) || closed(other) {
-        return Some(Rules { otherwise: Some(Otherwise::Deny), rules: Vec::new() });
+        return Some(closed_rules());
     }
     if open(other) {
         return Some(with_denies_of(one, other));

@@ -7,11 +7,15 @@ use k8s_openapi::api::resource::v1::DeviceRequestAllocationResult;
 
 use super::{Place, PlanError, Source, Wanted, key, narrow, of_request};
 use crate::{
-    claim::{ClaimRef, Given, config::Holder, made},
+    claim::{Asked, ClaimRef, Given, config::Holder, made},
     datapath::Isolation,
     dhcp::Lease,
-    link::Scope,
-    network::{Network, NetworkRef, names, offer::Offer, spec::AddressSource},
+    link::{Route, Scope},
+    network::{
+        Network, NetworkRef, names,
+        offer::Offer,
+        spec::{AddressSource, NetworkSpec},
+    },
 };
 
 /// Addresses of one port: as many as a claim's status can name (`NetworkDeviceData.ips`), from where other nodes
@@ -140,6 +144,12 @@ pub(super) fn complete(
     }
     config.hardware_addr = Some(mac);
 
+    wanted.asked = Asked {
+        policy: config.policy.clone(),
+        policy_of_class: wanted.policy_of_class,
+        limits: config.limits,
+        routes: config.routes.clone().unwrap_or_default(),
+    };
     for error in route(network, lease, config.routes.iter_mut().flatten()) {
         refuse(error);
     }
@@ -246,7 +256,7 @@ fn ports_of<'a>(
 fn route<'a>(
     network: &Network,
     lease: Option<&Lease>,
-    routes: impl Iterator<Item = &'a mut crate::link::Route>,
+    routes: impl Iterator<Item = &'a mut Route>,
 ) -> Vec<PlanError> {
     let inside = |address: &IpAddr| network.spec.subnets.iter().any(|subnet| subnet.contains(*address));
     let of_lease = lease.and_then(|lease| lease.router).map(IpAddr::V4).filter(inside);
@@ -255,18 +265,11 @@ fn route<'a>(
     let gateways: Vec<IpAddr> = network.spec.gateways.iter().copied().chain(of_lease).collect();
     let mut errors = Vec::new();
     for (index, route) in routes.enumerate() {
-        let inside = |subnet: &IpNetwork| {
-            subnet.contains(route.destination.ip()) && subnet.prefix() <= route.destination.prefix()
-        };
-        if drafted || route.gateway.is_some() || network.spec.subnets.iter().any(inside) {
+        if drafted || !goes_through_network(&network.spec, route) {
             continue;
         }
-        let of_family = |gateway: &&IpAddr| gateway.is_ipv4() == route.destination.is_ipv4();
-        match gateways.iter().find(of_family) {
-            Some(gateway) => {
-                route.gateway = Some(*gateway);
-                route.scope = Scope::Universe;
-            }
+        match gateway_of(&gateways, route) {
+            Some(gateway) => send_through(route, gateway),
             None => errors.push(PlanError::missing(
                 format!("routes[{index}].gateway"),
                 format!("network {} has no gateway of this family", network.reference.name),
@@ -274,6 +277,24 @@ fn route<'a>(
         }
     }
     errors
+}
+
+/// Whether a route leaves the network's subnets and names no gateway.
+pub(super) fn goes_through_network(spec: &NetworkSpec, route: &Route) -> bool {
+    let inside = |subnet: &IpNetwork| {
+        subnet.contains(route.destination.ip()) && subnet.prefix() <= route.destination.prefix()
+    };
+    route.gateway.is_none() && !spec.subnets.iter().any(inside)
+}
+
+/// The gateway of the route's family.
+pub(super) fn gateway_of(gateways: &[IpAddr], route: &Route) -> Option<IpAddr> {
+    gateways.iter().copied().find(|gateway| gateway.is_ipv4() == route.destination.is_ipv4())
+}
+
+pub(super) const fn send_through(route: &mut Route, gateway: IpAddr) {
+    route.gateway = Some(gateway);
+    route.scope = Scope::Universe;
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ fn the_device_of_a_network_is_held_by_nobody() {
         let plan = &mut ports.interfaces[0].plan;
         plan.share_id = Some(format!("share-{uid}"));
         let network = NetworkRef { name: "blue".into(), uid: "b".into() };
-        plan.made = Some(Made::Port(Port { network, id: 3, given: vec![] }));
+        plan.made = Some(Made::Port(Port::new(network, 3)));
         store.put(ports).unwrap();
     }
     assert!(store.held_devices().is_empty());

@@ -92,7 +92,7 @@ pub(super) fn plan(device: &str, name: &str, isolation: Isolation) -> InterfaceP
 
 fn port_plan() -> InterfacePlan {
     let network = NetworkRef { name: "blue".into(), uid: "blue".into() };
-    let port = Port { network, id: 7, given: vec![] };
+    let port = Port::new(network, 7);
     InterfacePlan {
         host_link: "nf-port2".into(),
         hardware_addr: Some(MacAddr([2, 0, 0, 0, 7, 7])),
