@@ -106,7 +106,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
     .context("--share")?;
     let cluster = connection::cluster(&config, &node).await?;
     if config.cleanup {
-        return cleanup::run(&*cluster, &config.state).await;
+        return cleanup::run(&cluster, &config.state).await;
     }
     let stop = stop_on_signal(&config)?;
     let Some(handover) = Handover::begin(&config, &stop).await? else { return Ok(()) };
@@ -221,6 +221,7 @@ impl Parts {
         tasks.spawn("election", parts.election);
         tasks.spawn("addresses", parts.addresses);
         tasks.spawn("blocks", parts.blocks);
+        tasks.spawn("networks in use", parts.in_use);
 
         let whole = Arc::clone(&cluster);
         let watching: Arc<dyn Watch> = Arc::clone(&cluster) as _;

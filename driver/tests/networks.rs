@@ -5,10 +5,14 @@ mod support;
 
 #[path = "networks/daemon.rs"]
 mod daemon;
+#[path = "networks/driver_admission.rs"]
+mod driver_admission;
 #[path = "networks/folder.rs"]
 mod folder;
 #[path = "networks/follow.rs"]
 mod follow;
+#[path = "networks/in_use.rs"]
+mod in_use;
 #[path = "networks/manifests.rs"]
 mod manifests;
 #[path = "networks/nodes.rs"]

@@ -2,6 +2,7 @@
 
 mod errors;
 mod events;
+mod in_use;
 mod lease;
 mod networks;
 mod nodes;

@@ -1,6 +1,7 @@
 //! The cluster behind one narrow seam: an API server, or a folder of YAML objects.
 
 mod event_object;
+pub mod in_use;
 pub mod kube;
 pub mod lease;
 pub mod pools;
@@ -170,6 +171,12 @@ pub trait Cluster: Send + Sync {
 }
 
 /// Everything a cluster is asked.
-pub trait WholeCluster: Cluster + lease::Leases + pools::Pools + reach::Reach + watch::Watch {}
+pub trait WholeCluster:
+    Cluster + in_use::NetworkUse + lease::Leases + pools::Pools + reach::Reach + watch::Watch
+{
+}
 
-impl<T: Cluster + lease::Leases + pools::Pools + reach::Reach + watch::Watch> WholeCluster for T {}
+impl<T> WholeCluster for T where
+    T: Cluster + in_use::NetworkUse + lease::Leases + pools::Pools + reach::Reach + watch::Watch
+{
+}

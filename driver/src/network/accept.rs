@@ -30,6 +30,8 @@ pub struct Declared {
     pub deleting: bool,
     /// Its finalizers.
     pub finalizers: Vec<String>,
+    /// `metadata.resourceVersion`.
+    pub resource_version: Option<String>,
 }
 
 impl Declared {
@@ -50,6 +52,7 @@ impl Declared {
                 .unwrap_or_default(),
             deleting: metadata.deletion_timestamp.is_some(),
             finalizers: metadata.finalizers.clone().unwrap_or_default(),
+            resource_version: metadata.resource_version.clone(),
         }
     }
 }

@@ -79,6 +79,15 @@ pub struct Outcome {
     pub nodes: Vec<NodeNeed>,
 }
 
+/// Claims that use a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// How many.
+    pub count: usize,
+    /// Names of the first of them, as `namespace/name`.
+    pub first: Vec<String>,
+}
+
 /// What of a network decides over its members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Known {

@@ -14,6 +14,7 @@ use super::{
     conditions::{Conditions, Told},
     demand::{Demand, PortsHere},
     follow::{Follow, FollowOptions, FollowStats, Members, SharedTable},
+    in_use::InUse,
     leader::{self, ADDRESSES, Candidate, Timing},
     pools::{AddressPools, PoolOptions},
     watch::Counts,
@@ -56,6 +57,8 @@ pub struct SharingParts {
     pub addresses: Running,
     /// Gives blocks of addresses to nodes while elected.
     pub blocks: Running,
+    /// Keeps networks that claims use, while elected.
+    pub in_use: Running,
     /// What the status of networks is to say of their addresses; empty on a node that is not elected.
     pub conditions: watch::Receiver<Conditions>,
     /// Whether this node is elected.
@@ -99,7 +102,15 @@ impl Sharing {
         let token = stop.clone();
         let watch: Arc<dyn Watch> = Arc::clone(&cluster) as _;
         let elected = leading.clone();
+        let in_use = InUse {
+            uses: Arc::clone(&cluster) as _,
+            cluster: Arc::clone(&cluster) as _,
+            networks: Arc::clone(&networks),
+            table: Arc::clone(&table),
+            leading: leading.clone(),
+        };
         SharingParts {
+            in_use: Box::pin(in_use.run(stop.clone())),
             follow: once_needed(&networks, stop, follow.run(FollowOptions::default(), stop.clone())),
             election: once_needed(&networks, stop, async move {
                 leader::run(&*cluster, candidate, &leads, &token).await;

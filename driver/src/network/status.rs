@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    accept::{Declared, Judged},
+    accept::{Declared, Judged, Problem},
     conditions::Conditions,
     spec::NetworkStatus,
     transport::Troubles,
@@ -53,7 +53,7 @@ pub fn wanted(
     };
     let conditions = if let Some(problem) = &judged.problem {
         vec![
-            condition(ACCEPTED, false, problem.reason(), &problem.to_string()),
+            condition(ACCEPTED, false, problem.reason(), &format!("{problem}{}", kept(declared, judged))),
             condition(READY, false, NOT_ACCEPTED, "the network is not accepted"),
         ]
     } else {
@@ -61,7 +61,9 @@ pub fn wanted(
             || former(READY).is_some_and(|former| former.status == "True");
         vec![
             condition(ACCEPTED, true, "Valid", "the network is valid"),
-            if ready {
+            if declared.deleting {
+                condition(READY, false, "Deleting", "it is being deleted: no other claim can have a port")
+            } else if ready {
                 condition(READY, true, "Published", "ports of it are published")
             } else {
                 condition(READY, false, "NoNode", "no node has published ports of it yet")
@@ -77,6 +79,25 @@ pub fn wanted(
     let mut conditions = conditions;
     conditions.extend(told.or_else(|| former(ADDRESSES).cloned()));
     NetworkStatus { observed_generation: declared.generation, conditions, ..declared.status.clone() }
+}
+
+/// Whether something that was accepted may still count: every node comes to the same answer by the object alone, where
+/// there are several.
+fn kept(declared: &Declared, judged: &Judged) -> &'static str {
+    let changed = declared.generation.map_or(judged.in_force.is_some(), |generation| generation > 1);
+    match &judged.problem {
+        Some(Problem::Invalid(_)) if changed => "; what was accepted last stays in force",
+        _ => "",
+    }
+}
+
+/// Whether a status says all of `wanted`, and nothing else of what [`wanted`] speaks of. Others add conditions of their own.
+#[must_use]
+pub fn is_said(wanted: &NetworkStatus, status: &NetworkStatus) -> bool {
+    let ours = |condition: &&Condition| [ACCEPTED, READY, ADDRESSES].contains(&condition.type_.as_str());
+    wanted.observed_generation == status.observed_generation
+        && wanted.conditions.iter().all(|condition| status.conditions.contains(condition))
+        && status.conditions.iter().filter(ours).count() == wanted.conditions.len()
 }
 
 /// `Ready` is false for this reason where a node cannot let an accepted network go on beyond it.
@@ -97,7 +118,7 @@ pub fn with_troubles(
     let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY) else {
         return status;
     };
-    if ready.reason == NOT_ACCEPTED {
+    if ready.reason == NOT_ACCEPTED || declared.deleting {
         return status;
     }
     let node = format!("node {}: ", troubles.node);

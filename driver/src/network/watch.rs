@@ -24,7 +24,7 @@ use super::{
     accept::{Judged, judge},
     conditions::Conditions,
     identity::{Identities, Numbered},
-    status::{wanted, with_troubles},
+    status::{is_said, wanted, with_troubles},
 };
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, Subject},
@@ -208,7 +208,7 @@ impl NetworkWatch {
             let troubles = Arc::clone(&self.networks.troubles().borrow());
             let status = with_troubles(status, declared, &troubles, Timestamp::now());
             let meant = says(&status);
-            if status == declared.status || seen.written.get(uid) == Some(&meant) {
+            if is_said(&status, &declared.status) || seen.written.get(uid) == Some(&meant) {
                 continue;
             }
             match self.cluster.apply_network_status(&judged.reference, &status).await {

@@ -203,7 +203,7 @@ fn policy() -> VapExpression {
 }
 
 /// A policy's validations, with its variables put in place. Those that are `known` are not evaluated.
-fn policy_of(file: &str, known: &BTreeMap<String, String>) -> Vec<VapExpression> {
+pub(super) fn policy_of(file: &str, known: &BTreeMap<String, String>) -> Vec<VapExpression> {
     let policy = documents(file).remove(0);
     assert_eq!(policy["kind"], "ValidatingAdmissionPolicy");
     let mut variables = known.clone();

@@ -12,7 +12,7 @@ mod validate;
 mod watch;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
@@ -62,6 +62,8 @@ pub(crate) type Objects = BTreeMap<(&'static str, String), Value>;
 pub(crate) struct State {
     objects: Objects,
     ownership: BTreeMap<String, Ownership>,
+    /// Types of the conditions of networks that each manager applied, by UID and manager.
+    condition_owners: BTreeMap<(String, String), BTreeSet<String>>,
     version: u64,
     names: u64,
     requests: Vec<Recorded>,
@@ -140,14 +142,12 @@ impl ApiServer {
 
     /// Take an object away, as somebody else would.
     pub(crate) fn remove(&self, resource: &'static str, name: &str) {
-        let mut state = self.state();
-        let removed = state.objects.remove(&(resource, name.to_owned()));
-        state.ownership.remove(name);
-        if let Some(mut object) = removed {
-            state.version += 1;
-            object["metadata"]["resourceVersion"] = state.version.to_string().into();
-            state.log(resource, "DELETED", &object);
-        }
+        self.state().take_away(resource, name);
+    }
+
+    /// Delete a network as `kubectl delete` does: it stays until its finalizers are gone.
+    pub(crate) fn delete_network(&self, name: &str) {
+        self.state().delete_network(name);
     }
 
     /// Turn the feature gate DRAConsumableCapacity off.
@@ -224,6 +224,16 @@ impl Drop for ApiServer {
 }
 
 impl State {
+    fn take_away(&mut self, resource: &'static str, name: &str) {
+        let removed = self.objects.remove(&(resource, name.to_owned()));
+        self.ownership.remove(name);
+        if let Some(mut object) = removed {
+            self.version += 1;
+            object["metadata"]["resourceVersion"] = self.version.to_string().into();
+            self.log(resource, "DELETED", &object);
+        }
+    }
+
     fn fault(&mut self, method: &str, path: &str) -> Option<Fault> {
         let matches =
             |fault: &Injected| fault.left > 0 && fault.method == method && path.contains(&fault.path);

@@ -26,7 +26,7 @@ use crate::{
 impl KubeCluster {
     // Each spec is read by itself afterwards: one object that this version of the driver does not understand must
     // not hide the others, as it would in a typed list.
-    fn network_api(&self) -> Api<DynamicObject> {
+    pub(super) fn network_api(&self) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), &ApiResource::erase::<NetworkObject>(&()))
     }
 
@@ -79,7 +79,7 @@ impl KubeCluster {
         self.apply_to_network(network, &manager, &json!({"nodes": nodes, "members": members})).await
     }
 
-    async fn apply_to_network(
+    pub(super) async fn apply_to_network(
         &self,
         network: &NetworkRef,
         manager: &str,

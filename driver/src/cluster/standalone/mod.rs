@@ -13,6 +13,7 @@ mod allocate;
 mod claims;
 mod document;
 mod folder;
+mod in_use;
 mod lease;
 mod networks;
 mod pools;
@@ -120,6 +121,13 @@ impl Shared {
             slice.spec.driver == self.driver && slice.spec.node_name.as_deref() == node
         };
         Ok(all.into_iter().filter(ours).collect())
+    }
+
+    /// All slices of this driver.
+    fn every_slice(&self) -> Result<Vec<ResourceSlice>, ClusterError> {
+        let all: Vec<ResourceSlice> =
+            written::slices(&self.root).map_err(|error| unavailable("read the slices", error))?;
+        Ok(all.into_iter().filter(|slice| slice.spec.driver == self.driver).collect())
     }
 
     /// Slices that a claim on this node may be given devices of.

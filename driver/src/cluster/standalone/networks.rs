@@ -51,7 +51,7 @@ impl Shared {
         labels
     }
 
-    fn networks(&self) -> Result<Vec<Declared>, ClusterError> {
+    pub(super) fn networks(&self) -> Result<Vec<Declared>, ClusterError> {
         let folder = Folder::read(&self.root);
         folder.networks.into_values().map(|network| self.with_status(network)).collect()
     }

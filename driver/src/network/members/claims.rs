@@ -64,6 +64,7 @@ impl Held {
 pub(super) struct Claim {
     since: i64,
     pub(super) namespace: Arc<str>,
+    pub(super) name: Box<str>,
     pub(super) node: Option<Arc<str>>,
     pub(super) held: Box<[Held]>,
     /// The pod it is reserved for, where it is one.
@@ -163,6 +164,7 @@ impl MemberTable {
         Claim {
             since: facts.since,
             namespace: self.name(facts.namespace()),
+            name: facts.name.split_once('/').map_or("", |(_, name)| name).into(),
             node,
             held: held.into(),
             pod: facts.pod.as_deref().map(|name| self.pods.key(name)),

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{MemberTable, is_link_local};
+use super::{MemberTable, Users, claims::Claim, is_link_local};
 use crate::{
     datapath::policy::Action,
     network::{
@@ -218,6 +218,20 @@ impl MemberTable {
             }
         }
         (u32::try_from(nodes.len()).unwrap_or(u32::MAX), members)
+    }
+
+    /// The claims with ports or addresses of a network, and the names of the first of them, sorted.
+    #[must_use]
+    pub fn users(&self, network: &str, names: usize) -> Users {
+        let Some(index) = self.index.get(network) else { return Users::default() };
+        let uses = |claim: &&Claim| claim.held.iter().any(|held| held.network == *index);
+        let using = self.claims.values().filter(uses);
+        if names == 0 {
+            return Users { count: using.count(), first: Vec::new() };
+        }
+        let all: BTreeSet<String> =
+            using.map(|claim| format!("{}/{}", claim.namespace, claim.name)).collect();
+        Users { count: all.len(), first: all.into_iter().take(names).collect() }
     }
 
     fn held(&self, network: &str, is_one: impl Fn(Option<PodKey>) -> bool) -> impl Iterator<Item = IpAddr> {
