@@ -222,6 +222,7 @@ impl Parts {
         tasks.spawn("addresses", parts.addresses);
         tasks.spawn("blocks", parts.blocks);
         tasks.spawn("networks in use", parts.in_use);
+        tasks.spawn("network reports", parts.report);
 
         let whole = Arc::clone(&cluster);
         let watching: Arc<dyn Watch> = Arc::clone(&cluster) as _;

@@ -26,10 +26,7 @@ use netferry::{
     datapath::policy::Otherwise,
     follow::PortFollow,
     network::{
-        Network, NetworkRef, Networks,
-        identity::Identities,
-        known::ByUid,
-        validate::parse,
+        Network, NetworkRef, Networks, identity::Identities, known::ByUid, validate::parse,
         watch::NetworkWatch,
     },
 };
@@ -329,7 +326,9 @@ async fn a_death_between_is_finished_by_the_next_daemon() {
     let name = "a_death_between_is_finished_by_the_next_daemon";
     let Some((node, _server, attacher)) = two_pods(name).await else { return };
     let points = FAILPOINTS.into_iter().chain(["store-before-write", "store-after-write"]);
-    for point in points.flat_map(|point| ["", "1*off->", "2*off->"].map(|off| format!("{point}={off}return(abort)"))) {
+    for point in
+        points.flat_map(|point| ["", "1*off->", "2*off->"].map(|off| format!("{point}={off}return(abort)")))
+    {
         let mut flows = Flows::open(&node.pods[1], SERVICE);
         assert!(flows.udp_passes(), "{point}");
         let died = Command::new(env::current_exe().expect("this binary"))

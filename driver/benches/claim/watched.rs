@@ -108,7 +108,12 @@ impl<T: Links> Links for Watched<T> {
         let start = Instant::now();
         self.note("link add_route", start, self.inner.add_route(namespace, ifindex, route).await)
     }
-    async fn replace_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
+    async fn replace_route(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        route: &Route,
+    ) -> Result<(), LinkError> {
         let start = Instant::now();
         self.note("link replace_route", start, self.inner.replace_route(namespace, ifindex, route).await)
     }

@@ -87,7 +87,13 @@ impl Attacher {
                     let port = record.plan.port()?;
                     Some((port.network.clone(), subject(&claim, &record.plan), Port::Failed(chain(&error))))
                 };
-                return self.store.get(&claim.uid).iter().flat_map(|it| &it.interfaces).filter_map(failed).collect();
+                return self
+                    .store
+                    .get(&claim.uid)
+                    .iter()
+                    .flat_map(|it| &it.interfaces)
+                    .filter_map(failed)
+                    .collect();
             }
         };
         let mut outcomes = Vec::new();

@@ -14,8 +14,8 @@ use crate::{
     config::StateArgs,
     datapath::AyaDatapath,
     link::kernel::KernelLinks,
-    network,
     netns::{KernelNamespaces, Namespaces as _},
+    network,
     publish::publisher,
     telemetry::chain,
 };

@@ -374,8 +374,14 @@ impl Links for FakeLinks {
         Ok(())
     }
 
-    async fn replace_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
-        let mut state = self.change(namespace, ifindex, format!("replace the route to {}", route.destination))?;
+    async fn replace_route(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        route: &Route,
+    ) -> Result<(), LinkError> {
+        let mut state =
+            self.change(namespace, ifindex, format!("replace the route to {}", route.destination))?;
         let routes = &mut state.link(namespace, ifindex)?.home.routes;
         routes.retain(|had| (had.destination, had.table) != (route.destination, route.table));
         routes.push(route.clone());

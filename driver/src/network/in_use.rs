@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Declared, Networks, follow::SharedTable, members::Users};
+use super::{Declared, Networks, follow::SharedTable, members::Users, report};
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, Subject, in_use::NetworkUse},
     telemetry::chain,
@@ -100,6 +100,8 @@ pub struct InUse {
     pub table: SharedTable,
     /// Whether this node is elected.
     pub leading: watch::Receiver<bool>,
+    /// How often reports of nodes are summed up, if a network has not the last generation on all of them.
+    pub sum: Duration,
 }
 
 impl InUse {
@@ -110,6 +112,7 @@ impl InUse {
         let mut claims = self.table.lock().unwrap_or_else(PoisonError::into_inner).changes();
         let mut told = BTreeSet::new();
         let mut again: Option<Instant> = None;
+        let mut sums = tokio::time::interval(self.sum);
         loop {
             let due = again.unwrap_or_else(Instant::now);
             tokio::select! {
@@ -118,6 +121,10 @@ impl InUse {
                 Ok(()) = leading.changed() => {}
                 Ok(()) = claims.changed(), if *self.leading.borrow() => {}
                 () = sleep_until(due), if again.is_some() => {}
+                _ = sums.tick(), if *self.leading.borrow() => {
+                    self.sum_up().await;
+                    continue;
+                }
             }
             again = None;
             if !*self.leading.borrow() {
@@ -131,6 +138,51 @@ impl InUse {
             for network in now.iter().flat_map(|all| all.iter()) {
                 if !self.keep(network, &mut told).await {
                     again = Some(Instant::now() + AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Write on which nodes networks are in force, where that is not on record as complete.
+    async fn sum_up(&self) {
+        let snapshot = self.networks.snapshot();
+        let declared = self.networks.declared().borrow().clone();
+        let mut open = Vec::new();
+        for network in declared.iter().flat_map(|all| all.iter()) {
+            let Some(generation) = snapshot.generations.get(&network.reference.uid) else { continue };
+            let nodes = {
+                let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+                if !table.has_claims() {
+                    return;
+                }
+                table.nodes_with_ports(&network.reference.name)
+            };
+            let said = network.status.in_force.as_ref();
+            let complete = said.is_some_and(|said| {
+                said.generation == *generation && said.nodes_behind == 0 && said.nodes as usize == nodes.len()
+            });
+            // A network without ports has nothing to say, and had nothing.
+            if !complete && !(said.is_none() && nodes.is_empty()) {
+                open.push((network, *generation, nodes));
+            }
+        }
+        if open.is_empty() {
+            return;
+        }
+        let reports = match self.uses.reports().await {
+            Ok(leases) => report::read(&leases),
+            Err(error) => return warn!("cannot read what nodes have in force: {}", chain(&error)),
+        };
+        for (network, generation, nodes) in open {
+            let sum = report::sum(&network.reference.uid, generation, &nodes, &reports);
+            if network.status.in_force.as_ref() == Some(&sum) {
+                continue;
+            }
+            match self.uses.apply_in_force(&network.reference, &sum).await {
+                Ok(()) => {}
+                Err(error) if is_over(&error) => {}
+                Err(error) => {
+                    warn!(network = network.reference.name, "cannot write its status: {}", chain(&error))
                 }
             }
         }

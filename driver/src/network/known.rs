@@ -105,7 +105,8 @@ impl Networks {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let known = self.known.borrow();
-        let live = known.networks.values().map(|network| (network.reference.uid.clone(), Arc::clone(network)));
+        let live =
+            known.networks.values().map(|network| (network.reference.uid.clone(), Arc::clone(network)));
         Snapshot {
             networks: live.chain(known.retired.clone()).collect(),
             generations: known.generations.clone(),

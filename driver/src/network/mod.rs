@@ -29,6 +29,7 @@ pub mod offer;
 pub mod peers;
 pub mod pools;
 pub mod published;
+pub mod report;
 pub mod scope;
 pub mod share;
 pub mod spec;

@@ -231,7 +231,9 @@ impl PolicyPeers {
         let mut endpoints = Vec::new();
         for checkpoint in self.store.all() {
             for record in checkpoint.interfaces {
-                let Some(attachment) = record.attachment.filter(|it| it.step != Step::Returning) else { continue };
+                let Some(attachment) = record.attachment.filter(|it| it.step != Step::Returning) else {
+                    continue;
+                };
                 let named = record.plan.policy.as_ref().is_some_and(Policy::names_peers);
                 if let Some(id) = attachment.endpoint.filter(|_| named) {
                     endpoints.push((id, attachment.step, checkpoint.claim.uid.clone(), record.plan.key()));

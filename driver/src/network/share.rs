@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use tokio::{sync::watch, time::sleep};
@@ -17,12 +18,16 @@ use super::{
     in_use::InUse,
     leader::{self, ADDRESSES, Candidate, Timing},
     pools::{AddressPools, PoolOptions},
+    report,
     watch::Counts,
 };
 use crate::{
-    cluster::{WholeCluster, watch::Watch},
+    cluster::{Cluster, WholeCluster, watch::Watch},
     publish::publisher::PublishStats,
 };
+
+/// How often the elected node sums up what nodes report.
+const SUM: Duration = Duration::from_secs(5);
 
 /// What it is made of.
 pub struct Sharing {
@@ -57,6 +62,8 @@ pub struct SharingParts {
     pub addresses: Running,
     /// Gives blocks of addresses to nodes while elected.
     pub blocks: Running,
+    /// Reports what is in force on this node.
+    pub report: Running,
     /// Keeps networks that claims use, while elected.
     pub in_use: Running,
     /// What the status of networks is to say of their addresses; empty on a node that is not elected.
@@ -108,8 +115,20 @@ impl Sharing {
             networks: Arc::clone(&networks),
             table: Arc::clone(&table),
             leading: leading.clone(),
+            sum: SUM,
+        };
+        let (reporting, reported) = (Arc::clone(&cluster), Arc::clone(&networks));
+        let (alone, until) = (!narrows, stop.clone());
+        let report = async move {
+            if alone {
+                until.cancelled().await;
+            } else {
+                let cluster: Arc<dyn Cluster> = Arc::clone(&reporting) as _;
+                report::run(&*cluster, &*reporting, reported, until).await;
+            }
         };
         SharingParts {
+            report: Box::pin(report),
             in_use: Box::pin(in_use.run(stop.clone())),
             follow: once_needed(&networks, stop, follow.run(FollowOptions::default(), stop.clone())),
             election: once_needed(&networks, stop, async move {

@@ -259,10 +259,31 @@ pub struct NetworkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 0))]
     pub members: Option<u32>,
+    /// On which nodes what counts of it is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<InForceStatus>,
     /// `Accepted`: the object is valid and in conflict with no older one. `Ready`: a node publishes ports of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// On which nodes with ports of a network a generation of it is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InForceStatus {
+    /// `metadata.generation` that was last accepted.
+    pub generation: i64,
+    /// Nodes on all of whose ports it is in force.
+    #[schemars(with = "i32", range(min = 0))]
+    pub nodes: u32,
+    /// Nodes that have not reported so.
+    #[schemars(with = "i32", range(min = 0))]
+    pub nodes_behind: u32,
+    /// Names of the first of these nodes.
+    #[serde(default)]
+    #[schemars(length(max = 10))]
+    pub behind: Vec<String>,
 }
 
 /// The CustomResourceDefinition.

@@ -104,7 +104,12 @@ impl<T: Links> Links for Interrupted<T> {
         self.link(namespace, "add_route")?;
         self.inner.add_route(namespace, ifindex, route).await
     }
-    async fn replace_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
+    async fn replace_route(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        route: &Route,
+    ) -> Result<(), LinkError> {
         self.link(namespace, "replace_route")?;
         self.inner.replace_route(namespace, ifindex, route).await
     }

@@ -16,7 +16,10 @@ use netferry::{
         follow::SharedTable,
         identity::Identities,
         in_use::{FINALIZER, InUse, WAITING},
+        known::{AllInForce, InForce},
         members::MemberTable,
+        report,
+        spec::InForceStatus,
         watch::NetworkWatch,
     },
 };
@@ -87,6 +90,7 @@ impl Node {
             networks: Arc::clone(&networks),
             table: Arc::clone(&table),
             leading,
+            sum: Duration::from_millis(100),
         };
         let tasks = vec![tokio::spawn(watch.run(stop.clone())), tokio::spawn(in_use.run(stop.clone()))];
         Self { networks, table, leads, stop, tasks, _state: state }
@@ -138,7 +142,10 @@ async fn a_network_is_kept_while_claims_use_it_and_says_whom_it_waits_for() {
     let message = said["message"].as_str().expect("text");
     assert!(message.contains("2 claims") && message.contains("shop/a, shop/b"), "{message}");
     let told = |server: &ApiServer| {
-        server.all("events").iter().any(|it| it["reason"] == "DeletionWaits" && it["regarding"]["name"] == "blue")
+        server
+            .all("events")
+            .iter()
+            .any(|it| it["reason"] == "DeletionWaits" && it["regarding"]["name"] == "blue")
     };
     server.until("an Event", told).await;
     server.until("not ready", |s| condition(s, "Ready").is_some_and(|it| it["reason"] == "Deleting")).await;
@@ -152,7 +159,8 @@ async fn a_network_is_kept_while_claims_use_it_and_says_whom_it_waits_for() {
     node.see([Seen::Gone("uid-a".to_owned())]);
     server
         .until("one is left", |s| {
-            condition(s, WAITING).is_some_and(|it| it["message"].as_str().is_some_and(|it| it.contains("1 claims")))
+            condition(s, WAITING)
+                .is_some_and(|it| it["message"].as_str().is_some_and(|it| it.contains("1 claims")))
         })
         .await;
     node.see([Seen::Gone("uid-b".to_owned())]);
@@ -239,4 +247,67 @@ async fn the_last_node_takes_away_what_belongs_to_none() {
     // The definition is gone.
     server.serve_networks(false);
     assert_eq!(cleanup::run(&cluster, now).await.expect("a cleanup").networks, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_says_on_how_many_nodes_the_last_generation_is_in_force() {
+    let server = ApiServer::start(&[ApiVersion::V1]).await;
+    for name in ["node-1", "node-2"] {
+        server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}));
+    }
+    let blue = server.put(network());
+    let uid = blue["metadata"]["uid"].as_str().expect("text").to_owned();
+    let node = Node::start(&server, true).await;
+    let mut with_port = claim("a");
+    with_port.ports[0].node = "node-1".to_owned();
+    let mut on_another = claim("b");
+    for (facts, last) in [(&mut with_port, 7), (&mut on_another, 8)] {
+        let address = format!("10.1.0.{last}").parse().expect("an address");
+        let mac = format!("02:00:00:00:00:0{last}").parse().expect("an address");
+        facts.ports[0].told = Some((mac, vec![address]));
+        facts.addresses = vec![("blue".to_owned(), address)];
+    }
+    node.see([Seen::Listing, Seen::Is(with_port), Seen::Is(on_another), Seen::Listed]);
+    let said = |server: &ApiServer| {
+        let network = server.get("networks", "blue")?;
+        serde_json::from_value::<InForceStatus>(network["status"]["inForce"].clone()).ok()
+    };
+    let is = |server: &ApiServer, generation: i64, nodes: u32, behind: &[&str]| {
+        said(server).is_some_and(|said| {
+            (said.generation, said.nodes, said.nodes_behind as usize) == (generation, nodes, behind.len())
+                && said.behind == behind
+        })
+    };
+    server.until("nobody has reported", |server| is(server, 1, 0, &["node-1", "node-2"])).await;
+    // This node has a port, and all of it is in force.
+    let reference = NetworkRef { name: "blue".to_owned(), uid: uid.clone() };
+    let in_force = |generation| {
+        let of = InForce { generation: Some(generation), problems: Vec::new() };
+        AllInForce::from([(reference.clone(), of)])
+    };
+    let cluster = Arc::new(connect(&server).await);
+    let (networks, stop) = (Arc::clone(&node.networks), node.stop.clone());
+    let reporting = tokio::spawn(async move { report::run(&*cluster, &*cluster, networks, stop).await });
+    node.networks.set_in_force(in_force(1));
+    server.until("one has reported", |server| is(server, 1, 1, &["node-2"])).await;
+    let lease = server.all("leases").remove(0);
+    assert_eq!(lease["metadata"]["name"], "node-1");
+    assert_eq!(lease["metadata"]["ownerReferences"][0]["kind"], "Node", "it goes with the node");
+
+    let mut changed = server.get("networks", "blue").expect("blue");
+    changed["spec"]["mtu"] = 1300.into();
+    server.put(changed);
+    server.until("the new one is nowhere", |server| is(server, 2, 0, &["node-1", "node-2"])).await;
+    node.networks.set_in_force(in_force(2));
+    server.until("one has it", |server| is(server, 2, 1, &["node-2"])).await;
+    node.see([Seen::Gone("uid-b".to_owned())]);
+    server.until("the other has no port any more", |server| is(server, 2, 1, &[])).await;
+    let lists = |server: &ApiServer| {
+        server.asked("GET", "/leases").iter().filter(|it| it.path.ends_with("/leases")).count()
+    };
+    let before = lists(&server);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(lists(&server), before, "what is complete costs nothing");
+    node.stop().await;
+    reporting.await.expect("ends in order");
 }

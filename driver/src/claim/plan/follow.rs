@@ -33,8 +33,7 @@ pub struct Terms {
 #[must_use]
 pub fn terms(spec: &NetworkSpec, plan: &InterfacePlan) -> Option<Terms> {
     let Asked { policy, policy_of_class, limits, routes } = plan.port()?.asked.as_deref()?;
-    let (policy, closed) =
-        narrow::policy_or_closed(spec.policy.as_ref(), policy.as_ref(), *policy_of_class);
+    let (policy, closed) = narrow::policy_or_closed(spec.policy.as_ref(), policy.as_ref(), *policy_of_class);
     Some(Terms {
         policy,
         limits: narrow::limits(spec.limits, *limits),

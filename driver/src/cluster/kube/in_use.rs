@@ -1,14 +1,21 @@
 //! Finalizers of Networks at an API server.
 
 use async_trait::async_trait;
-use k8s_openapi::{api::resource::v1::ResourceSlice, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    api::{coordination::v1::Lease, resource::v1::ResourceSlice},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use super::{KubeCluster, errors::Object};
 use crate::{
     cluster::{ClusterError, in_use::NetworkUse},
-    network::{Declared, NetworkRef, spec},
+    network::{
+        Declared, NetworkRef,
+        report::{IN_FORCE, LABEL},
+        spec::{self, InForceStatus},
+    },
 };
 
 #[async_trait]
@@ -42,6 +49,18 @@ impl NetworkUse for KubeCluster {
         let manager = format!("{}/in-use", self.driver);
         let conditions: Vec<&Condition> = condition.into_iter().collect();
         self.apply_to_network(network, &manager, &json!({"conditions": conditions})).await
+    }
+
+    async fn apply_in_force(&self, network: &NetworkRef, status: &InForceStatus) -> Result<(), ClusterError> {
+        let manager = format!("{}/in-force", self.driver);
+        self.apply_to_network(network, &manager, &json!({ "inForce": status })).await
+    }
+
+    async fn reports(&self) -> Result<Vec<Lease>, ClusterError> {
+        let object = Object::new("Lease", "of nodes", "list");
+        let selected = ListParams::default().labels(&format!("{LABEL}={IN_FORCE}"));
+        let list = self.request(&object, self.lease_api().list(&selected)).await?;
+        Ok(list.items)
     }
 
     async fn all_slices(&self) -> Result<Vec<ResourceSlice>, ClusterError> {

@@ -9,7 +9,7 @@ use crate::cluster::{ClusterError, lease::Leases};
 
 impl KubeCluster {
     /// In the namespace of the service account, or of the kubeconfig's context.
-    fn lease_api(&self) -> Api<Lease> {
+    pub(super) fn lease_api(&self) -> Api<Lease> {
         Api::default_namespaced(self.client.clone())
     }
 }

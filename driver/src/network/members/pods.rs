@@ -220,6 +220,16 @@ impl MemberTable {
         (u32::try_from(nodes.len()).unwrap_or(u32::MAX), members)
     }
 
+    /// Names of the nodes that have told ports of a network.
+    #[must_use]
+    pub fn nodes_with_ports(&self, network: &str) -> BTreeSet<String> {
+        let Some(index) = self.index.get(network) else { return BTreeSet::new() };
+        let has = |claim: &&Claim| {
+            claim.held.iter().any(|held| held.network == *index && !held.is_port() && held.is_told())
+        };
+        self.claims.values().filter(has).filter_map(|claim| Some(claim.node.as_ref()?.to_string())).collect()
+    }
+
     /// The claims with ports or addresses of a network, and the names of the first of them, sorted.
     #[must_use]
     pub fn users(&self, network: &str, names: usize) -> Users {

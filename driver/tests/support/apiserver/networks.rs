@@ -43,14 +43,19 @@ impl State {
         let sent = &request.body["metadata"];
         for field in ["uid", "resourceVersion"] {
             if !sent[field].is_null() && sent[field] != object["metadata"][field] {
-                return Err(Failure::new(409, "Conflict", format!("metadata.{field}: the object has been modified")));
+                return Err(Failure::new(
+                    409,
+                    "Conflict",
+                    format!("metadata.{field}: the object has been modified"),
+                ));
             }
         }
         let finalizers = sent["finalizers"].as_array().cloned().unwrap_or_default();
         let before = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
         let deleting = !object["metadata"]["deletionTimestamp"].is_null();
         if deleting && finalizers.iter().any(|finalizer| !before.contains(finalizer)) {
-            let message = "metadata.finalizers: no new finalizers can be added if the object is being deleted";
+            let message =
+                "metadata.finalizers: no new finalizers can be added if the object is being deleted";
             return Err(Failure::new(422, "Invalid", message));
         }
         object["metadata"]["finalizers"] = finalizers.clone().into();
@@ -112,9 +117,12 @@ impl State {
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let before = self.condition_owners.insert((uid, manager), types.clone()).unwrap_or_default();
         let mut conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.retain(|condition| !before.contains(&type_(condition)) && !types.contains(&type_(condition)));
+        conditions
+            .retain(|condition| !before.contains(&type_(condition)) && !types.contains(&type_(condition)));
         conditions.extend(applied);
-        object["status"]["conditions"] = conditions.into();
+        if !conditions.is_empty() {
+            object["status"]["conditions"] = conditions.into();
+        }
         Ok((200, self.replace("networks", name, object)))
     }
 }

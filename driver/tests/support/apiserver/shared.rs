@@ -55,6 +55,21 @@ impl State {
     pub(super) fn leases(&mut self, namespace: &str, rest: &[&str], request: &Request<'_>) -> Option<Answer> {
         let body = request.body;
         Some(match (request.method, rest) {
+            ("GET", []) => {
+                let (code, mut all) = self.list_within(
+                    "leases",
+                    Some(namespace),
+                    ("LeaseList", "coordination.k8s.io/v1"),
+                    None,
+                    request,
+                );
+                let selector = request.query.get("labelSelector").map(String::as_str).unwrap_or_default();
+                if let Some((label, value)) = selector.split_once('=') {
+                    let items = all["items"].as_array_mut().expect("items");
+                    items.retain(|lease| lease["metadata"]["labels"][label] == value);
+                }
+                Ok((code, all))
+            }
             ("GET", [name]) => self.read("leases", &format!("{namespace}/{name}"), None),
             ("POST", []) => {
                 let name = body["metadata"]["name"].as_str().unwrap_or_default();

@@ -5,8 +5,7 @@ use crate::{link::Scope, network::validate::parse};
 
 #[expect(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
 fn spec(more: Value) -> NetworkSpec {
-    let mut spec =
-        json!({"subnets": ["10.0.0.0/24"], "gateways": ["10.0.0.1"], "transport": {"local": {}}});
+    let mut spec = json!({"subnets": ["10.0.0.0/24"], "gateways": ["10.0.0.1"], "transport": {"local": {}}});
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     parse(&spec).unwrap()
 }
