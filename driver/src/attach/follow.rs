@@ -50,7 +50,7 @@ enum Port {
 impl Attacher {
     /// Have every port be as its network, and what its claim asks for, say now. Attaches are not waited for.
     pub async fn follow(&self, networks: &Arc<ByUid>) -> Followed {
-        let checkpoints = self.store.all().into_iter().filter(|checkpoint| has_port(checkpoint));
+        let checkpoints = self.store.all().into_iter().filter(has_port);
         let claims = stream::iter(checkpoints).map(|checkpoint| self.follow_claim(checkpoint, networks));
         let outcomes: Vec<Vec<(NetworkRef, String, Port)>> = claims.buffer_unordered(AT_ONCE).collect().await;
         let mut followed = Followed::default();

@@ -118,8 +118,8 @@ impl Follow {
                 () = self.demand.next() => true,
                 Ok(()) = leading.changed() => true,
                 _ = networks.tick() => {
-                    let now = self.networks.with_members();
-                    self.take_in(&streams, |table| vec![table.set_networks(&now)]);
+                    let (now, made) = (self.networks.with_members(), self.networks.made());
+                    self.take_in(&streams, |table| vec![table.set_networks_made(&now, &made)]);
                     true
                 }
                 _ = compare.tick() => {
@@ -164,10 +164,10 @@ impl Follow {
         self.demand.keep(ports.here.iter().chain(&ports.named).cloned());
         let local: Vec<String> = self.table().local().map(str::to_owned).collect();
         self.demand.keep(local);
-        let networks = self.networks.with_members();
+        let (networks, made) = (self.networks.with_members(), self.networks.made());
         let outcomes: Vec<Outcome> = {
             let mut table = self.table();
-            let known = table.set_networks(&networks);
+            let known = table.set_networks_made(&networks, &made);
             let situation = Situation {
                 networks,
                 here: ports.here,

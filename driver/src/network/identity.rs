@@ -140,8 +140,8 @@ impl Identities {
         let is_wanted = |uid: &str| wanted.iter().any(|(reference, _)| reference.uid == uid);
         let stays = |entry: &&Entry| held.contains(&entry.reference.uid) && !is_wanted(&entry.reference.uid);
         let retired = |entry: &Entry| {
-            let says = deleting.iter().find(|(reference, _)| *reference == entry.reference);
-            let spec = says.map_or(&entry.spec, |(_, spec)| spec).clone();
+            let newest = deleting.iter().find(|(reference, _)| *reference == entry.reference);
+            let spec = newest.map_or(&entry.spec, |(_, spec)| spec).clone();
             Entry { deleted: true, spec, ..entry.clone() }
         };
         now.networks.extend(kept.networks.iter().filter(stays).map(retired));

@@ -162,7 +162,8 @@ impl InUse {
                 said.generation == *generation && said.nodes_behind == 0 && said.nodes as usize == nodes.len()
             });
             // A network without ports has nothing to say, and had nothing.
-            if !complete && !(said.is_none() && nodes.is_empty()) {
+            let silent = said.is_none() && nodes.is_empty();
+            if !complete && !silent {
                 open.push((network, *generation, nodes));
             }
         }
@@ -182,7 +183,7 @@ impl InUse {
                 Ok(()) => {}
                 Err(error) if is_over(&error) => {}
                 Err(error) => {
-                    warn!(network = network.reference.name, "cannot write its status: {}", chain(&error))
+                    warn!(network = network.reference.name, "cannot write its status: {}", chain(&error));
                 }
             }
         }

@@ -101,6 +101,15 @@ impl Networks {
         known.networks.values().chain(retired).cloned().collect()
     }
 
+    /// When networks were made, by UID, in seconds since the epoch, as far as the cluster tells. A claim that was allocated
+    /// before has its port from another network of the name, which was deleted.
+    #[must_use]
+    pub fn made(&self) -> BTreeMap<String, i64> {
+        let declared = self.declared.borrow().clone();
+        let one = |network: &Declared| Some((network.reference.uid.clone(), network.created?.as_second()));
+        declared.iter().flat_map(|all| all.iter()).filter_map(one).collect()
+    }
+
     /// All of this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

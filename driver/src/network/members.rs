@@ -97,6 +97,8 @@ struct Known {
     wide: bool,
     /// Whether they are reached through their node.
     tunnelled: bool,
+    /// When it was made. Claims that were allocated before are of another network that had its name.
+    since: i64,
 }
 
 #[derive(Debug, Default)]
@@ -241,6 +243,11 @@ impl MemberTable {
 
     /// Take in the networks there are now.
     pub fn set_networks(&mut self, networks: &[Arc<Network>]) -> Outcome {
+        self.set_networks_made(networks, &BTreeMap::new())
+    }
+
+    /// The same, with when they were made, by UID, in seconds since the epoch.
+    pub fn set_networks_made(&mut self, networks: &[Arc<Network>], made: &BTreeMap<String, i64>) -> Outcome {
         let mut now: HashMap<&str, Known> = networks
             .iter()
             .map(|network| {
@@ -250,6 +257,7 @@ impl MemberTable {
                     subnets: network.spec.subnets.clone(),
                     wide: transport.local.is_none(),
                     tunnelled: transport.overlay.is_some(),
+                    since: made.get(&network.reference.uid).copied().unwrap_or(i64::MIN),
                 };
                 (network.reference.name.as_str(), known)
             })

@@ -62,7 +62,7 @@ impl Held {
 /// A claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
-    since: i64,
+    pub(super) since: i64,
     pub(super) namespace: Arc<str>,
     pub(super) name: Box<str>,
     pub(super) node: Option<Arc<str>>,

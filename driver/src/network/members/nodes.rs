@@ -161,7 +161,7 @@ impl MemberTable {
         if here(holder) || of.rivals.get(&address).is_some_and(|rivals| rivals.iter().any(here)) {
             return None;
         }
-        let claim = self.claims.get(holder)?;
+        let claim = self.claims.get(holder).filter(|claim| claim.since >= known.since)?;
         let mac = claim.told(&of.name, &self.index, address)?;
         let node = Arc::clone(claim.node.as_ref()?);
         // All that were told, and not this one: it is not there.

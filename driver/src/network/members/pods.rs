@@ -248,7 +248,12 @@ impl MemberTable {
         let index = self.index.get(network).copied();
         let of = index.and_then(|index| self.networks.get(index as usize));
         let lets = move |namespace: &str| of.is_some_and(|of| of.admits.lets(namespace));
-        let claims = self.claims.values().filter(move |claim| lets(&claim.namespace) && is_one(claim.pod));
+        let since = of.and_then(|of| of.known.as_ref()).map_or(i64::MIN, |known| known.since);
+        let is_new = move |claim: &Claim| claim.since >= since;
+        let claims = self
+            .claims
+            .values()
+            .filter(move |claim| is_new(claim) && lets(&claim.namespace) && is_one(claim.pod));
         let held = claims.flat_map(|claim| &claim.held);
         held.filter(move |held| Some(held.network) == index && !held.is_port())
             .map(|held| held.address.into())

@@ -192,6 +192,27 @@ fn a_member_comes_with_claim_node_and_local_port_and_goes_with_each() {
     assert!(map.0.keys().all(|(id, _)| *id == 6), "another network under the same name: {:?}", map.0);
 }
 
+#[test]
+fn ports_of_a_deleted_network_are_no_members_of_another_of_its_name() {
+    let (mut table, mut map) = (MemberTable::new(HERE), Map::default());
+    complete(&mut table, &mut map);
+    let at = |since, claim: ClaimFacts| Seen::Is(ClaimFacts { since, ..claim });
+    map.write(table.apply_node(Seen::Is(node(1, Some(1)))));
+    map.write(table.apply(at(100, claim(1, 0, 1, &[7], &[7]))));
+    map.write(table.apply(at(300, claim(2, 0, 0, &[], &[]))));
+    map.write(table.apply(at(300, claim(3, 0, 1, &[8], &[8]))));
+    map.write(table.set_networks(&[network(0, 5)]));
+    assert!(map.0.contains_key(&(5, ip(7))) && map.0.contains_key(&(5, ip(8))));
+    // Deleted, and made again at 200 with another UID.
+    let made = BTreeMap::from([("u0".to_owned(), 200)]);
+    map.write(table.set_networks_made(&[network(0, 6)], &made));
+    assert!(map.0.contains_key(&(6, ip(8))), "{:?}", map.0);
+    assert!(!map.0.contains_key(&(6, ip(7))) && map.0.keys().all(|(id, _)| *id == 6), "{:?}", map.0);
+    assert_eq!(table.addresses("net0", false).expect("known"), [ip(8)], "nor is it a peer of policies");
+    let in_use = table.in_use(["net0"]).remove("net0").expect("net0");
+    assert!(in_use.allocated.contains(&ip(7)), "its address is not given to another, though");
+}
+
 fn table_event(seen: Seen<ClaimFacts, String>) -> impl Fn(&mut MemberTable) -> Outcome {
     move |table| table.apply(seen.clone())
 }
