@@ -279,7 +279,9 @@ async fn routes_of_pods_go_through_the_gateway_of_now() {
     let routes = [route("203.0.113.0/24", "10.78.0.1"), route("2001:db8:9::/48", "fd78::1")];
     plan.routes = routes.map(|route| serde_json::from_value(route).expect("a route")).into();
     let mut asked = plan.routes.clone();
-    asked.iter_mut().for_each(|route| route.gateway = None);
+    for route in &mut asked {
+        route.gateway = None;
+    }
     if let Some(Made::Port(port)) = &mut plan.made {
         port.asked = Some(Box::new(Asked { routes: asked, ..Asked::default() }));
     }
@@ -298,7 +300,6 @@ async fn routes_of_pods_go_through_the_gateway_of_now() {
     node.assert_nothing_left("after the return");
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "json!() in a call reads better without a borrow")]
 fn known(more: Value) -> Arc<ByUid> {
     let reference = NetworkRef { name: "blue".into(), uid: "uid-blue".into() };
     let spec = parse(&blue("uid-blue", more)["spec"]).expect("a spec");

@@ -112,13 +112,14 @@ impl State {
         // A map by type: what this manager applied before and does not now goes, and nothing of others.
         let manager = request.query.get("fieldManager").cloned().unwrap_or_default();
         let applied = request.body["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let type_ = |condition: &Value| condition["type"].as_str().unwrap_or_default().to_owned();
-        let types: BTreeSet<String> = applied.iter().map(type_).collect();
+        let kind_of = |condition: &Value| condition["type"].as_str().unwrap_or_default().to_owned();
+        let types: BTreeSet<String> = applied.iter().map(kind_of).collect();
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let before = self.condition_owners.insert((uid, manager), types.clone()).unwrap_or_default();
         let mut conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions
-            .retain(|condition| !before.contains(&type_(condition)) && !types.contains(&type_(condition)));
+        conditions.retain(|condition| {
+            !before.contains(&kind_of(condition)) && !types.contains(&kind_of(condition))
+        });
         conditions.extend(applied);
         if !conditions.is_empty() {
             object["status"]["conditions"] = conditions.into();
