@@ -26,7 +26,7 @@ use netferry::{
     claim::config::InterfaceConfig,
     config::{Arguments, Command, RunConfig},
     network::validate,
-    selector::Selector,
+    selector::{Devices, Selector},
 };
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -372,7 +372,7 @@ fn selectors_compile() {
     }
     assert!(found.len() >= 10, "only {} selectors", found.len());
     for expression in found {
-        Selector::compile(expression).unwrap_or_else(|error| panic!("{error}"));
+        Selector::compile(DRIVER_NAME, Devices::All, expression).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 

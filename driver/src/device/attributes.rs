@@ -145,3 +145,50 @@ pub(crate) fn quantity(mut value: u64) -> Quantity {
     }
     Quantity(format!("{value}E"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selector::known::{LINK_ATTRIBUTES, LINK_CAPACITIES, STANDARD_ATTRIBUTES, ValueKind};
+
+    /// A selector may ask for what is published, and for nothing else.
+    #[test]
+    fn what_selectors_know_is_what_is_published() {
+        let text = || Some("x".to_owned());
+        let whole = |sriov| Device {
+            ifname: "eth1".to_owned(),
+            driver: text(),
+            mac: Some("02:00:00:00:00:01".parse().expect("an address")),
+            oper_state: "up".to_owned(),
+            addresses: vec!["10.0.0.1/8".parse().expect("v4"), "fd00::1/64".parse().expect("v6")],
+            alias: text(),
+            master: text(),
+            parent: text(),
+            rdma_device: text(),
+            pci_address: text(),
+            pcie_root: text(),
+            speed_mbps: Some(1000),
+            numa_node: Some(0),
+            sriov: Some(sriov),
+            ..Device::default()
+        };
+        let devices = [
+            whole(Sriov::Physical { vfs: 1, max_vfs: 2 }),
+            whole(Sriov::Virtual { pf: "eth0".to_owned(), index: 1 }),
+        ];
+        let mut published = BTreeMap::new();
+        for (name, value) in devices.iter().flat_map(attributes) {
+            let kind = match value {
+                DeviceAttribute { string: Some(_), .. } => ValueKind::String,
+                DeviceAttribute { int: Some(_), .. } => ValueKind::Int,
+                _ => ValueKind::Bool,
+            };
+            let name = name.strip_prefix("resource.kubernetes.io/").unwrap_or(&name).to_owned();
+            published.insert(name, kind);
+        }
+        let known = LINK_ATTRIBUTES.iter().chain(STANDARD_ATTRIBUTES);
+        let known: BTreeMap<_, _> = known.map(|(name, kind)| ((*name).to_owned(), *kind)).collect();
+        assert_eq!(published, known);
+        assert!(capacities(&devices[0]).keys().eq(LINK_CAPACITIES));
+    }
+}

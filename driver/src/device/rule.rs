@@ -5,7 +5,7 @@ use std::fmt;
 use k8s_openapi::api::resource::v1::Device as ApiDevice;
 
 use super::{Device, Inventory, attributes};
-use crate::selector::{NotCel, Selector, SelectorError};
+use crate::selector::{Devices, NotCel, Selector, SelectorError};
 
 /// The clauses of the default rule, each with the reason that a device it turns away is given. `DRIVER` stands
 /// for the driver's name.
@@ -73,7 +73,8 @@ impl Rule {
     /// It sees what a DeviceClass sees ([`crate::selector`]), but that no device is shared yet.
     pub fn new(driver: &str, expression: &str, allow_default_route: bool) -> Result<Self, NotCel> {
         let reason = format!("the rule {expression:?} is false");
-        let clauses = vec![Clause { selector: Selector::compile(expression)?, reason }];
+        let clauses =
+            vec![Clause { selector: Selector::compile(driver, Devices::Links, expression)?, reason }];
         Ok(Self::of(driver, clauses, expression.to_owned(), allow_default_route))
     }
 
@@ -83,7 +84,10 @@ impl Rule {
             .iter()
             .map(|(text, reason)| {
                 let text = text.replace("DRIVER", driver);
-                Ok(Clause { selector: Selector::compile(&text)?, reason: (*reason).to_owned() })
+                Ok(Clause {
+                    selector: Selector::compile(driver, Devices::Links, &text)?,
+                    reason: (*reason).to_owned(),
+                })
             })
             .collect::<Result<_, NotCel>>()?;
         Ok(Self::of(driver, clauses, default_expression(driver), allow_default_route))
@@ -95,7 +99,8 @@ impl Rule {
 
     /// The same rule, with the expression (`--share`) that says which of the devices may be allocated several times.
     pub fn sharing(self, expression: Option<&str>) -> Result<Self, NotCel> {
-        let share = expression.map(Selector::compile).transpose()?;
+        let share =
+            expression.map(|text| Selector::compile(&self.driver, Devices::Links, text)).transpose()?;
         Ok(Self { share, ..self })
     }
 

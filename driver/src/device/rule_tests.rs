@@ -93,9 +93,19 @@ fn a_missing_attribute_is_not_selected_and_says_which() {
 }
 
 #[test]
-fn a_rule_that_is_no_condition_selects_nothing() {
-    assert!(matches!(check("device.driver", &nic()), Err(Reason::Error(_))));
-    assert!(matches!(check(r#"quantity("ten") > 1"#, &nic()), Err(Reason::Error(_))));
+fn a_rule_that_can_never_select_is_refused() {
+    for expression in [
+        "device.driver",
+        r#"quantity("ten") > 1"#,
+        "1 + 1",
+        r#"device.attributes["netferry.dev"].ifNam == "eth1""#,
+        r#"device.attributes["netferry.de"].ifName == "eth1""#,
+        r#"device.atributes["netferry.dev"].ifName == "eth1""#,
+        r#"device.attributes["netferry.dev"].mtu == "1500""#,
+    ] {
+        assert!(Rule::new(DRIVER_NAME, expression, false).is_err(), "{expression}");
+        assert!(standard().sharing(Some(expression)).is_err(), "{expression}");
+    }
 }
 
 #[test]
@@ -140,6 +150,6 @@ fn shared_are_those_of_which_it_can_be_told() {
     };
     assert_eq!(shared(None), [false, false]);
     assert_eq!(shared(Some(r#"device.attributes["netferry.dev"].kind == "physical""#)), [true, false]);
-    assert_eq!(shared(Some(r#"device.attributes["netferry.dev"].nothing"#)), [false, false]);
+    assert_eq!(shared(Some(r#"device.attributes["netferry.dev"].numaNode == 0"#)), [false, false]);
     assert!(standard().sharing(Some("device.")).is_err());
 }

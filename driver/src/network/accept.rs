@@ -196,6 +196,34 @@ mod tests {
     }
 
     #[test]
+    fn a_selector_that_can_never_select_is_not_accepted() {
+        for (selector, wanted) in [
+            ("1+1", "line 1, column 2: it gives an int; allowed: true or false"),
+            (
+                "device.attributes[\"netferry.dev\"].ifNam == \"eth1\"",
+                "has no attribute \"ifNam\" (did you mean",
+            ),
+            ("device.atributes[\"netferry.dev\"].mtu > 1", "a device has no field \"atributes\""),
+            ("device.attributes[\"netferry.dev\"].mtu == \"9000\"", "an int is never equal to a string"),
+            ("device.attributes[\"netferry.de\"].mtu == 9000", "unknown domain \"netferry.de\""),
+            (
+                "device.driver.lowerAscii() == \"x\"",
+                "lowerAscii() is a function that the scheduler of Kubernetes",
+            ),
+        ] {
+            let network = declared("a", None, json!({"uplink": {"selector": selector}}));
+            let judged = judge(&[network], &BTreeMap::new());
+            let problem = judged[0].problem.as_ref().expect(selector);
+            assert_eq!(problem.reason(), "Invalid");
+            let message = problem.to_string();
+            assert!(
+                message.starts_with("spec.transport.uplink.selector: ") && message.contains(wanted),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
     fn the_one_in_force_is_older_than_one_without_a_time() {
         let networks = [
             declared("a", None, json!({"overlay": {"vni": 7}})),

@@ -174,8 +174,7 @@ fn transport(transport: &Transport, errors: &mut Vec<FieldError>) {
             let allowed = format!("a CEL expression of 1 to {MAX_SELECTOR} bytes");
             errors.push(FieldError::new(field, &uplink.selector, allowed));
         } else if let Err(error) = Rule::new(crate::DRIVER_NAME, &uplink.selector, true) {
-            let allowed =
-                format!("a CEL expression (line {}, column {}: {})", error.line, error.column, error.message);
+            let allowed = format!("a CEL expression over a link's attributes ({})", error.place());
             errors.push(FieldError::new(field, &uplink.selector, allowed));
         }
         let field = "spec.transport.uplink.vlan";

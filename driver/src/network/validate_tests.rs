@@ -161,7 +161,7 @@ fn errors_of_uplinks_are_named() {
             |s| s["transport"] = json!({"uplink": {"selector": "device."}}),
             "spec.transport.uplink.selector",
             "device.",
-            "a CEL expression (line 1",
+            "a CEL expression over a link's attributes (line 1",
         ),
         (
             |s| s["transport"] = json!({"uplink": {"selector": ""}}),

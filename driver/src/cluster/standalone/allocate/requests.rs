@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::{AllocateError, Candidate, Question, capacity};
-use crate::selector::Selector;
+use crate::selector::{Devices, Selector};
 
 /// Most devices a claim may have (`AllocationResultsMaxSize`).
 pub(super) const MAX_DEVICES: usize = 32;
@@ -144,8 +144,8 @@ fn alternative<'a>(
         class: ask.class.to_owned(),
     })?;
     let class_field = format!("DeviceClass {}: spec.selectors", ask.class);
-    let mut selectors = compile(&class_field, class.spec.selectors.as_ref())?;
-    selectors.extend(compile(&field("selectors"), ask.selectors)?);
+    let mut selectors = compile(question.driver, &class_field, class.spec.selectors.as_ref())?;
+    selectors.extend(compile(question.driver, &field("selectors"), ask.selectors)?);
     let mut eligible = Vec::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let device = candidate.device;
@@ -197,6 +197,7 @@ fn wants(ask: &Ask<'_>) -> Result<Wants, (&'static str, String)> {
 }
 
 fn compile(
+    driver: &str,
     field: &str,
     selectors: Option<&Vec<DeviceSelector>>,
 ) -> Result<Vec<(String, Selector)>, AllocateError> {
@@ -207,7 +208,7 @@ fn compile(
             let Some(cel) = &selector.cel else {
                 return Err(AllocateError::Invalid { field, message: "missing".to_owned() });
             };
-            match Selector::compile(&cel.expression) {
+            match Selector::compile(driver, Devices::All, &cel.expression) {
                 Ok(selector) => Ok((field, selector)),
                 Err(source) => Err(AllocateError::Selector { field, source: source.into() }),
             }

@@ -18,7 +18,7 @@ fn slice(generation: i64, count: i64, devices: Value) -> ResourceSlice {
 }
 
 fn link(name: &str, mtu: i64, numa: i64) -> Value {
-    json!({"name": name, "attributes": {"netferry.dev/mtu": {"int": mtu}, "netferry.dev/numa": {"int": numa}}})
+    json!({"name": name, "attributes": {"netferry.dev/mtu": {"int": mtu}, "netferry.dev/numaNode": {"int": numa}}})
 }
 
 fn claim(devices: Value) -> ResourceClaim {
@@ -91,7 +91,7 @@ fn class_and_request_select_and_what_is_taken_is_left() {
         "{error}"
     );
     let numa = one(json!({"deviceClassName": "jumbo", "selectors":
-        [{"cel": {"expression": "device.attributes['netferry.dev'].numa == 1"}}]}));
+        [{"cel": {"expression": "device.attributes['netferry.dev'].numaNode == 1"}}]}));
     assert_eq!(given(&run(&numa, &slices, &taken(&[])).expect("free")), pairs(&[("r", "c")]));
 }
 
@@ -126,9 +126,9 @@ fn constraints_hold() {
         claim(json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "net", "count": 2}}],
             "constraints": [constraint]}))
     };
-    let same = run(&two(json!({"matchAttribute": "netferry.dev/numa"})), &slices, &taken(&[])).expect("same");
+    let same = run(&two(json!({"matchAttribute": "netferry.dev/numaNode"})), &slices, &taken(&[])).expect("same");
     assert_eq!(given(&same), pairs(&[("r", "b"), ("r", "c")]));
-    let distinct = two(json!({"distinctAttribute": "netferry.dev/numa"}));
+    let distinct = two(json!({"distinctAttribute": "netferry.dev/numaNode"}));
     assert_eq!(
         given(&run(&distinct, &slices, &taken(&[])).expect("distinct")),
         pairs(&[("r", "a"), ("r", "b")])
@@ -225,7 +225,7 @@ fn errors_name_the_field_and_what_is_allowed() {
         (json!({"deviceClassName": "net", "allocationMode": "Some"}), "exactly.allocationMode: \"Some\""),
         (
             json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device."}}]}),
-            "exactly.selectors[0].cel.expression: \"device.\" is not a CEL expression",
+            "exactly.selectors[0].cel.expression: \"device.\" is no device selector",
         ),
         (
             json!({"deviceClassName": "net", "selectors": [{"cel": {"expression": "device.attributes['x'].y"}}]}),
