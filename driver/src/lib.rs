@@ -23,6 +23,7 @@ pub mod flow_log;
 pub mod follow;
 pub mod holdings;
 pub mod http;
+pub mod label;
 pub mod link;
 pub mod measured;
 pub mod metrics;

@@ -205,7 +205,11 @@ fn the_first_port_is_told_and_not_looked_for() {
 
 fn over_a_vlan(id: u32, name: &'static str, vlan: u16) -> Net {
     let selector = format!(r#"device.attributes["netferry.dev"].ifName == "{UPLINK}""#);
-    Net { id, name, transport: json!({"uplink": {"selector": selector, "vlan": vlan}}) }
+    let mut uplink = json!({"selector": selector});
+    if let Some(vlan) = vlan {
+        uplink["vlan"] = vlan.into();
+    }
+    Net { id, name, transport: json!({"uplink": uplink}) }
 }
 
 /// Frames that a member of the node has sent since the last look: with this VLAN's tag, and without.

@@ -23,6 +23,7 @@ mod restriction;
 mod tests;
 
 pub use field::interface_name;
+pub use restriction::read;
 
 /// The configuration API this build reads.
 pub const API_VERSION: &str = "netferry.dev/v1alpha1";

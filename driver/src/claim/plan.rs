@@ -135,7 +135,7 @@ pub fn plan(claim: &ResourceClaim, asked: &ClaimRef, place: &Place<'_>) -> Resul
         return Err(errors);
     }
     let names = interface_names(&wanted, &pods, asked, place, &mut errors);
-    refuse_doubles(&wanted, &mut errors);
+    errors.extend(doubles(wanted.iter().map(|wanted| (wanted.result.request.as_str(), &wanted.config))));
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -198,11 +198,15 @@ fn our_configs<'a>(allocation: &'a DeviceAllocationResult, driver: &str) -> Vec<
     ours
 }
 
-/// Whether a configuration is for the request of a result: all if it names none; `request` is also for every
-/// `request/subrequest`.
+/// Whether a configuration is for the request of a result.
 fn applies(config: &DeviceAllocationConfiguration, request: &str) -> bool {
+    is_for(config.requests.as_deref().unwrap_or_default(), request)
+}
+
+/// Whether what names these requests is for `request`: all if it names none; `main` is also for `main/sub`.
+#[must_use]
+pub fn is_for(requests: &[String], request: &str) -> bool {
     let main = request.split_once('/').map_or(request, |(main, _)| main);
-    let requests = config.requests.as_deref().unwrap_or_default();
     requests.is_empty() || requests.iter().any(|name| name == request || name == main)
 }
 
@@ -242,7 +246,7 @@ fn merged_config(
 /// What a claim's configuration takes off its class's. Classes are written by administrators, claims by users:
 /// protection that a class asks for in so many words is not for a user to take off. Whether one policy lets more
 /// through than another is more than a reader should have to work out, so the class's stands alone.
-fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError> {
+pub fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError> {
     let mut errors = Vec::new();
     if let (Some(class), Some(own)) = (of_class.isolation, claim.isolation)
         && own.strength() < class.strength()
@@ -315,7 +319,8 @@ fn interface_names(
 
 /// One configuration can serve several devices (`count`, or no `requests`); what must be unique in a pod is
 /// refused then, instead of by the kernel in the middle of the attach.
-fn refuse_doubles(wanted: &[Wanted<'_>], errors: &mut Vec<PlanError>) {
+pub fn doubles<'a>(wanted: impl Iterator<Item = (&'a str, &'a InterfaceConfig)>) -> Vec<PlanError> {
+    let mut errors = Vec::new();
     let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
     let mut hardware: BTreeSet<MacAddr> = BTreeSet::new();
     let mut routes: BTreeSet<(IpNetwork, u32)> = BTreeSet::new();
@@ -323,22 +328,23 @@ fn refuse_doubles(wanted: &[Wanted<'_>], errors: &mut Vec<PlanError>) {
         let error = PlanError::new(field, value, "on one interface of the claim only");
         errors.push(of_request(request, error));
     };
-    for Wanted { result, config, .. } in wanted {
+    for (request, config) in wanted {
         for address in config.addresses.iter().flatten() {
             if !addresses.insert(address.ip()) {
-                refuse(&result.request, "addresses", address.to_string());
+                refuse(request, "addresses", address.to_string());
             }
         }
         for route in config.routes.iter().flatten() {
             if !routes.insert((route.destination, route.table)) {
                 let value = format!("{} in table {}", route.destination, route.table);
-                refuse(&result.request, "routes", value);
+                refuse(request, "routes", value);
             }
         }
         if let Some(mac) = config.hardware_addr.filter(|mac| !hardware.insert(*mac)) {
-            refuse(&result.request, "hardwareAddr", mac.to_string());
+            refuse(request, "hardwareAddr", mac.to_string());
         }
     }
+    errors
 }
 
 /// `None` for an address, which has no interface of its own.

@@ -1,51 +1,113 @@
-//! `netferry validate`: check interface configurations and networks before the cluster sees them.
+//! `netferry validate`: check networks, classes, claims and what pods ask of them, before the cluster sees them.
+//!
+//! What a single field may be, what fields may be to each other and what networks may not both have is decided by the same
+//! functions as at prepare and in the condition `Accepted`. Beside that, objects of all files are checked against each other.
 
-use std::{fs, io::Read as _, path::Path, process::ExitCode};
+mod claims;
+mod objects;
+mod pods;
+
+use std::{collections::BTreeMap, fs, io::Read as _, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize as _, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 
+use self::objects::{Kind, Object};
 use super::show;
 use crate::{
-    claim::config::{FieldError, InterfaceConfig},
+    claim::config::FieldError,
     config::{Output, ValidateArgs},
-    network::{self, spec},
+    network::accept,
 };
 
-/// One configuration that was found, and what is wrong with it.
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    /// It will be refused, or can never do what it says.
+    Error,
+    /// It is probably not what was meant.
+    Warning,
+}
+
+/// One thing that is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Problem {
+    severity: Severity,
+    /// Path of the field in the object.
+    field: String,
+    /// What it has; `null` if it is missing.
+    value: Option<String>,
+    /// What is allowed.
+    allowed: String,
+    /// All of this in a sentence.
+    message: String,
+}
+
+impl Problem {
+    fn new(severity: Severity, error: FieldError) -> Self {
+        let message = error.to_string();
+        Self { severity, field: error.field, value: error.value, allowed: error.allowed, message }
+    }
+
+    fn error(error: FieldError) -> Self {
+        Self::new(Severity::Error, error)
+    }
+
+    /// Something of the document as a whole.
+    fn plain(message: String) -> Self {
+        let severity = Severity::Error;
+        Self { severity, field: String::new(), value: None, allowed: String::new(), message }
+    }
+}
+
+/// An object that was checked.
 #[derive(Debug, Serialize)]
 struct Finding {
     file: String,
     /// Number of the YAML document in the file, from 1.
     document: usize,
-    /// Where in the document: `spec.devices.config[0].opaque.parameters`, or empty for the document itself.
-    at: String,
-    /// Each names field, value and what is allowed. Empty is valid.
-    errors: Vec<String>,
+    kind: String,
+    /// `name` or `namespace/name`; empty if it has none.
+    name: String,
+    problems: Vec<Problem>,
 }
 
-/// Check every file. Fails if anything in them is wrong, or if there was nothing to check.
+/// Check every file. Fails if there is an error in them, or if there was nothing to check.
 pub fn run(args: &ValidateArgs) -> Result<ExitCode> {
-    let mut findings = Vec::new();
+    let mut files = Vec::new();
     for file in &args.files {
         let text = read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        findings.extend(check(&file.display().to_string(), &text, &args.driver_name));
+        files.push((file.display().to_string(), text));
     }
-    let wrong = findings.iter().filter(|finding| !finding.errors.is_empty()).count();
+    let findings = check(&files, &args.driver_name);
+    let problems = || findings.iter().flat_map(|finding| &finding.problems);
+    let errors = problems().filter(|problem| problem.severity == Severity::Error).count();
     match args.output {
         Output::Json => show::print_line(&serde_json::to_string_pretty(&findings)?)?,
         Output::Table => {
-            for finding in findings.iter().filter(|finding| !finding.errors.is_empty()) {
-                for error in &finding.errors {
-                    let Finding { file, document, at, .. } = finding;
-                    show::print_line(&format!("{file}: document {document}: {at}: {error}"))?;
-                }
+            for line in findings.iter().flat_map(lines) {
+                show::print_line(&line)?;
             }
-            show::print_line(&format!("{} configurations checked, {wrong} wrong", findings.len()))?;
+            let warnings = problems().count() - errors;
+            show::print_line(&format!(
+                "{} objects checked: {errors} errors, {warnings} warnings",
+                findings.len()
+            ))?;
         }
     }
-    Ok(if wrong == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if errors == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn lines(finding: &Finding) -> impl Iterator<Item = String> {
+    let Finding { file, document, kind, name, problems } = finding;
+    let object = [kind.as_str(), name.as_str()].into_iter().filter(|part| !part.is_empty());
+    let object = object.collect::<Vec<_>>().join(" ");
+    let object = if object.is_empty() { object } else { format!("{object}: ") };
+    problems.iter().map(move |problem| {
+        let severity = if problem.severity == Severity::Warning { "warning: " } else { "" };
+        format!("{file}: document {document}: {object}{severity}{}", problem.message)
+    })
 }
 
 fn read(file: &Path) -> std::io::Result<String> {
@@ -56,148 +118,63 @@ fn read(file: &Path) -> std::io::Result<String> {
     fs::read_to_string(file)
 }
 
-fn check(file: &str, text: &str, driver: &str) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        let finding = |at: String, errors| Finding { file: file.to_owned(), document: index + 1, at, errors };
-        match Value::deserialize(document) {
-            Ok(Value::Null) => {}
-            Ok(value) => {
-                let found = configurations(&value, driver);
-                findings.extend(found.into_iter().map(|(at, parameters)| finding(at, problems(parameters))));
-            }
-            Err(error) => {
-                findings.push(finding(String::new(), vec![format!("not YAML: {error}")]));
-                // The parser cannot find the next document after a syntax error.
-                break;
-            }
-        }
+/// Check the objects of all files, each by itself and with the others.
+fn check(files: &[(String, String)], driver: &str) -> Vec<Finding> {
+    let mut objects: Vec<Object> = files.iter().flat_map(|(file, text)| objects::read(file, text)).collect();
+    objects::refuse_twice(&mut objects);
+    networks(&mut objects);
+    let all = claims::All::of(&objects, driver);
+    let problems: Vec<Vec<Problem>> = objects.iter().map(|object| claims::check(object, &all)).collect();
+    for (object, problems) in objects.iter_mut().zip(problems) {
+        object.problems.extend(problems);
     }
+    let findings =
+        objects.into_iter().filter(|object| object.kind != Kind::Other || !object.problems.is_empty());
     findings
+        .map(|object| Finding {
+            file: object.file.clone(),
+            document: object.document,
+            kind: object.kind_name(),
+            name: object.name(),
+            problems: object.problems,
+        })
+        .collect()
 }
 
-fn problems(parameters: &Value) -> Vec<String> {
-    if parameters.get("kind").is_some_and(|kind| kind == spec::KIND) {
-        return network_problems(parameters);
-    }
-    match InterfaceConfig::parse(parameters) {
-        Ok(_) => Vec::new(),
-        Err(errors) => errors.iter().map(ToString::to_string).collect(),
-    }
-}
-
-fn network_problems(network: &Value) -> Vec<String> {
-    let text = |pointer: &str| network.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let version = text("/apiVersion");
-    if version != spec::API_VERSION {
-        return vec![FieldError::new("apiVersion", version, spec::API_VERSION).to_string()];
-    }
-    let errors = match network::validate::parse(network.get("spec").unwrap_or(&Value::Null)) {
-        Ok(spec) => network::validate::validate(text("/metadata/name"), &spec),
-        Err(error) => vec![error],
-    };
-    errors.iter().map(ToString::to_string).collect()
-}
-
-/// The document itself if it is of our API group, else every opaque configuration for this driver in it:
-/// claims, templates and classes have them at different depths.
-fn configurations<'a>(document: &'a Value, driver: &str) -> Vec<(String, &'a Value)> {
-    let api = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-    if api.split('/').next() == Some(crate::DRIVER_NAME) {
-        return vec![(String::new(), document)];
-    }
-    let mut found = Vec::new();
-    descend(document, driver, "", &mut found);
-    found
-}
-
-fn descend<'a>(value: &'a Value, driver: &str, path: &str, found: &mut Vec<(String, &'a Value)>) {
-    match value {
-        Value::Object(fields) => {
-            if let Some(opaque) =
-                fields.get("opaque").filter(|o| o.get("driver").is_some_and(|d| d == driver))
-            {
-                let at = format!("{path}.opaque.parameters").trim_start_matches('.').to_owned();
-                found.push((at, opaque.get("parameters").unwrap_or(&Value::Null)));
-                return;
+/// Networks are judged together, as every node does: two that want one VNI are in conflict.
+fn networks(objects: &mut [Object]) {
+    let mut declared = Vec::new();
+    for object in objects.iter_mut().filter(|object| object.kind == Kind::Network) {
+        match object.network() {
+            // Their names are their identities here: two of one name are reported as such.
+            Ok(network)
+                if declared
+                    .iter()
+                    .any(|other: &accept::Declared| other.reference.name == network.reference.name) => {}
+            Ok(mut network) => {
+                network.reference.uid.clone_from(&network.reference.name);
+                declared.push(network);
             }
-            for (name, inner) in fields {
-                descend(inner, driver, format!("{path}.{name}").trim_start_matches('.'), found);
-            }
+            Err(message) => object.problems.push(Problem::plain(message)),
         }
-        Value::Array(items) => {
-            for (index, inner) in items.iter().enumerate() {
-                descend(inner, driver, &format!("{path}[{index}]"), found);
-            }
+    }
+    let judged = accept::judge(&declared, &BTreeMap::new());
+    for judged in judged {
+        let errors = match judged.problem {
+            None => continue,
+            Some(accept::Problem::Invalid(errors)) => errors,
+            Some(accept::Problem::Conflict(error)) => vec![error],
+        };
+        let of =
+            |object: &&mut Object| object.kind == Kind::Network && object.name() == judged.reference.name;
+        // A second object of the name is reported already.
+        if let Some(object) = objects.iter_mut().find(of)
+            && object.problems.is_empty()
+        {
+            object.problems.extend(errors.into_iter().map(Problem::error));
         }
-        _ => {}
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_template_is_searched_for_this_drivers_configurations() {
-        let text = "
-apiVersion: resource.k8s.io/v1
-kind: ResourceClaimTemplate
-spec:
-  spec:
-    devices:
-      config:
-      - opaque: {driver: other.example, parameters: {nonsense: 1}}
-      - opaque:
-          driver: netferry.dev
-          parameters: {apiVersion: netferry.dev/v1alpha1, kind: InterfaceConfig, mtu: 40}
----
-apiVersion: netferry.dev/v1alpha1
-kind: InterfaceConfig
-name: net1
-";
-        let findings = check("f.yaml", text, "netferry.dev");
-        assert_eq!(findings.len(), 2);
-        assert_eq!(findings[0].at, "spec.spec.devices.config[1].opaque.parameters");
-        assert!(findings[0].errors[0].contains("mtu"), "{:?}", findings[0].errors);
-        assert_eq!((findings[1].document, findings[1].errors.len()), (2, 0));
-    }
-
-    #[test]
-    fn a_rule_that_is_wrong_is_named_by_its_path() {
-        let text = "
-apiVersion: netferry.dev/v1alpha1
-kind: InterfaceConfig
-policy: {egress: {rules: [{action: allow, ports: [{protocol: TCP, port: 99999}]}]}}
-limits: {egress: {bitsPerSecond: 10}}
-";
-        let findings = check("f.yaml", text, "netferry.dev");
-        assert_eq!(
-            findings[0].errors,
-            [
-                "limits.egress.bitsPerSecond: 10 is not allowed; 8000 to 10000000000000",
-                "policy.egress.rules[0].ports[0].port: 99999 is not allowed; a whole number from 0 to 65535",
-            ]
-        );
-    }
-
-    #[test]
-    fn broken_yaml_is_a_finding() {
-        let findings = check("f.yaml", "a: [", "netferry.dev");
-        assert!(findings[0].errors[0].starts_with("not YAML"));
-    }
-
-    #[test]
-    fn networks_are_checked_too() {
-        let network = |version: &str, mtu: u32| {
-            format!(
-                "apiVersion: netferry.dev/{version}\nkind: Network\nmetadata: {{name: blue}}\n\
-                 spec: {{subnets: [10.1.0.0/16], mtu: {mtu}, transport: {{local: {{}}}}}}\n"
-            )
-        };
-        let errors = |text: &str| check("f", text, crate::DRIVER_NAME).remove(0).errors;
-        assert_eq!(errors(&network("v1alpha1", 1500)), [""; 0]);
-        assert!(errors(&network("v1alpha1", 1))[0].contains("spec.mtu"));
-        assert!(errors(&network("v9", 1500))[0].contains("netferry.dev/v1alpha1"));
-    }
-}
+mod tests;

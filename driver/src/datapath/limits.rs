@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Limits for both directions. What is left out is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
 pub struct Limits {
     /// What is sent to the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,6 +24,7 @@ pub struct Limits {
 /// Limits for one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
 pub struct RateLimit {
     /// Bits a second as on the wire, Ethernet header included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,7 +66,7 @@ pub struct LimitError {
     /// Path of the field.
     pub field: String,
     /// What was given.
-    pub value: u64,
+    pub value: String,
     /// What may be given.
     pub allowed: &'static str,
 }
@@ -72,10 +74,22 @@ pub struct LimitError {
 impl Limits {
     /// Checks what the types do not.
     pub fn validate(&self) -> Result<(), LimitError> {
+        const EMPTY: &str = "one limit or more, or leave the field out for none";
+        let empty =
+            |field: &str| LimitError { field: field.to_owned(), value: "{}".to_owned(), allowed: EMPTY };
+        if *self == Self::default() {
+            return Err(empty(""));
+        }
+        for (name, limit) in [("ingress", self.ingress), ("egress", self.egress)] {
+            if limit == Some(RateLimit::default()) {
+                return Err(empty(name));
+            }
+        }
         if let Some(value) = self.open_flows
             && !(1..=10_000_000).contains(&value)
         {
-            return Err(LimitError { field: "openFlows".to_owned(), value, allowed: "1 to 10000000" });
+            let (field, value) = ("openFlows".to_owned(), value.to_string());
+            return Err(LimitError { field, value, allowed: "1 to 10000000" });
         }
         for (name, limit) in [("ingress", self.ingress), ("egress", self.egress)] {
             let Some(limit) = limit else { continue };
@@ -94,11 +108,12 @@ impl Limits {
                 if let Some(value) = value
                     && !range.contains(&value)
                 {
-                    return Err(LimitError { field: format!("{name}.{field}"), value, allowed });
+                    let (field, value) = (format!("{name}.{field}"), value.to_string());
+                    return Err(LimitError { field, value, allowed });
                 }
             }
             if let (Some(value), None) = (limit.burst_bytes, limit.bits_per_second) {
-                let field = format!("{name}.burstBytes");
+                let (field, value) = (format!("{name}.burstBytes"), value.to_string());
                 return Err(LimitError { field, value, allowed: "it goes with bitsPerSecond only" });
             }
         }
@@ -140,6 +155,8 @@ mod tests {
         );
         assert!(refused("egress: {burstBytes: 9}").contains("egress.burstBytes: 9"));
         assert!(refused("egress: {packetsPerSecond: 0}").contains("1 to 1000000000"));
+        assert_eq!(refused("{}"), ": {} is not allowed; one limit or more, or leave the field out for none");
+        assert!(refused("ingress: {}").starts_with("ingress: {} is not allowed"));
         assert!(refused("openFlows: 0").contains("openFlows: 0"));
         assert!(serde_yaml_ng::from_str::<Limits>("egress: {bps: 1}").is_err());
     }

@@ -179,8 +179,10 @@ mod tests {
 
     #[test]
     fn a_vlan_is_one_networks_on_its_uplink() {
-        let uplink =
-            |selector: &str, vlan: Option<u16>| json!({"uplink": {"selector": selector, "vlan": vlan}});
+        let uplink = |selector: &str, vlan: Option<u16>| match vlan {
+            Some(vlan) => json!({"uplink": {"selector": selector, "vlan": vlan}}),
+            None => json!({"uplink": {"selector": selector}}),
+        };
         let one = "device.attributes[\"netferry.dev\"].ifName == \"eth1\"";
         let networks = [
             declared("a", None, uplink(one, Some(7))),

@@ -42,7 +42,10 @@ const AT: TunnelSettings =
 
 fn on(ifname: &str, vlan: Option<u16>) -> serde_json::Value {
     let selector = format!(r#"device.attributes["netferry.dev"].ifName == "{ifname}""#);
-    json!({"uplink": {"selector": selector, "vlan": vlan}})
+    match vlan {
+        Some(vlan) => json!({"uplink": {"selector": selector, "vlan": vlan}}),
+        None => json!({"uplink": {"selector": selector}}),
+    }
 }
 
 #[test]

@@ -12,9 +12,10 @@ use super::{
     spec::{AddressSource, NetworkSpec, Transport, UplinkTransport},
 };
 use crate::{
-    claim::config::FieldError,
+    claim::config::{self, FieldError},
     datapath::policy::PolicyError,
     device::{names::is_dns_label, rule::Rule},
+    label,
 };
 
 /// Smallest IPv4 MTU that every path has to carry in one piece (RFC 791).
@@ -33,13 +34,10 @@ const MAX_VNI: u32 = (1 << 24) - 1;
 /// Read `spec` as it stands in an object. Unknown fields are refused: a misspelt one would be as if it were not
 /// there.
 pub fn parse(spec: &Value) -> Result<NetworkSpec, FieldError> {
-    let parsed = serde_path_to_error::deserialize(spec).map_err(|error| {
-        let path = error.path().to_string();
-        let (field, message) =
-            (if path == "." { "spec".to_owned() } else { format!("spec.{path}") }, error.into_inner());
-        let value = spec.pointer(&format!("/{}", path.replace('.', "/"))).unwrap_or(spec);
-        FieldError::new(field, value, message.to_string())
-    })?;
+    if spec.is_null() {
+        return Err(FieldError::missing("spec", "subnets and transport are required"));
+    }
+    let parsed = config::read("spec", spec)?;
     // The selector is Kubernetes' own type, which passes over what it does not know; a selector without its
     // conditions would let every namespace in.
     selector_fields(spec).map_or(Ok(parsed), Err)
@@ -89,7 +87,7 @@ pub fn validate(name: &str, spec: &NetworkSpec) -> Vec<FieldError> {
         }));
     }
     if let Some(Err(error)) = spec.limits.map(|limits| limits.validate()) {
-        errors.push(FieldError::new(format!("spec.limits.{}", error.field), error.value, error.allowed));
+        errors.push(FieldError::new(error.field, error.value, error.allowed).under("spec.limits"));
     }
     errors
 }
@@ -252,11 +250,25 @@ fn link_mtu(spec: &NetworkSpec, errors: &mut Vec<FieldError>) {
 }
 
 fn namespaces(selector: &LabelSelector, errors: &mut Vec<FieldError>) {
+    for (key, value) in selector.match_labels.iter().flatten() {
+        let field = format!("spec.namespaceSelector.matchLabels[{key:?}]");
+        if let Err(allowed) = label::key(key) {
+            errors.push(FieldError::new(field.clone(), format!("{key:?}"), allowed));
+        }
+        if let Err(allowed) = label::value(value) {
+            errors.push(FieldError::new(field, format!("{value:?}"), allowed));
+        }
+    }
     for (at, entry) in selector.match_expressions.iter().flatten().enumerate() {
         let field = |name: &str| format!("spec.namespaceSelector.matchExpressions[{at}].{name}");
         let values = entry.values.as_deref().unwrap_or_default();
-        if entry.key.is_empty() {
-            errors.push(FieldError::new(field("key"), "\"\"", "the key of a label"));
+        if let Err(allowed) = label::key(&entry.key) {
+            errors.push(FieldError::new(field("key"), format!("{:?}", entry.key), allowed));
+        }
+        for (nth, value) in values.iter().enumerate() {
+            if let Err(allowed) = label::value(value) {
+                errors.push(FieldError::new(field(&format!("values[{nth}]")), format!("{value:?}"), allowed));
+            }
         }
         match entry.operator.as_str() {
             join::IN | join::NOT_IN if values.is_empty() => {

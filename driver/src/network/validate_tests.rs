@@ -112,8 +112,27 @@ fn each_error_names_field_value_and_what_is_allowed() {
             "16777216",
             "1 to 16777215",
         ),
-        (|s| s["transport"]["wormhole"] = json!({}), "spec.transport", "wormhole", "unknown field"),
-        (|s| s["vni"] = json!(7), "spec.vni", "7", "unknown field"),
+        (
+            |s| s["transport"]["wormhole"] = json!({}),
+            "spec.transport.wormhole",
+            "this field",
+            "local, uplink, overlay",
+        ),
+        (|s| s["limits"] = json!({}), "spec.limits", "{}", "one limit or more"),
+        (|s| s["limits"] = Value::Null, "spec.limits", "null", "leave the field out"),
+        (
+            |s| s["policy"] = json!({"egress": {"rules": [{"action": "deny", "peers": null}]}}),
+            "spec.policy.egress.rules[0].peers",
+            "null",
+            "leave the field out",
+        ),
+        (
+            |s| s["policy"] = json!({"egress": {"rules": [{"action": "permit"}]}}),
+            "spec.policy.egress.rules[0].action: \"permit\" is not",
+            "permit",
+            "\"allow\" or \"deny\"",
+        ),
+        (|s| s["vni"] = json!(7), "spec.vni", "this field", "subnets, gateways"),
         (
             |s| s["namespaceSelector"] = json!({"matchLabel": {"a": "b"}}),
             "spec.namespaceSelector.matchLabel",
@@ -179,7 +198,7 @@ fn errors_of_uplinks_are_named() {
             |s| s["transport"] = json!({"uplink": {"selector": "true", "mode": "Routed"}}),
             "spec.transport",
             "Routed",
-            "`bridged` or `routed`",
+            "\"bridged\" or \"routed\"",
         ),
         (
             |s| {
@@ -238,7 +257,10 @@ fn two_networks_have_no_wire_in_common() {
             json!({"subnets": ["10.1.0.0/16"], "gateways": ["10.1.0.1"], "transport": {"uplink": uplink}});
         parse(&all).expect("a spec")
     };
-    let on = |selector: &str, vlan: Option<u16>| spec(json!({"selector": selector, "vlan": vlan}));
+    let on = |selector: &str, vlan: Option<u16>| match vlan {
+        Some(vlan) => spec(json!({"selector": selector, "vlan": vlan})),
+        None => spec(json!({"selector": selector})),
+    };
     let routed = |selector: &str| spec(json!({"selector": selector, "mode": "routed"}));
     let said =
         |ours: &NetworkSpec, theirs: &NetworkSpec| conflict(ours, "old", theirs).map(|it| it.to_string());

@@ -56,8 +56,9 @@ pub(super) fn sub_interface(value: &Value) -> Result<SubInterface, Vec<FieldErro
     }
 }
 
-/// Errors of the types come one at a time: after the first, what follows is not read.
-fn read<T: DeserializeOwned>(field: &str, value: &Value) -> Result<T, FieldError> {
+/// Read a value by its type. Errors name the path below `field` and the value there; they come one at a time, as what follows
+/// the first is not read. A field that is `null` is refused: left out it would mean something else.
+pub fn read<T: DeserializeOwned>(field: &str, value: &Value) -> Result<T, FieldError> {
     shape(field, value, true)?;
     serde_path_to_error::deserialize(value).map_err(|error| {
         let (path, found) = locate(field, value, error.path().iter());

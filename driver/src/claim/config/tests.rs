@@ -267,9 +267,9 @@ fn later_configurations_override_field_by_field() {
     assert_eq!(merged, parse(&json!({"mtu": 9000, "addresses": [], "isolation": "strict", "name": "net7"})));
 
     let deny = json!({"rules": [{"action": "deny"}]});
-    let mut merged = parse(&json!({"policy": {"egress": deny}, "limits": {"egress": {}}}));
+    let mut merged = parse(&json!({"policy": {"egress": deny}, "limits": {"openFlows": 9}}));
     merged.merge(parse(&json!({"policy": {"ingress": deny}})));
-    assert_eq!(merged, parse(&json!({"policy": {"ingress": deny}, "limits": {"egress": {}}})), "whole");
+    assert_eq!(merged, parse(&json!({"policy": {"ingress": deny}, "limits": {"openFlows": 9}})), "whole");
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -348,11 +348,12 @@ fn any_limits() -> impl Strategy<Value = Limits> {
             burst_bytes: bits_per_second.map(|bits| bits / 8).filter(|_| burst),
             packets_per_second: rate,
             new_flows_per_second: rate,
-        });
+        })
+        .prop_filter("an empty one is refused", |rate| *rate != RateLimit::default());
     (option::of(rate.clone()), option::of(rate)).prop_map(|(ingress, egress)| Limits {
         ingress,
         egress,
-        open_flows: None,
+        open_flows: if ingress.or(egress).is_none() { Some(7) } else { None },
     })
 }
 

@@ -262,7 +262,7 @@ fn the_policy_and_limits_of_a_class_stand_alone() {
     assert_eq!(interface.limits.unwrap().egress.unwrap().packets_per_second, Some(1000));
 
     // Nor may an empty one take it off, whatever else the claim says.
-    let of_claim = config("FromClaim", &[], &json!({"policy": {}, "limits": {}, "mtu": 1400}));
+    let of_claim = config("FromClaim", &[], &json!({"policy": {}, "limits": {"openFlows": 9}, "mtu": 1400}));
     let at = "status.allocation.devices.config[1].opaque.parameters";
     let only = "this field is not allowed; it in the device class only, which sets it";
     assert_eq!(

@@ -59,7 +59,7 @@ impl fmt::Display for Problem {
 
 /// Split a file at its document markers. A marker stands at the start of a line and can be nothing else there
 /// (YAML 1.2, 9.1.2), so one broken document does not take the next ones with it.
-pub(super) fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut documents = vec![String::new()];
     for line in text.lines() {
         if line == "---" || line.starts_with("--- ") || line.starts_with("---\t") {
@@ -77,6 +77,17 @@ pub(super) fn split(text: &str) -> Vec<String> {
     documents
 }
 
+/// Read the YAML of one document. `None` is an empty one. A key that is there twice is refused: one of the two values would be
+/// as if it were not there.
+pub(crate) fn yaml(text: &str) -> Result<Option<Value>, String> {
+    let value: serde_yaml_ng::Value =
+        serde_yaml_ng::from_str(text).map_err(|error| format!("not YAML: {error}"))?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    serde_json::to_value(value).map(Some).map_err(|error| format!("not an object of Kubernetes: {error}"))
+}
+
 /// Read one document. `None` is an empty one, or an object of a group that is not ours to read.
 pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Object>, Problem> {
     let problem = |claim: Option<String>, message: String| Problem {
@@ -85,11 +96,7 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
         claim,
         message,
     };
-    let value: Value =
-        serde_yaml_ng::from_str(text).map_err(|error| problem(None, format!("not YAML: {error}")))?;
-    if value.is_null() {
-        return Ok(None);
-    }
+    let Some(value) = yaml(text).map_err(|message| problem(None, message))? else { return Ok(None) };
     let text_of = |field: &str| value.pointer(field).and_then(Value::as_str);
     let Some(api_version) = text_of("/apiVersion") else {
         return Err(problem(None, "apiVersion: missing; an object has apiVersion and kind".to_owned()));
@@ -139,7 +146,7 @@ pub(super) fn read(file: &Path, document: usize, text: &str) -> Result<Option<Ob
 }
 
 /// Into a type, refusing what the type does not know.
-fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T, String> {
+pub(crate) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T, String> {
     let typed: T = serde_path_to_error::deserialize(object).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
@@ -193,7 +200,7 @@ fn checked_namespace(namespace: Namespace) -> Result<Namespace, String> {
 }
 
 /// A network is judged with the others, so its spec is taken as it is.
-fn declared(object: &Value) -> Result<Declared, String> {
+pub(crate) fn declared(object: &Value) -> Result<Declared, String> {
     let known = ["apiVersion", "kind", "metadata", "spec", "status"];
     if let Some(field) = object
         .as_object()
@@ -216,7 +223,7 @@ fn checked_class(class: DeviceClass) -> Result<DeviceClass, String> {
 
 /// A DNS subdomain (RFC 1123), as the API server wants it. Names become file names, so this also keeps them in
 /// the folder.
-fn check_name(field: &str, name: Option<&str>) -> Result<(), String> {
+pub(crate) fn check_name(field: &str, name: Option<&str>) -> Result<(), String> {
     let Some(name) = name.filter(|name| !name.is_empty()) else {
         return Err(format!("{field}: missing"));
     };
@@ -263,6 +270,8 @@ mod tests {
             assert!(message.starts_with("f.yaml, document 2: ") && message.contains(wanted), "{message}");
         }
         assert!(message("a: [").contains("not YAML"));
+        let twice = message("apiVersion: v1\nkind: Pod\nkind: Namespace\n");
+        assert!(twice.contains("duplicate entry with key \"kind\""), "{twice}");
         assert!(message("a: 1").contains("apiVersion: missing"));
         assert!(message("apiVersion: resource.k8s.io/v1\nkind: ResourceClaimTemplate").contains("kind: "));
         assert!(message("apiVersion: resource.k8s.io/v9\nkind: ResourceClaim").contains("apiVersion: "));

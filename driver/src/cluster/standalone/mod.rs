@@ -11,7 +11,7 @@
 
 mod allocate;
 mod claims;
-mod document;
+pub(crate) mod document;
 mod folder;
 mod in_use;
 mod lease;

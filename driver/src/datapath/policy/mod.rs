@@ -18,6 +18,8 @@ use netferry_common::Direction;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::label;
+
 pub use compile::{Compiled, Room, RuleEntry, compile};
 pub use flat::{Decision, FlatRule, Peers, evaluate, flatten};
 pub use install::CompiledPolicy;
@@ -292,6 +294,11 @@ impl Peer {
         if self.pod_selector.as_ref().is_some_and(BTreeMap::is_empty) {
             let allowed = "one label or more; every member is `network`";
             return Err(invalid(format!("{field}.podSelector"), "{}", allowed));
+        }
+        for (key, value) in self.pod_selector.iter().flatten() {
+            let field = format!("{field}.podSelector[{key:?}]");
+            label::key(key).map_err(|allowed| invalid(&*field, &format!("{key:?}"), allowed))?;
+            label::value(value).map_err(|allowed| invalid(field, &format!("{value:?}"), allowed))?;
         }
         Ok(())
     }

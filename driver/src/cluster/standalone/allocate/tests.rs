@@ -126,7 +126,8 @@ fn constraints_hold() {
         claim(json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "net", "count": 2}}],
             "constraints": [constraint]}))
     };
-    let same = run(&two(json!({"matchAttribute": "netferry.dev/numaNode"})), &slices, &taken(&[])).expect("same");
+    let same =
+        run(&two(json!({"matchAttribute": "netferry.dev/numaNode"})), &slices, &taken(&[])).expect("same");
     assert_eq!(given(&same), pairs(&[("r", "b"), ("r", "c")]));
     let distinct = two(json!({"distinctAttribute": "netferry.dev/numaNode"}));
     assert_eq!(
