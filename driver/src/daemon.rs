@@ -343,7 +343,8 @@ impl Parts {
         tasks.spawn("attach again", Arc::clone(&sandboxes).retry_until(inventory, stop.clone()));
 
         let (pins, socket) = (config.state.pin_root(), config.state.flows_socket());
-        let flow_log = FlowLog::open(&pins, &socket, Arc::clone(&store), Arc::clone(&metrics));
+        let flow_log =
+            FlowLog::open(&pins, &socket, Arc::clone(&store), Arc::clone(&datapath), Arc::clone(&metrics));
         tasks.spawn("flow log", flow_log.context("cannot tell flow events")?.run(stop.clone()));
         let sweeper = FlowSweeper::open(&datapath).context("cannot load the sweep of the flow table")?;
         tasks.spawn("flow cleaner", flow_log::clean_until(sweeper, Arc::clone(&metrics), stop.clone()));

@@ -1,11 +1,11 @@
 //! What happens to flows, as it happens: the one reader of the kernel's ring of events counts them and hands them
 //! on to whoever listens at a socket. And the broom of the flow table.
 
+mod ends;
 mod socket;
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     io,
     net::IpAddr,
     path::Path,
@@ -22,15 +22,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use self::socket::{Listener, Readers};
+use self::{
+    ends::{Denies, Ends},
+    socket::{Listener, Readers},
+};
 use crate::{
     claim::store::Store,
     datapath::{
-        DatapathError, EndpointId,
+        AyaDatapath, DatapathError, EndpointId,
         events::{FlowEvent, FlowEvents},
         sweep::FlowSweeper,
     },
-    holdings::{Holder, holders},
+    holdings::Holder,
     metrics::Metrics,
     telemetry::chain,
 };
@@ -56,7 +59,17 @@ pub struct FlowLine {
     /// Pod and interface; `None` for an endpoint that no checkpoint knows.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
-    /// The endpoint that judged.
+    /// Pod and interface that sent the frame, where they are on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Holder>,
+    /// Pod and interface that it is for, where they are on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Holder>,
+    /// Who dropped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+    /// The endpoint whose program saw the frame. Between two pods of a node that is the sender's, also for what the receiver's
+    /// policy denies.
     pub endpoint: EndpointId,
     /// `from_pod` or `to_pod`: which way the frame went.
     pub direction: Cow<'static, str>,
@@ -80,12 +93,31 @@ pub struct FlowLine {
     pub protocol: u32,
 }
 
+/// Who decided that a frame was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decision {
+    /// `egress policy` and `egress membership` of the sender, `ingress policy` and `ingress membership` of the receiver, or
+    /// `checks of the sender` and `checks of the receiver`, which are not for policy to say.
+    pub by: String,
+    /// Whose.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// The rule by its name, as in `policy show` and `policy explain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+}
+
 impl FlowLine {
-    fn new(event: &FlowEvent, holder: Option<Holder>) -> Self {
+    fn new(event: &FlowEvent, ends: &Ends, denies: &Denies) -> Self {
+        let [from, to] = ends.both(event).map(|end| end.and_then(|id| ends.holder(id)));
         Self {
             at: Timestamp::now(),
             kind: event.kind.into(),
-            holder,
+            holder: ends.holder(event.endpoint),
+            from,
+            to,
+            decision: ends.decision(event, denies),
             endpoint: event.endpoint,
             direction: event.direction.into(),
             reason: event.reason.map(Into::into),
@@ -102,18 +134,18 @@ impl FlowLine {
 /// Who holds which endpoint, read again when it is old.
 struct Names {
     store: Arc<Store>,
-    known: BTreeMap<EndpointId, Holder>,
+    known: Ends,
     read: Option<Instant>,
 }
 
 impl Names {
-    fn of(&mut self, id: EndpointId) -> Option<Holder> {
-        let limit = if self.known.contains_key(&id) { NAMES } else { NAMES_OF_UNKNOWN };
+    fn of(&mut self, id: EndpointId) -> &Ends {
+        let limit = if self.known.has(id) { NAMES } else { NAMES_OF_UNKNOWN };
         if self.read.is_none_or(|read| read.elapsed() > limit) {
-            self.known = holders(&self.store.all());
+            self.known = Ends::of(&self.store.all());
             self.read = Some(Instant::now());
         }
-        self.known.get(&id).cloned()
+        &self.known
     }
 }
 
@@ -122,6 +154,7 @@ pub struct FlowLog {
     events: FlowEvents,
     listener: Listener,
     names: Names,
+    denies: Denies,
     metrics: Arc<Metrics>,
 }
 
@@ -148,12 +181,16 @@ impl FlowLog {
         root: &Path,
         socket: &Path,
         store: Arc<Store>,
+        datapath: Arc<AyaDatapath>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, FlowLogError> {
         let listener = Listener::bind(socket)
             .map_err(|source| FlowLogError::Socket { path: socket.display().to_string(), source })?;
-        let names = Names { store, known: BTreeMap::new(), read: None };
-        Ok(Self { events: FlowEvents::open(root)?, listener, names, metrics })
+        let names = Names { store, known: Ends::default(), read: None };
+        let denies: Denies = Box::new(move |id, direction, peer, protocol, port| {
+            Some(datapath.explain(id, direction, peer, protocol, port).ok()?.denied.is_some())
+        });
+        Ok(Self { events: FlowEvents::open(root)?, listener, names, denies, metrics })
     }
 
     /// Count every event and tell it to every reader, until `stop`. Ends before only if the ring fails.
@@ -180,7 +217,7 @@ impl FlowLog {
                 Ok(event) => {
                     self.metrics.flow_event(event.kind, event.direction, event.reason);
                     if lines.receiver_count() > 0 {
-                        tell(&lines, &FlowLine::new(&event, self.names.of(event.endpoint)));
+                        tell(&lines, &FlowLine::new(&event, self.names.of(event.endpoint), &self.denies));
                     }
                 }
                 Err(error) => {

@@ -293,7 +293,7 @@ fn explain_says_which_rule_decides() {
     datapath.attach(ifindex(LINK), &spec(5)).unwrap();
     let (pod, peer): (IpAddr, IpAddr) = (POD_V4.parse().unwrap(), PEER_V4.parse().unwrap());
     let ask = |from, to, port| {
-        let said = datapath.explain_flow(from, to, 17, port).unwrap();
+        let said = datapath.explain_flow(None, from, to, 17, port).unwrap();
         assert_eq!((said.len(), said[0].endpoint), (1, 5));
         (said[0].direction, said[0].rule, said[0].denied)
     };

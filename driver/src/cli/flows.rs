@@ -20,7 +20,7 @@ use crate::{
         EndpointId,
         events::{self, FlowRecord, Flows},
     },
-    flow_log::FlowLine,
+    flow_log::{Decision, FlowLine},
     holdings::{Holder, holders},
 };
 
@@ -133,24 +133,42 @@ fn connect(socket: &Path) -> Result<UnixStream> {
 }
 
 fn wanted(event: &FlowLine, pod: Option<&PodName>, drops: bool) -> bool {
-    let of_pod = pod.is_none_or(|pod| event.holder.as_ref().is_some_and(|holder| pod.is(&holder.pod)));
+    let mut ends = [&event.holder, &event.from, &event.to].into_iter().flatten();
+    let of_pod = pod.is_none_or(|pod| ends.any(|holder| pod.is(&holder.pod)));
     of_pod && (!drops || event.kind == "deny")
 }
 
-const HEADER: [&str; 9] =
-    ["TIME", "POD", "INTERFACE", "DIRECTION", "EVENT", "PROTOCOL", "SOURCE", "DESTINATION", "REASON"];
+const HEADER: [&str; 10] = [
+    "TIME",
+    "POD",
+    "INTERFACE",
+    "DIRECTION",
+    "EVENT",
+    "PROTOCOL",
+    "SOURCE",
+    "DESTINATION",
+    "PEER POD",
+    "REASON",
+];
 /// A line is printed before the next is known, so columns have a width; what is longer moves the rest.
-const WIDTHS: [usize; 9] = [12, 24, 15, 9, 5, 8, 22, 22, 0];
+const WIDTHS: [usize; 10] = [12, 24, 15, 9, 5, 8, 22, 22, 24, 0];
 
-fn line(columns: &[String; 9]) -> String {
+fn line(columns: &[String; 10]) -> String {
     let cells = columns.iter().zip(WIDTHS).map(|(text, width)| format!("{text:<width$}"));
     cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
 }
 
-fn columns(event: &FlowLine) -> [String; 9] {
+fn columns(event: &FlowLine) -> [String; 10] {
     let holder = event.holder.as_ref();
-    let rule = event.rule.map(|rule| format!("rule {rule}"));
-    let why: Vec<_> = event.reason.iter().map(ToString::to_string).chain(rule).collect();
+    let decision = event.decision.as_ref();
+    let rule =
+        decision.and_then(|decision| decision.rule.clone()).or(event.rule.map(|rule| format!("rule {rule}")));
+    let by = decision.map(|Decision { by, holder, .. }| match holder {
+        Some(holder) => format!("{by} of {}", holder.pod),
+        None => by.clone(),
+    });
+    let why: Vec<_> = event.reason.iter().map(ToString::to_string).chain(rule).chain(by).collect();
+    let peer = if event.direction == "from_pod" { &event.to } else { &event.from };
     [
         event.at.strftime("%H:%M:%S%.3f").to_string(),
         holder.map_or_else(|| format!("endpoint {}", event.endpoint), |holder| holder.pod.to_string()),
@@ -160,6 +178,7 @@ fn columns(event: &FlowLine) -> [String; 9] {
         protocol_name(event.protocol),
         side(event.source, event.source_port),
         side(event.destination, event.destination_port),
+        peer.as_ref().map_or_else(|| "-".to_owned(), |peer| peer.pod.to_string()),
         if why.is_empty() { "-".to_owned() } else { why.join(", ") },
     ]
 }
@@ -167,6 +186,7 @@ fn columns(event: &FlowLine) -> [String; 9] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claim::PodRef;
 
     const EVENT: &str = r#"{"at":"2026-01-02T03:04:05.678Z","kind":"deny",
         "pod":{"namespace":"team-a","name":"web","uid":"u"},"interface":"net1","endpoint":3,
@@ -187,6 +207,7 @@ mod tests {
             "udp",
             "192.0.2.66:4000",
             "[2001:db8::2]:53",
+            "-",
             "source_ipv4",
         ];
         assert_eq!(words, expected);
@@ -200,6 +221,13 @@ mod tests {
         let (web, db): (PodName, PodName) = ("team-a/web".parse().unwrap(), "team-a/db".parse().unwrap());
         assert!(wanted(&event, Some(&web), true));
         assert!(!wanted(&event, Some(&db), false));
+        // Told at the sender, and about the receiver.
+        event.to = Some(Holder {
+            pod: PodRef { namespace: "team-a".into(), name: "db".into(), uid: "v".into() },
+            interface: "net1".into(),
+        });
+        assert!(wanted(&event, Some(&db), true) && wanted(&event, Some(&web), true));
+        event.to = None;
         event.kind = "open".into();
         assert!(wanted(&event, None, false) && !wanted(&event, None, true));
         event.holder = None;

@@ -9,7 +9,7 @@ use crate::{
     config::{ExplainArgs, PodName, PolicyCommand, ShowPolicyArgs},
     datapath::{
         AyaDatapath, EndpointId, Explanation, Isolation,
-        limits::Limits,
+        limits::{Limits, RateLimit},
         policy::{Action, Name, Otherwise, Peer, Policy, Port, Protocol, Rule},
     },
     holdings::{Holder, holders, holdings},
@@ -31,6 +31,9 @@ struct InForce<'a> {
     interface: &'a str,
     claim: &'a ClaimRef,
     isolation: Isolation,
+    /// The network it is a port of, whose members alone may talk to it unless a rule says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<&'a Policy>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +49,7 @@ fn show_policy(args: &ShowPolicyArgs) -> Result<()> {
     if of_pod.is_empty() {
         bail!("{}", no_interface(&args.pod));
     }
-    let header = ["INTERFACE", "DIRECTION", "RULE", "ACTION", "PEERS", "PORTS"];
+    let header = ["INTERFACE", "DIRECTION", "RULE", "ACTION", "PEERS", "PORTS OR LIMIT"];
     show::print(args.output, &of_pod, header, of_pod.iter().flat_map(rules))
 }
 
@@ -64,6 +67,7 @@ fn in_force<'a>(checkpoints: &'a [Checkpoint], pod: &PodName, peers: &[Told]) ->
             interface: &plan.name,
             claim,
             isolation: plan.isolation,
+            network: plan.port().map(|port| port.network.name.as_str()),
             policy: plan.policy.as_ref(),
             limits: plan.limits,
         })
@@ -76,7 +80,7 @@ fn of_endpoint(peers: &[Told], endpoint: Option<EndpointId>) -> Vec<Told> {
     peers.iter().filter(|told| Some(told.endpoint) == endpoint).cloned().collect()
 }
 
-/// A row for each rule, and one for what no rule matches.
+/// A row for each rule, for what no rule matches, and for each limit.
 fn rules(of: &InForce<'_>) -> Vec<[String; 6]> {
     let everything = Policy::default();
     let policy = of.policy.unwrap_or(&everything);
@@ -95,14 +99,45 @@ fn rules(of: &InForce<'_>) -> Vec<[String; 6]> {
             let all = || "all".to_owned();
             rows.push(row(format!("{direction}.rules[{nth}]"), action, peers, ports.unwrap_or_else(all)));
         }
-        let action = match (of.isolation, side.otherwise()) {
-            (Isolation::Strict | Isolation::BestEffort, Otherwise::Deny) => "deny",
+        // Of the rows of what no rule matches, the first that matches decides.
+        let (default, all) = (format!("{direction}.otherwise"), || "all".to_owned());
+        match (of.isolation, side.otherwise(), of.network) {
+            (Isolation::Strict | Isolation::BestEffort, Otherwise::Deny, _) => {
+                rows.push(row(default, "deny", all(), all()));
+            }
+            (Isolation::Strict | Isolation::BestEffort, Otherwise::Network, Some(network)) => {
+                rows.push(row(default.clone(), "allow", format!("members of network {network}"), all()));
+                rows.push(row(default, "deny", "all others".to_owned(), all()));
+            }
             // On the wire of a moved link, everybody is in the network.
-            (Isolation::Strict | Isolation::BestEffort, Otherwise::Network) | (Isolation::Off, _) => "allow",
-        };
-        rows.push(row("otherwise".to_owned(), action, "all".to_owned(), "all".to_owned()));
+            _ => rows.push(row(default, "allow", all(), all())),
+        }
+        let limit =
+            of.limits.and_then(|limits| if direction == "ingress" { limits.ingress } else { limits.egress });
+        rows.extend(
+            limit
+                .into_iter()
+                .flat_map(rates)
+                .map(|(name, rate)| row(format!("limits.{direction}.{name}"), "limit", all(), rate)),
+        );
+    }
+    if let Some(flows) = of.limits.and_then(|limits| limits.open_flows) {
+        let cells = [of.interface, "both", "limits.openFlows", "limit", "all"].map(str::to_owned);
+        let [interface, direction, rule, action, peers] = cells;
+        rows.push([interface, direction, rule, action, peers, format!("{flows} flows")]);
     }
     rows
+}
+
+/// The limits of a direction by the names of their fields, with their units.
+fn rates(limit: RateLimit) -> impl Iterator<Item = (&'static str, String)> {
+    let all = [
+        ("bitsPerSecond", limit.bits_per_second, "bit/s"),
+        ("burstBytes", limit.burst_bytes, "bytes"),
+        ("packetsPerSecond", limit.packets_per_second, "frames/s"),
+        ("newFlowsPerSecond", limit.new_flows_per_second, "flows/s"),
+    ];
+    all.into_iter().filter_map(|(name, value, unit)| Some((name, format!("{} {unit}", value?))))
 }
 
 /// Addresses of a name that are shown.
@@ -184,7 +219,9 @@ fn explain(args: &ExplainArgs) -> Result<()> {
         };
         let sources = holding.addresses.iter().map(ipnetwork::IpNetwork::ip);
         for from in sources.filter(|source| source.is_ipv4() == args.to.is_ipv4()) {
-            let all = datapath.explain_flow(from, args.to, protocol, port).context("cannot read the maps")?;
+            let all = datapath
+                .explain_flow(Some(endpoint), from, args.to, protocol, port)
+                .context("cannot read the maps")?;
             merge(&mut said, endpoint, all);
         }
     }
@@ -197,7 +234,10 @@ fn explain(args: &ExplainArgs) -> Result<()> {
         .into_iter()
         .map(|explanation| Verdict {
             holder: holders.get(&explanation.endpoint).cloned(),
-            rule_name: explanation.rule.and_then(|rule| rule_name(&checkpoints, explanation.endpoint, rule)),
+            rule_name: match explanation.rule {
+                Some(rule) => rule_name(&checkpoints, explanation.endpoint, rule),
+                None => default_name(explanation.direction, explanation.denied),
+            },
             peers: explanation.rule.and_then(|rule| {
                 let policy = policy_of(&checkpoints, explanation.endpoint)?;
                 Some(peers_of(policy.rule(rule)?, &of_endpoint(&told, Some(explanation.endpoint))))
@@ -212,6 +252,13 @@ fn explain(args: &ExplainArgs) -> Result<()> {
 /// Where a rule is in the policy of an endpoint.
 fn rule_name(checkpoints: &[Checkpoint], endpoint: EndpointId, rule: u32) -> Option<String> {
     policy_of(checkpoints, endpoint)?.rule_name(rule)
+}
+
+/// The name of what decides where no rule does.
+fn default_name(direction: &str, denied: Option<&str>) -> Option<String> {
+    let of_policy = matches!(denied, None | Some("policy_default" | "not_member"));
+    let side = if direction == "to_pod" { "ingress" } else { "egress" };
+    of_policy.then(|| format!("{side}.otherwise"))
 }
 
 fn policy_of(checkpoints: &[Checkpoint], endpoint: EndpointId) -> Option<&Policy> {
@@ -263,6 +310,7 @@ mod tests {
             interface: "net1",
             claim: &claim,
             isolation: Isolation::Strict,
+            network: None,
             policy: Some(&policy),
             limits: None,
             peers: vec![Told {
@@ -277,16 +325,45 @@ mod tests {
         let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
         let expected = [
             "ingress ingress.rules[0] deny 192.0.2.0/24,pods app=web (10.0.0.7 10.0.0.8) all",
-            "ingress otherwise allow all all",
+            "ingress ingress.otherwise allow all all",
             "egress egress.rules[0] allow all tcp/80-90,icmp",
-            "egress otherwise deny all all",
+            "egress egress.otherwise deny all all",
         ];
         assert_eq!(lines, expected);
         of.peers.clear();
         assert!(rules(&of)[0][4].ends_with("pods app=web (not known yet)"));
         of.policy = None;
         let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
-        assert_eq!(lines, ["ingress otherwise allow all all", "egress otherwise allow all all"]);
+        assert_eq!(
+            lines,
+            ["ingress ingress.otherwise allow all all", "egress egress.otherwise allow all all"]
+        );
+    }
+
+    #[test]
+    fn a_port_is_open_to_members_and_limits_are_shown() {
+        let claim = ClaimRef { namespace: "ns".into(), name: "c".into(), uid: "u".into() };
+        let limits = "{egress: {bitsPerSecond: 1000000, newFlowsPerSecond: 5}, openFlows: 100}";
+        let of = InForce {
+            interface: "blue",
+            claim: &claim,
+            isolation: Isolation::Strict,
+            network: Some("blue"),
+            policy: None,
+            limits: Some(serde_yaml_ng::from_str(limits).unwrap()),
+            peers: Vec::new(),
+        };
+        let lines: Vec<_> = rules(&of).iter().map(|row| row[1..].join(" ")).collect();
+        let expected = [
+            "ingress ingress.otherwise allow members of network blue all",
+            "ingress ingress.otherwise deny all others all",
+            "egress egress.otherwise allow members of network blue all",
+            "egress egress.otherwise deny all others all",
+            "egress limits.egress.bitsPerSecond limit all 1000000 bit/s",
+            "egress limits.egress.newFlowsPerSecond limit all 5 flows/s",
+            "both limits.openFlows limit all 100 flows",
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]

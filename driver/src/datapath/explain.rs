@@ -29,9 +29,11 @@ pub struct Explanation {
 
 impl AyaDatapath {
     /// Asks every endpoint on this node that has one of the two addresses. The flow opens if none denies it. A port
-    /// is the destination port; for ICMP its type × 256 + code.
+    /// is the destination port; for ICMP its type × 256 + code. With a `sender`, only endpoints of its network are asked:
+    /// another network may have the same addresses, and none of its endpoints would see the flow.
     pub fn explain_flow(
         &self,
+        sender: Option<EndpointId>,
         from: IpAddr,
         to: IpAddr,
         protocol: u8,
@@ -39,7 +41,21 @@ impl AyaDatapath {
     ) -> Result<Vec<Explanation>, DatapathError> {
         let (senders, receivers) = {
             let written = self.written();
-            (written.tables.owners(from)?, written.tables.owners(to)?)
+            let network = |id| Ok(written.tables.record(id)?.map(|endpoint| endpoint.network));
+            let (mut senders, mut receivers) = (written.tables.owners(from)?, written.tables.owners(to)?);
+            if let Some(sender) = sender {
+                let of_sender: Option<u32> = network(sender)?;
+                senders.retain(|id| *id == sender);
+                let mut beside = Vec::new();
+                for id in receivers {
+                    let of_receiver: Result<_, DatapathError> = network(id);
+                    if of_receiver? == of_sender {
+                        beside.push(id);
+                    }
+                }
+                receivers = beside;
+            }
+            (senders, receivers)
         };
         let mut said = Vec::new();
         for id in senders {
