@@ -169,6 +169,8 @@ mod tests {
             pcie_root: text(),
             speed_mbps: Some(1000),
             numa_node: Some(0),
+            foreign_programs: true,
+            not_movable: Some(NotMovable::NodeAddress),
             sriov: Some(sriov),
             ..Device::default()
         };
