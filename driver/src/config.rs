@@ -5,6 +5,7 @@ mod http;
 mod instance;
 mod overlay;
 mod ports;
+mod state;
 mod words;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -18,12 +19,13 @@ use self::http::http_address;
 pub use self::instance::{InstanceArgs, ProbeArgs};
 pub use self::overlay::OverlayArgs;
 pub use self::ports::Ports;
+pub use self::state::StateArgs;
 pub use self::words::{FlowPort, PodName, protocol_name};
 use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
 
 /// Kubernetes network driver: DRA claims, NRI attach, eBPF isolation.
 #[derive(Debug, Parser)]
-#[command(name = "netferry", version, propagate_version = true)]
+#[command(name = "netferry", version = crate::version::long(), propagate_version = true)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -35,7 +37,7 @@ pub struct Arguments {
 pub enum Command {
     /// Run the node daemon.
     Run(Box<RunConfig>),
-    /// What would be published from this node, and why the rest is not.
+    /// What the daemon publishes from this node, who has it, and why the rest is left out.
     Devices(DevicesArgs),
     /// Which pods hold which interfaces, with their counters.
     Pods(PodsArgs),
@@ -93,67 +95,6 @@ pub struct PublishArgs {
     /// sub-interfaces (`subInterface`), never the link itself.
     #[arg(long, value_name = "CEL", env = "NETFERRY_SHARE")]
     pub share: Option<String>,
-}
-
-/// Where the daemon keeps what must survive it.
-#[derive(Clone, Debug, Args)]
-pub struct StateArgs {
-    /// Folder of the checkpoints.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/netferry")]
-    pub state_dir: PathBuf,
-
-    /// Folder of what a reboot takes away: below it the network namespaces of pods are held. It must be on a shared mount of
-    /// the host.
-    #[arg(long, value_name = "DIR", default_value = "/run/netferry")]
-    pub run_dir: PathBuf,
-
-    /// Folder for pins, on a bpf file system.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/netferry")]
-    pub bpffs: PathBuf,
-}
-
-impl StateArgs {
-    /// Where this version of the map layout is pinned. Another layout gets another folder.
-    #[must_use]
-    pub fn pin_root(&self) -> PathBuf {
-        self.bpffs.join("v1")
-    }
-
-    /// Where network namespaces of pods are held.
-    #[must_use]
-    pub fn netns_dir(&self) -> PathBuf {
-        self.run_dir.join("netns")
-    }
-
-    /// Where the daemon tells flow events.
-    #[must_use]
-    pub fn flows_socket(&self) -> PathBuf {
-        self.state_dir.join("flows.sock")
-    }
-
-    /// Where the checkpoints are.
-    #[must_use]
-    pub fn claims_dir(&self) -> PathBuf {
-        self.state_dir.join("claims")
-    }
-
-    /// Where it is written which links were made promiscuous.
-    #[must_use]
-    pub fn promiscuous_file(&self) -> PathBuf {
-        self.state_dir.join("promiscuous.json")
-    }
-
-    /// Where the numbers of networks are.
-    #[must_use]
-    pub fn networks_file(&self) -> PathBuf {
-        self.state_dir.join("networks.json")
-    }
-
-    /// Where the daemon tells who the peers with names in policies are.
-    #[must_use]
-    pub fn peers_file(&self) -> PathBuf {
-        self.state_dir.join("peers.json")
-    }
 }
 
 /// Settings of `netferry run`.
@@ -242,6 +183,12 @@ pub struct RunConfig {
 /// Settings of `netferry devices`.
 #[derive(Debug, Args)]
 pub struct DevicesArgs {
+    /// State.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Show what these settings would publish, by looking at the links, and do not ask the daemon.
+    #[arg(long)]
+    pub preview: bool,
     /// Publishing.
     #[command(flatten)]
     pub publishing: PublishArgs,

@@ -41,7 +41,7 @@ pub(crate) fn network_drops(networks: &Arc<Networks>, datapath: &Arc<AyaDatapath
         let mut drops = Vec::new();
         for (name, id) in all {
             match datapath.network_drops(id) {
-                Ok(of) => drops.extend(of.into_iter().map(|(reason, count)| (name.clone(), reason, count))),
+                Ok(of) => drops.push((name, of)),
                 Err(error) => debug!("{}", chain(&error)),
             }
         }

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 mod cleanup;
 mod connection;
+mod descriptors;
 mod handover;
 mod lock;
 mod management;
@@ -48,6 +49,7 @@ use crate::{
     holdings::holdings,
     http,
     link::kernel::KernelLinks,
+    local_socket::LocalSocket,
     measured::Measured,
     metrics::{Metrics, Sources},
     netns::KernelNamespaces,
@@ -68,6 +70,7 @@ use crate::{
     },
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, HasForeign, PublishOptions, PublishStats},
+    query::server as query,
     readiness::Readiness,
     repair::{self, RepairWatch},
     sandbox::{self, Sandboxes},
@@ -108,6 +111,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
     if config.cleanup {
         return cleanup::run(&cluster, &config.state).await;
     }
+    descriptors::raise_limit();
     let stop = stop_on_signal(&config)?;
     let Some(handover) = Handover::begin(&config, &stop).await? else { return Ok(()) };
     let parts = Parts::open(&config, cluster)?;
@@ -273,14 +277,13 @@ impl Parts {
             let listener = http::bind(address).await.with_context(|| format!("--http-address {address}"))?;
             let exposed = http::Exposed { metrics: Arc::clone(&metrics), readiness: Arc::clone(&readiness) };
             tasks.spawn("http", async move {
-                if let Err(error) = http::serve(listener, exposed, CancellationToken::new()).await {
-                    warn!("http: {error}");
-                }
+                http::serve(listener, exposed, CancellationToken::new()).await;
             });
         }
 
         tokio::spawn(tell_publisher(Arc::clone(&readiness), Arc::clone(&published)));
         let inventory = watcher.inventory.clone();
+        let rule = Arc::new(rule);
         let options = PublishOptions::default();
         tasks.spawn(
             "publisher",
@@ -289,10 +292,10 @@ impl Parts {
                 Arc::clone(&watching).slice_versions(SlicesOf::ThisNode),
                 inventory,
                 Arc::clone(&networks),
-                Arc::new(rule),
+                Arc::clone(&rule),
                 has_foreign_programs(&store, &datapath),
                 options,
-                published,
+                Arc::clone(&published),
                 stop.clone(),
             ),
         );
@@ -330,7 +333,7 @@ impl Parts {
         tasks.spawn("port follow", follow.run(stop.clone()));
 
         let (runtime, status) = watch::channel(SessionStatus::default());
-        tokio::spawn(tell_runtime(Arc::clone(&readiness), status, config.state.run_dir.clone()));
+        tokio::spawn(tell_runtime(Arc::clone(&readiness), status.clone(), config.state.run_dir.clone()));
         let nri = NriConfig {
             socket: config.nri_socket.clone(),
             plugin_index: config.nri_plugin_index.clone(),
@@ -362,6 +365,24 @@ impl Parts {
         tasks.spawn("repair", repair.watch(config.check_programs, stop.clone()));
 
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), handover.registered.clone()));
+        let answers = query::Sources {
+            node: node.to_owned(),
+            started: jiff::Timestamp::now(),
+            readiness,
+            publisher: published,
+            rule,
+            inventory: watcher.inventory.clone(),
+            networks: Arc::clone(&networks),
+            store: Arc::clone(&store),
+            peers_file: config.state.peers_file(),
+            kubelet: handover.registered.clone(),
+            sockets: handover.sockets.clone(),
+            refused: handover.refused.clone(),
+            runtime: status,
+            nri_socket: config.nri_socket.clone(),
+        };
+        let socket = LocalSocket::bind(&config.state.query_socket()).context("cannot answer questions")?;
+        tasks.spawn("query", query::serve(socket, answers, stop.clone()));
         let offers = Offers {
             networks: Arc::clone(&networks),
             cluster: Arc::clone(&cluster),

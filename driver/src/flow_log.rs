@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use self::{
     ends::{Denies, Ends},
-    socket::{Listener, Readers},
+    socket::Readers,
 };
 use crate::{
     claim::store::Store,
@@ -34,6 +34,7 @@ use crate::{
         sweep::FlowSweeper,
     },
     holdings::Holder,
+    local_socket::LocalSocket,
     metrics::Metrics,
     telemetry::chain,
 };
@@ -152,7 +153,7 @@ impl Names {
 /// Reads events; see [`FlowLog::run`].
 pub struct FlowLog {
     events: FlowEvents,
-    listener: Listener,
+    listener: LocalSocket,
     names: Names,
     denies: Denies,
     metrics: Arc<Metrics>,
@@ -184,7 +185,7 @@ impl FlowLog {
         datapath: Arc<AyaDatapath>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, FlowLogError> {
-        let listener = Listener::bind(socket)
+        let listener = LocalSocket::bind(socket)
             .map_err(|source| FlowLogError::Socket { path: socket.display().to_string(), source })?;
         let names = Names { store, known: Ends::default(), read: None };
         let denies: Denies = Box::new(move |id, direction, peer, protocol, port| {
@@ -197,7 +198,7 @@ impl FlowLog {
     pub async fn run(mut self, stop: CancellationToken) {
         let (lines, _) = broadcast::channel::<Arc<str>>(BACKLOG);
         let readers = Readers::new(lines.clone(), Arc::clone(&self.metrics), stop.clone());
-        let mut serving = tokio::spawn(self.listener.serve(readers));
+        let mut serving = tokio::spawn(socket::serve(self.listener, readers));
         let mut lost = interval(LOST);
         lost.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -5,14 +5,18 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, readiness::Readiness};
+use crate::{
+    metrics::{Metrics, format::Format},
+    readiness::Readiness,
+    serving::{self, Bounds},
+};
 
 /// What the handlers see.
 #[derive(Clone, Debug)]
@@ -29,12 +33,8 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serve until `shutdown`.
-pub async fn serve(
-    listener: TcpListener,
-    exposed: Exposed,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(exposed)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+pub async fn serve(listener: TcpListener, exposed: Exposed, shutdown: CancellationToken) {
+    serving::serve(listener, router(exposed), Bounds::default(), shutdown).await;
 }
 
 fn router(exposed: Exposed) -> Router {
@@ -45,14 +45,12 @@ fn router(exposed: Exposed) -> Router {
         .with_state(exposed)
 }
 
-async fn metrics(State(exposed): State<Exposed>) -> Response {
+async fn metrics(State(exposed): State<Exposed>, headers: HeaderMap) -> Response {
+    let format = Format::accepted(&headers);
     // Reading the pinned maps is a few system calls per endpoint: off the event loop.
-    let encoded = tokio::task::spawn_blocking(move || exposed.metrics.encode()).await;
+    let encoded = tokio::task::spawn_blocking(move || exposed.metrics.encode(format)).await;
     match encoded {
-        Ok(Ok(text)) => {
-            let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, format)], text).into_response()
-        }
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

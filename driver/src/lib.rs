@@ -25,18 +25,22 @@ pub mod holdings;
 pub mod http;
 pub mod label;
 pub mod link;
+pub mod local_socket;
 pub mod measured;
 pub mod metrics;
 pub mod netns;
 pub mod network;
 pub mod nri;
 pub mod publish;
+pub mod query;
 pub mod readiness;
 pub mod repair;
 pub mod sandbox;
 pub mod selector;
+pub mod serving;
 pub mod status;
 pub mod telemetry;
+pub mod version;
 
 /// The driver's default name: the `driver` field of slices and allocation results, and the domain of its
 /// attributes and its configuration API.

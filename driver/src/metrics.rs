@@ -1,31 +1,26 @@
 //! Numbers for Prometheus. Names and meanings are listed in `docs/operations.md`.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+pub mod format;
+mod process;
+mod sources;
 
+use std::{fmt, sync::atomic::Ordering, time::Duration};
+
+use netferry_common::verdict::{Direction, Reason};
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, MetricEncoder, text},
+    encoding::{EncodeLabelSet, text},
     metrics::{
-        counter::{ConstCounter, Counter},
+        counter::Counter,
         family::Family,
-        gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
     registry::{Registry, Unit},
 };
 
-use crate::{
-    datapath::Traffic, holdings::Holding, network::follow::FollowStats, publish::publisher::PublishStats,
-    readiness::Readiness,
-};
+pub use self::sources::{NetworkDrops, Sources};
+use self::{format::Format, process::ProcessCollector};
+use crate::{attach::Deviation, datapath::programs_digest, version};
 
 /// How something ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +67,22 @@ pub enum DhcpOutcome {
     Failed,
 }
 
+impl DhcpOutcome {
+    const ALL: [Self; 6] =
+        [Self::Leased, Self::Renewed, Self::Released, Self::Lost, Self::Regained, Self::Failed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Leased => "leased",
+            Self::Renewed => "renewed",
+            Self::Released => "released",
+            Self::Lost => "lost",
+            Self::Regained => "regained",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The daemon's numbers.
 #[derive(Debug)]
 pub struct Metrics {
@@ -91,38 +102,13 @@ pub struct Metrics {
     dhcp: Family<Outcome, Counter>,
 }
 
-/// Drops by network and reason.
-pub type NetworkDrops = Box<dyn Fn() -> Vec<(String, String, u64)> + Send + Sync>;
-
-/// What is read at each scrape.
-pub struct Sources {
-    /// State of the parts.
-    pub readiness: Arc<Readiness>,
-    /// What the publisher has done.
-    pub publisher: Arc<PublishStats>,
-    /// What following the members of networks came to.
-    pub followed: Arc<FollowStats>,
-    /// Drops that no interface can be named for.
-    pub network_drops: NetworkDrops,
-    /// Living sandboxes whose containers wait for their interfaces.
-    pub pods_waiting: Box<dyn Fn() -> usize + Send + Sync>,
-    /// Network namespaces that are held.
-    pub namespaces_held: Box<dyn Fn() -> usize + Send + Sync>,
-    /// Interfaces in pods and their counters.
-    pub holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
-}
-
-impl fmt::Debug for Sources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sources").finish_non_exhaustive()
-    }
-}
-
 impl Metrics {
     /// Register everything.
     #[must_use]
     pub fn new(sources: Sources) -> Self {
-        let mut registry = Registry::with_prefix("netferry");
+        let mut all = Registry::default();
+        all.register_collector(Box::new(ProcessCollector));
+        let registry = all.sub_registry_with_prefix("netferry");
         let time = || Histogram::new(exponential_buckets(0.001, 2.0, 12));
         let metrics = Self {
             prepares: Family::default(),
@@ -140,8 +126,12 @@ impl Metrics {
             dhcp: Family::default(),
             registry: Registry::default(),
         };
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "Version of the driver", build);
+        let build = Info::new(vec![
+            ("version", version::VERSION.to_owned()),
+            ("commit", version::COMMIT.to_owned()),
+            ("programs", programs_digest()),
+        ]);
+        registry.register("build", "Version, commit and digest of the eBPF programs", build);
         registry.register("claims_prepared", "Claims the kubelet had prepared", metrics.prepares.clone());
         let help = "Time to prepare a claim, API call included";
         registry.register_with_unit("prepare", help, Unit::Seconds, metrics.prepare_time.clone());
@@ -149,9 +139,35 @@ impl Metrics {
         let help = "Time to attach a pod's links, in the runtime's hook";
         registry.register_with_unit("attach", help, Unit::Seconds, metrics.attach_time.clone());
         registry.register("returns", "Pods whose links were taken home", metrics.returns.clone());
-        metrics.register_flows(&mut registry);
+        metrics.register_flows(registry);
         registry.register_collector(Box::new(sources));
-        Self { registry, ..metrics }
+        metrics.begin_at_zero();
+        Self { registry: all, ..metrics }
+    }
+
+    /// Every counter is there from the start: one that appears with 1 is no increase to Prometheus.
+    fn begin_at_zero(&self) {
+        for ok in [true, false] {
+            for family in [&self.prepares, &self.attaches, &self.returns, &self.programs_drifted] {
+                drop(family.get_or_create(&Outcome::of(ok)));
+            }
+        }
+        for outcome in DhcpOutcome::ALL {
+            drop(self.dhcp.get_or_create(&Outcome { result: outcome.name() }));
+        }
+        for item in Deviation::ITEMS {
+            for result in ["repaired", "failed", "left"] {
+                drop(self.drift.get_or_create(&Drift { item, result }));
+            }
+        }
+        for direction in Direction::ALL.map(Direction::name) {
+            for kind in ["open", "close"] {
+                drop(self.flow_events.get_or_create(&FlowKind { kind, direction, reason: "" }));
+            }
+            for reason in Reason::ALL.iter().map(|reason| reason.name()) {
+                drop(self.flow_events.get_or_create(&FlowKind { kind: "deny", direction, reason }));
+            }
+        }
     }
 
     fn register_flows(&self, registry: &mut Registry) {
@@ -222,199 +238,19 @@ impl Metrics {
 
     /// Something became of an address by DHCP.
     pub fn dhcp(&self, outcome: DhcpOutcome) {
-        let result = match outcome {
-            DhcpOutcome::Leased => "leased",
-            DhcpOutcome::Renewed => "renewed",
-            DhcpOutcome::Released => "released",
-            DhcpOutcome::Lost => "lost",
-            DhcpOutcome::Regained => "regained",
-            DhcpOutcome::Failed => "failed",
-        };
-        self.dhcp.get_or_create(&Outcome { result }).inc();
+        self.dhcp.get_or_create(&Outcome { result: outcome.name() }).inc();
     }
 
-    /// The OpenMetrics text.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        text::encode(&mut text, &self.registry)?;
-        Ok(text)
+    /// Everything, as it is now.
+    pub fn encode(&self, format: Format) -> Result<String, fmt::Error> {
+        let mut open = String::new();
+        text::encode(&mut open, &self.registry)?;
+        match format {
+            Format::OpenMetrics => Ok(open),
+            Format::Text => format::text_of(&open),
+        }
     }
-}
-
-/// One number of a [`Traffic`].
-type Pick = fn(&Traffic) -> u64;
-
-/// One reading of one counter, made at scrape time.
-type Reading<'a> = (&'a Holding, &'static str, Traffic);
-
-impl Collector for Sources {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Whether a part of the driver works";
-        let mut parts =
-            encoder.encode_descriptor("ready", help, None, ConstGauge::new(0i64).metric_type())?;
-        for (part, ready) in self.readiness.parts() {
-            ConstGauge::new(i64::from(ready)).encode(parts.encode_family(&[("part", part)])?)?;
-        }
-        let stats = &self.publisher;
-        let gauge = |value: &AtomicU64| ConstGauge::new(value.load(Ordering::Relaxed).cast_signed());
-        let gauges = [
-            ("devices_published", "Devices in this node's slices", gauge(&stats.devices)),
-            ("slices", "This node's slices", gauge(&stats.slices)),
-        ];
-        for (name, help, gauge) in gauges {
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        let counts = [
-            ("pods_waiting", "Pods whose containers wait for their interfaces", (self.pods_waiting)()),
-            (
-                "namespaces_held",
-                "Network namespaces of pods that are held for their links",
-                (self.namespaces_held)(),
-            ),
-        ];
-        for (name, help, count) in counts {
-            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        let writes = [
-            ("create", &stats.creates),
-            ("update", &stats.updates),
-            ("delete", &stats.deletes),
-            ("conflict", &stats.conflicts),
-            ("failure", &stats.failures),
-        ];
-        let help = "Slices created, updated and deleted, and attempts that conflicted or failed";
-        let mut family =
-            encoder.encode_descriptor("slice_writes", help, None, ConstCounter::new(0u64).metric_type())?;
-        for (kind, count) in writes {
-            let counter = ConstCounter::new(count.load(Ordering::Relaxed));
-            counter.encode(family.encode_family(&[("kind", kind)])?)?;
-        }
-        self.encode_networks(&mut encoder)?;
-        let holdings = (self.holdings)();
-        let help = "Interfaces that are in pods";
-        let gauge = ConstGauge::new(i64::try_from(holdings.len()).unwrap_or(i64::MAX));
-        gauge.encode(encoder.encode_descriptor("interfaces_held", help, None, gauge.metric_type())?)?;
-
-        let readings: Vec<Reading<'_>> = holdings
-            .iter()
-            .filter_map(|holding| holding.stats.as_ref().map(|stats| (holding, stats)))
-            .flat_map(|(h, stats)| [(h, "from_pod", stats.from_pod), (h, "to_pod", stats.to_pod)])
-            .collect();
-        let kinds: [(&str, &str, Pick); 2] = [
-            ("interface_packets", "Frames let through", |traffic| traffic.packets),
-            ("interface_bytes", "Bytes let through, Ethernet header included", |traffic| traffic.bytes),
-        ];
-        for (name, help, value) in kinds {
-            let mut family =
-                encoder.encode_descriptor(name, help, None, ConstCounter::new(0u64).metric_type())?;
-            for (holding, direction, traffic) in &readings {
-                count(&mut family, holding, ("direction", direction), value(traffic))?;
-            }
-        }
-        let help = "Frames dropped, by reason";
-        let mut drops = encoder.encode_descriptor(
-            "interface_drops",
-            help,
-            None,
-            ConstCounter::new(0u64).metric_type(),
-        )?;
-        for holding in &holdings {
-            for (reason, dropped) in holding.stats.iter().flat_map(|stats| &stats.drops) {
-                count(&mut drops, holding, ("reason", reason), *dropped)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Sources {
-    fn encode_networks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let counter = |value: &AtomicU64| ConstCounter::new(value.load(Ordering::Relaxed));
-        let followed = &self.followed;
-        let kinds = [
-            ("change", &followed.changes),
-            ("failure", &followed.failures),
-            ("conflict", &followed.conflicts),
-            ("repair", &followed.repairs),
-        ];
-        let help =
-            "Members on other nodes: changes written, not written, addresses that two claims say, repairs";
-        let none = ConstCounter::new(0u64).metric_type();
-        let mut family = encoder.encode_descriptor("member_changes", help, None, none)?;
-        for (kind, count) in kinds {
-            counter(count).encode(family.encode_family(&[("kind", kind)])?)?;
-        }
-        let help =
-            "Frames from uplinks and tunnels that were dropped before their receiver was known, by reason";
-        let none = ConstCounter::new(0u64).metric_type();
-        let mut family = encoder.encode_descriptor("network_drops", help, None, none)?;
-        for (network, reason, count) in (self.network_drops)() {
-            let labels = [("network", network.as_str()), ("reason", reason.as_str())];
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes one counter of a holding, with its last label.
-fn count(family: &mut MetricEncoder<'_>, holding: &Holding, last: (&str, &str), value: u64) -> fmt::Result {
-    let labels = [
-        ("namespace", holding.pod.namespace.as_str()),
-        ("pod", holding.pod.name.as_str()),
-        ("interface", holding.interface.as_str()),
-        last,
-    ];
-    ConstCounter::new(value).encode(family.encode_family(&labels)?)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        claim::{ClaimRef, PodRef, Step},
-        datapath::{EndpointStats, Isolation},
-    };
-
-    #[test]
-    fn a_scrape_shows_the_reason_of_each_drop() {
-        let holding = || Holding {
-            pod: PodRef { namespace: "ns".into(), name: "pod".into(), uid: "u".into() },
-            claim: ClaimRef { namespace: "ns".into(), name: "claim".into(), uid: "c".into() },
-            request: "nic".into(),
-            device: "eth7".into(),
-            host_link: "eth7".into(),
-            network: None,
-            interface: "net1".into(),
-            addresses: Vec::new(),
-            isolation: Isolation::Strict,
-            step: Step::Attached,
-            endpoint: Some(1),
-            guards: Vec::new(),
-            stats: Some(EndpointStats {
-                drops: [("spoofed_ip".to_owned(), 7)].into(),
-                ..EndpointStats::default()
-            }),
-        };
-        let sources = Sources {
-            readiness: Arc::new(Readiness::new()),
-            publisher: Arc::default(),
-            followed: Arc::default(),
-            network_drops: Box::new(|| vec![("blue".to_owned(), "nobody".to_owned(), 3)]),
-            pods_waiting: Box::new(|| 0),
-            namespaces_held: Box::new(|| 0),
-            holdings: Box::new(move || vec![holding()]),
-        };
-        let metrics = Metrics::new(sources);
-        metrics.attached(true, Duration::from_millis(3));
-        let text = metrics.encode().unwrap();
-        let drops = r#"netferry_interface_drops_total{namespace="ns",pod="pod",interface="net1",reason="spoofed_ip"} 7"#;
-        assert!(text.contains(drops), "{text}");
-        assert!(text.contains(r#"netferry_attaches_total{result="ok"} 1"#), "{text}");
-        assert!(text.contains(r#"netferry_ready{part="kubelet"} 0"#), "{text}");
-        let lost = r#"netferry_network_drops_total{network="blue",reason="nobody"} 3"#;
-        assert!(text.contains(lost), "{text}");
-        assert!(text.contains(r#"netferry_member_changes_total{kind="conflict"} 0"#), "{text}");
-        assert!(text.ends_with("# EOF\n"));
-    }
-}
+mod tests;

@@ -81,6 +81,13 @@ impl Readiness {
         !self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&part)
     }
 
+    /// Every part, and what it waits for if it does not work.
+    #[must_use]
+    pub fn reasons(&self) -> [(&'static str, Option<String>); 3] {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        Part::ALL.map(|part| (part.name(), waiting.get(&part).cloned()))
+    }
+
     /// Every part with whether it works.
     #[must_use]
     pub fn parts(&self) -> [(&'static str, bool); 3] {

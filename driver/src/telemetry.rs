@@ -1,5 +1,7 @@
 //! Logs. Metrics are in [`crate::metrics`].
 
+use std::{ffi::OsString, io::IsTerminal as _};
+
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::LogFormat;
@@ -8,12 +10,17 @@ use crate::config::LogFormat;
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_ansi(colors(std::env::var_os("NO_COLOR"))).with_writer(std::io::stderr);
     // A second initialisation only happens in tests that run several daemons in one process.
     let _ = match format {
         LogFormat::Text => registry.with(lines.with_target(false)).try_init(),
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
+}
+
+/// Colors are for people: on a terminal, unless `NO_COLOR` is set to anything (<https://no-color.org>).
+fn colors(no_color: Option<OsString>) -> bool {
+    no_color.is_none_or(|value| value.is_empty()) && std::io::stderr().is_terminal()
 }
 
 /// An error with all its causes on one line.

@@ -73,6 +73,29 @@ impl Deviation {
         }
     }
 
+    /// Every value of [`Self::item`].
+    pub const ITEMS: [&'static str; 19] = [
+        "host_name",
+        "host_state",
+        "host_mtu",
+        "host_policy",
+        "host_ipv6",
+        "endpoint",
+        "gate",
+        "own_addresses",
+        "membership",
+        "limits",
+        "policy",
+        "cgroup_guard",
+        "address",
+        "route",
+        "interface",
+        "name",
+        "state",
+        "mac",
+        "mtu",
+    ];
+
     /// Whether it is the pod's own affair: told, and left. A pod with NET_ADMIN may change the settings of its links, for
     /// a bond for example; what does not agree with its endpoint is dropped.
     #[must_use]
@@ -166,4 +189,41 @@ pub(super) fn in_pod(
     let missing = plan.routes.iter().filter(|route| !has(route));
     deviations.extend(missing.map(|route| Deviation::Route(Box::new(route.clone()))));
     deviations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_listed() {
+        let address = "192.0.2.1/24".parse().unwrap();
+        let parts = [
+            MapPart::Record,
+            MapPart::Gate,
+            MapPart::Addresses,
+            MapPart::Members,
+            MapPart::Limits,
+            MapPart::Policy,
+        ];
+        let others = [
+            Deviation::HostName(String::new()),
+            Deviation::HostDown,
+            Deviation::HostMtu(1),
+            Deviation::HostBlackhole,
+            Deviation::HostIpv6,
+            Deviation::Unguarded(String::new()),
+            Deviation::Address(address),
+            Deviation::Missing,
+            Deviation::Name(String::new()),
+            Deviation::Down,
+            Deviation::Mac(None),
+            Deviation::Mtu(1),
+        ];
+        let found: Vec<_> =
+            parts.into_iter().map(Deviation::Maps).chain(others).map(|found| found.item()).collect();
+        assert!(found.iter().all(|item| Deviation::ITEMS.contains(item)), "{found:?}");
+        // All but that of a route.
+        assert_eq!(found.len() + 1, Deviation::ITEMS.len());
+    }
 }

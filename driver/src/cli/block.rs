@@ -39,5 +39,5 @@ pub fn run(command: &BlockCommand) -> Result<()> {
 }
 
 fn open(state: &StateArgs) -> Result<AyaDatapath> {
-    AyaDatapath::open(&state.pin_root()).context("cannot open the pinned maps")
+    AyaDatapath::open_existing(&state.pin_root()).context("cannot open the pinned maps")
 }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use super::show;
+use super::{running, show};
 use crate::{
     claim::store::Store,
     config::{FlowsArgs, Output, PodName, protocol_name},
@@ -29,6 +29,7 @@ pub fn run(args: &FlowsArgs) -> Result<()> {
     if args.follow {
         return follow(args, &mut std::io::stdout());
     }
+    running::require_state(&args.state)?;
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
     let flows = Flows::open(&args.state.pin_root()).and_then(|flows| flows.list());
     let flows = held(flows.context("cannot read the table of flows")?, &holders(&checkpoints));

@@ -1,5 +1,5 @@
-//! One file a command. The commands read the same checkpoints and pins as the daemon and need no daemon, but
-//! for `flows --follow`.
+//! One file a command. The commands ask the running daemon where only it knows, and else read the same checkpoints and
+//! pins; but for `block`, they write nothing.
 
 pub mod block;
 pub mod devices;
@@ -9,5 +9,6 @@ pub mod networks;
 pub mod pods;
 pub mod policy;
 pub mod probe;
+mod running;
 mod show;
 pub mod validate;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::show;
+use super::{running, show};
 use crate::{
     claim::store::Store,
     config::NetworksArgs,
@@ -30,6 +30,7 @@ struct Shown {
 
 /// Print the networks that this node has given numbers to, as they were when they were last valid.
 pub fn run(args: &NetworksArgs) -> Result<()> {
+    running::require_state(&args.state)?;
     let numbered =
         Identities::read(&args.state.networks_file()).context("cannot read the numbers of networks")?;
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;

@@ -12,8 +12,9 @@ use crate::{
 
 /// Print who holds what.
 pub fn run(args: &PodsArgs) -> Result<()> {
+    let datapath =
+        AyaDatapath::open_existing(&args.state.pin_root()).context("cannot open the pinned maps")?;
     let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
-    let datapath = AyaDatapath::open(&args.state.pin_root()).context("cannot open the pinned maps")?;
     let holdings = holdings(&checkpoints, &datapath);
     let header = [
         "POD",

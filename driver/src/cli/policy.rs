@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use super::show;
+use super::{running, show};
 use crate::{
-    claim::{Checkpoint, ClaimRef, InterfaceRecord, store::Store},
+    claim::{Checkpoint, ClaimRef, InterfaceRecord},
     config::{ExplainArgs, PodName, PolicyCommand, ShowPolicyArgs},
     datapath::{
         AyaDatapath, EndpointId, Explanation, Isolation,
@@ -13,7 +13,8 @@ use crate::{
         policy::{Action, Name, Otherwise, Peer, Policy, Port, Protocol, Rule},
     },
     holdings::{Holder, holders, holdings},
-    network::peers::{Told, told},
+    network::peers::Told,
+    query::report::Claims,
 };
 
 /// Print what policy says.
@@ -44,8 +45,8 @@ struct InForce<'a> {
 }
 
 fn show_policy(args: &ShowPolicyArgs) -> Result<()> {
-    let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
-    let of_pod = in_force(&checkpoints, &args.pod, &told(&args.state.peers_file()));
+    let Claims { claims: checkpoints, peers } = running::claims(&args.state)?;
+    let of_pod = in_force(&checkpoints, &args.pod, &peers);
     if of_pod.is_empty() {
         bail!("{}", no_interface(&args.pod));
     }
@@ -203,8 +204,9 @@ struct Verdict {
 }
 
 fn explain(args: &ExplainArgs) -> Result<()> {
-    let checkpoints = Store::read(&args.state.claims_dir()).context("cannot read the checkpoints")?;
-    let datapath = AyaDatapath::open(&args.state.pin_root()).context("cannot open the pinned maps")?;
+    let datapath =
+        AyaDatapath::open_existing(&args.state.pin_root()).context("cannot open the pinned maps")?;
+    let Claims { claims: checkpoints, peers: told } = running::claims(&args.state)?;
     let held: Vec<_> =
         holdings(&checkpoints, &datapath).into_iter().filter(|held| args.from.is(&held.pod)).collect();
     if held.is_empty() {
@@ -229,7 +231,6 @@ fn explain(args: &ExplainArgs) -> Result<()> {
         bail!("pod {} has no address of the family of {} under isolation", args.from, args.to);
     }
     let holders = holders(&checkpoints);
-    let told = told(&args.state.peers_file());
     let verdicts: Vec<_> = said
         .into_iter()
         .map(|explanation| Verdict {

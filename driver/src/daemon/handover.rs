@@ -27,6 +27,7 @@ use crate::{
     config::RunConfig,
     dra::{
         Dra, Sockets,
+        refusals::LastRefusal,
         registration::RegistrationState,
         switch::{Active, Switch},
     },
@@ -84,7 +85,10 @@ pub(super) fn stop_on_signal(config: &RunConfig) -> Result<Stop> {
 /// The kubelet's side of this instance, active or not.
 pub(super) struct Handover {
     switch: Arc<Switch>,
-    sockets: Sockets,
+    /// Where the kubelet finds this instance.
+    pub(super) sockets: Sockets,
+    /// The last call of the kubelet that was refused before it reached a service.
+    pub(super) refused: LastRefusal,
     /// What the kubelet said of the registration.
     pub(super) registered: watch::Receiver<RegistrationState>,
     /// Not served yet, as long as the instance neither stands by nor is active.
@@ -107,6 +111,7 @@ impl Handover {
         // Never itself: while it takes over, its own socket is in the lock's file already.
         let other = move || active_socket(&dir).filter(|socket| *socket != own);
         let switch = Arc::new(Switch::new(other));
+        let refused = LastRefusal::default();
         let (state, registered) = watch::channel(RegistrationState::default());
         let dra = Dra {
             driver: config.driver_name.clone(),
@@ -114,13 +119,14 @@ impl Handover {
             claims: Arc::clone(&switch) as _,
             health: switch.active(),
             state,
+            refused: refused.clone(),
         };
         let (up, is_up) = watch::channel(false);
         if let Some(socket) = config.instance.probe_socket(&config.state.run_dir) {
             probes(&socket, is_up, stop.now.clone())
                 .with_context(|| format!("socket {}", socket.display()))?;
         }
-        let mut this = Self { switch, sockets, registered, waiting: Some(dra), serving: None, up };
+        let mut this = Self { switch, sockets, refused, registered, waiting: Some(dra), serving: None, up };
         let what = || format!("cannot lock the state folder {}", state_dir.display());
         let mut lock = StateLock::try_take(state_dir).with_context(what)?;
         if lock.is_none() {

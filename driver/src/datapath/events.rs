@@ -232,6 +232,13 @@ pub(crate) fn now() -> u64 {
 
 fn pinned(root: &Path, name: &str) -> Result<MapData, DatapathError> {
     let pin = root.join("maps").join(name);
+    match pin.try_exists() {
+        Ok(true) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(DatapathError::NotPermitted);
+        }
+        Ok(false) | Err(_) => return Err(DatapathError::Absent { root: root.to_owned() }),
+    }
     MapData::from_pin(&pin)
         .map_err(|source| bpf_error(format!("open the pinned map {}", pin.display()), source))
 }

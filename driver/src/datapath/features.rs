@@ -1,10 +1,34 @@
 //! What this kernel can do, found by trying. Versions are never compared: vendors backport.
 
+use std::{error::Error, io};
+
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use serde::Serialize;
 
+use super::DatapathError;
 use super::sys::{self, Hook};
+
+/// What a probe found, or whether this process was refused the trial itself.
+fn found<E: Error + 'static>(probed: Result<bool, E>, refused: &mut bool) -> bool {
+    probed.unwrap_or_else(|error| {
+        *refused |= is_not_permitted(&error);
+        false
+    })
+}
+
+/// Whether an error is the kernel's answer to missing rights (EPERM or EACCES), whatever it is wrapped in.
+#[must_use]
+pub fn is_not_permitted(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|it| it.kind() == io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
 
 /// Kernel features the datapath uses or can do without.
 #[allow(clippy::struct_excessive_bools, reason = "each is there or not, independent of the others")]
@@ -24,22 +48,46 @@ pub struct Features {
     pub coarse_clock: bool,
     /// Type information of the kernel itself.
     pub kernel_btf: bool,
+    /// Whether this process may try: CAP_BPF and CAP_NET_ADMIN. If not, the others say nothing about the kernel.
+    pub permitted: bool,
 }
 
 impl Features {
-    /// Tries each. Needs CAP_BPF and CAP_NET_ADMIN; what cannot be tried counts as missing.
+    /// Tries each.
     #[must_use]
     pub fn probe() -> Self {
-        let helper = |helper| is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false);
+        let mut refused = false;
+        let mut helper =
+            |helper| found(is_helper_supported(ProgramType::SchedClassifier, helper), &mut refused);
+        let redirect_peer = helper(BpfHelper::BPF_FUNC_redirect_peer);
+        let redirect_neigh = helper(BpfHelper::BPF_FUNC_redirect_neigh);
+        let coarse_clock = helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns);
+        let ring_buffer = found(is_map_supported(aya::maps::MapType::RingBuf), &mut refused);
+        // Every namespace has its loopback as 1; a kernel without tcx does not know the attach type.
+        let tcx = found(sys::query(1, Hook::Ingress).map(|_| true), &mut refused);
         Self {
-            // Every namespace has its loopback as 1; a kernel without tcx does not know the attach type.
-            tcx: sys::query(1, Hook::Ingress).is_ok(),
-            redirect_peer: helper(BpfHelper::BPF_FUNC_redirect_peer),
-            redirect_neigh: helper(BpfHelper::BPF_FUNC_redirect_neigh),
-            ring_buffer: is_map_supported(aya::maps::MapType::RingBuf).unwrap_or(false),
-            coarse_clock: helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns),
+            tcx,
+            redirect_peer,
+            redirect_neigh,
+            ring_buffer,
+            coarse_clock,
             kernel_btf: std::path::Path::new("/sys/kernel/btf/vmlinux").exists(),
+            permitted: !refused,
         }
+    }
+
+    /// Fails where no program of ours loads.
+    pub(super) fn require(self) -> Result<(), DatapathError> {
+        if !self.permitted {
+            return Err(DatapathError::NotPermitted);
+        }
+        if !self.coarse_clock {
+            return Err(DatapathError::Unsupported {
+                feature: "bpf_ktime_get_coarse_ns (upstream since Linux 5.11)",
+                consequence: "the programs do not load; use Linux 5.15 or later",
+            });
+        }
+        Ok(())
     }
 
     /// Name, whether it is there, and what is lost without it.
@@ -53,5 +101,25 @@ impl Features {
             ("ring buffer", self.ring_buffer, "there are no flow events"),
             ("kernel BTF", self.kernel_btf, "maps print without names on this kernel"),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_rights_are_no_missing_feature() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("`bpf_prog_load` failed")]
+        struct Wrapped(#[source] io::Error);
+        let mut refused = false;
+        assert!(found::<Wrapped>(Ok(true), &mut refused) && !refused);
+        for (number, expected) in [(libc::EINVAL, false), (libc::EPERM, true), (libc::EACCES, true)] {
+            let mut refused = false;
+            let error = Wrapped(io::Error::from_raw_os_error(number));
+            assert!(!found(Err(error), &mut refused));
+            assert_eq!(refused, expected, "{number}");
+        }
     }
 }

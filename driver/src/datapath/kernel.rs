@@ -1,7 +1,6 @@
 //! [`Datapath`] on the kernel: tcx links, pinned, and the shared maps.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -41,7 +40,7 @@ pub(super) struct Written {
     /// Whether `policies` knows what an earlier process left.
     pub(super) recovered: bool,
     /// Programs loaded ahead for endpoints that are not attached yet.
-    preloaded: BTreeMap<EndpointId, Ebpf>,
+    pub(super) preloaded: BTreeMap<EndpointId, Ebpf>,
     /// What the maps were taken from. Its programs serve no endpoint: the flow sweeper has one of them.
     pub(super) nobodys: Option<Ebpf>,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
@@ -62,13 +61,20 @@ impl AyaDatapath {
 
     /// Likewise, with room for that many flows if the maps are made now; a table that is pinned keeps its size.
     pub fn open_sized(root: &Path, features: Features, flows: Option<u32>) -> Result<Self, DatapathError> {
-        if !features.coarse_clock {
-            return Err(DatapathError::Unsupported {
-                feature: "bpf_ktime_get_coarse_ns (upstream since Linux 5.11)",
-                consequence: "the programs do not load; use Linux 5.15 or later",
-            });
-        }
-        let pins = Pins::create(root)?;
+        features.require()?;
+        Self::with_pins(Pins::create(root)?, features, flows)
+    }
+
+    /// Opens the pins that a daemon has made under `root`. Makes nothing: where none are, it fails with
+    /// [`DatapathError::Absent`].
+    pub fn open_existing(root: &Path) -> Result<Self, DatapathError> {
+        let pins = Pins::existing(root)?;
+        let features = Features::probe();
+        features.require()?;
+        Self::with_pins(pins, features, None)
+    }
+
+    fn with_pins(pins: Pins, features: Features, flows: Option<u32>) -> Result<Self, DatapathError> {
         check_pinned(&pins.maps())?;
         let programs = ProgramLoader::new(&pins, features, flows)?;
         // Endpoint 0 is nobody's.
@@ -277,24 +283,6 @@ impl AyaDatapath {
 pub(super) enum Order {
     Seen,
     IfVisible,
-}
-
-impl Written {
-    pub(super) fn take_preloaded(&mut self, id: EndpointId) -> Option<Ebpf> {
-        self.preloaded.remove(&id)
-    }
-
-    pub(super) fn remember(
-        &mut self,
-        link: &OwnedFd,
-        id: EndpointId,
-        name: &'static str,
-    ) -> Result<(), DatapathError> {
-        let info = sys::link_info(link.as_fd())
-            .map_err(|source| bpf_error(format!("read the new link of endpoint {id}"), source))?;
-        self.attached.insert(info.program, (id, name));
-        Ok(())
-    }
 }
 
 /// A place at which a test can make an attach fail, or kill the process.

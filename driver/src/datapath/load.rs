@@ -1,6 +1,6 @@
 //! Programs into the kernel, and into links that are there.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
@@ -41,4 +41,22 @@ pub(super) fn load<'a>(
         load_patiently(program).map_err(|source| bpf_error(failed("load"), source))?;
     }
     Ok(program.fd().map_err(|source| bpf_error(failed("use"), source))?.as_fd())
+}
+
+impl Written {
+    pub(super) fn take_preloaded(&mut self, id: EndpointId) -> Option<Ebpf> {
+        self.preloaded.remove(&id)
+    }
+
+    pub(super) fn remember(
+        &mut self,
+        link: &OwnedFd,
+        id: EndpointId,
+        name: &'static str,
+    ) -> Result<(), DatapathError> {
+        let info = sys::link_info(link.as_fd())
+            .map_err(|source| bpf_error(format!("read the new link of endpoint {id}"), source))?;
+        self.attached.insert(info.program, (id, name));
+        Ok(())
+    }
 }

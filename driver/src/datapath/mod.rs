@@ -32,6 +32,7 @@ pub use explain::Explanation;
 pub use features::Features;
 pub use kernel::AyaDatapath;
 pub use networks::{NetworkUplink, Transport};
+pub use object::programs_digest;
 pub use pins::DEFAULT_ROOT;
 pub(crate) use sys::{namespace_type, netns_cookie, watch_socket};
 pub use upgrade::Upgrade;
@@ -187,6 +188,17 @@ pub enum DatapathError {
         feature: &'static str,
         /// What can therefore not be done.
         consequence: &'static str,
+    },
+    /// This process may not use BPF. Nothing is said about the kernel.
+    #[error(
+        "not enough rights for BPF: CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN are needed; run this as root"
+    )]
+    NotPermitted,
+    /// No daemon has made its maps there.
+    #[error("Netferry does not run on this node: its programs and maps are not below {}", root.display())]
+    Absent {
+        /// Where they would be.
+        root: PathBuf,
     },
     /// Programs of somebody else sit on the link.
     #[error("link {link} carries programs that are not ours: {programs}")]

@@ -7,6 +7,7 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netferry_common::{ENDPOINT_GLOBAL, PEER_GLOBAL, maps};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use sha2::{Digest as _, Sha256};
 
 use super::features::Features;
 use super::pins::{PinnedLink, Pins};
@@ -15,6 +16,13 @@ use super::{DatapathError, EndpointId, Placement, bpf_error, not_protected};
 
 /// Built by `cargo xtask build-ebpf`, found by this crate's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netferry.o"));
+
+/// The first 12 digits of the SHA-256 of the eBPF object: two builds with the same digits run the same programs.
+#[must_use]
+pub fn programs_digest() -> String {
+    let digest = Sha256::digest(OBJECT);
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Loads copies of the programs, each with its endpoint's id as a constant.
 pub(super) struct ProgramLoader {

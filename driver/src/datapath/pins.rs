@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use netferry_common::maps;
+
 use super::sys::{self, Hook, TcxInfo};
 use super::{AttachedProgram, DatapathError, EndpointId, bpf_error};
 
@@ -153,6 +155,29 @@ impl Pins {
         for folder in [pins.maps(), pins.links(), pins.uplinks()] {
             std::fs::create_dir_all(&folder)
                 .map_err(|source| bpf_error(format!("make the folder {}", folder.display()), source))?;
+        }
+        Ok(pins)
+    }
+
+    /// The pins that a daemon has made; makes nothing.
+    pub(super) fn existing(root: &Path) -> Result<Self, DatapathError> {
+        let pins = Self { root: root.to_owned() };
+        let there = |path: PathBuf| match path.try_exists() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(DatapathError::NotPermitted),
+            found => Ok(found.unwrap_or(false)),
+        };
+        let mut missing = Vec::new();
+        for &name in maps::ALL {
+            if !there(pins.maps().join(name))? {
+                missing.push(name);
+            }
+        }
+        if missing.len() == maps::ALL.len() || !there(pins.links())? || !there(pins.uplinks())? {
+            return Err(DatapathError::Absent { root: root.to_owned() });
+        }
+        if !missing.is_empty() {
+            let problem = format!("without {}: another version has made it", missing.join(", "));
+            return Err(bpf_error(format!("use the maps below {}", root.display()), problem));
         }
         Ok(pins)
     }

@@ -55,8 +55,8 @@ pub struct Rule {
     clauses: Vec<Clause>,
     text: String,
     allow_default_route: bool,
-    /// Which devices may be allocated several times.
-    share: Option<Selector>,
+    /// Which devices may be allocated several times: as it is written, and compiled.
+    share: Option<(String, Selector)>,
 }
 
 impl Rule {
@@ -99,14 +99,16 @@ impl Rule {
 
     /// The same rule, with the expression (`--share`) that says which of the devices may be allocated several times.
     pub fn sharing(self, expression: Option<&str>) -> Result<Self, NotCel> {
-        let share =
-            expression.map(|text| Selector::compile(&self.driver, Devices::Links, text)).transpose()?;
+        let compile = |text: &str| {
+            Ok((text.to_owned(), Selector::compile(&self.driver, Devices::Links, text)?))
+        };
+        let share = expression.map(compile).transpose()?;
         Ok(Self { share, ..self })
     }
 
     /// Whether the device may be allocated several times. One of which that cannot be told may not.
     fn shares(&self, device: &Device) -> bool {
-        let Some(share) = &self.share else { return false };
+        let Some((_, share)) = &self.share else { return false };
         share.matches(&self.driver, &unshared(device)).unwrap_or(false)
     }
 
@@ -114,6 +116,18 @@ impl Rule {
     #[must_use]
     pub fn driver(&self) -> &str {
         &self.driver
+    }
+
+    /// The expression that says which devices may be allocated several times.
+    #[must_use]
+    pub fn share_text(&self) -> Option<&str> {
+        self.share.as_ref().map(|(text, _)| text.as_str())
+    }
+
+    /// Whether the link of the default route may be published.
+    #[must_use]
+    pub fn allows_default_route(&self) -> bool {
+        self.allow_default_route
     }
 
     /// Whether the device is published.

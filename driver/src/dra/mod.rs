@@ -25,13 +25,14 @@ mod frame;
 pub mod health;
 mod health_stream;
 pub mod plugin;
-mod refusals;
+pub mod refusals;
 pub mod registration;
 mod socket;
 pub mod switch;
 
 use health_stream::HealthService;
 use plugin::{ClaimService, Plugin};
+use refusals::LastRefusal;
 use registration::{Registration, RegistrationState};
 use switch::Active;
 
@@ -101,6 +102,8 @@ pub struct Dra {
     pub health: watch::Receiver<Option<Active>>,
     /// Where the state of the registration is written.
     pub state: watch::Sender<RegistrationState>,
+    /// Where calls are written that were refused before they reached a service.
+    pub refused: LastRefusal,
 }
 
 /// What serves the kubelet, with its sockets bound.
@@ -130,7 +133,7 @@ impl Bound {
     /// Serve until `stop`, then let running calls end and remove the sockets. With `leaving` the registration socket goes,
     /// so that the kubelet calls another instance from then on.
     pub async fn serve(self, leaving: CancellationToken, stop: CancellationToken) {
-        let Self { dra: Dra { driver, sockets, claims, health, state }, plugin, registration } = self;
+        let Self { dra: Dra { driver, sockets, claims, health, state, refused }, plugin, registration } = self;
         let service = Arc::new(Plugin::new(claims, stop.clone()));
         let health = HealthService::new(health, stop.clone());
         let services = Routes::new(V1Server::from_arc(Arc::clone(&service)))
@@ -142,8 +145,8 @@ impl Bound {
         let registrar =
             Registration::new(driver, sockets.plugin.clone(), state, Arc::clone(&again), leaving.clone());
         tokio::join!(
-            plugin.serve(services, Arc::default(), stop),
-            registration.serve(Routes::new(RegistrationServer::new(registrar)), again, leaving),
+            plugin.serve(services, Arc::default(), refused.clone(), stop),
+            registration.serve(Routes::new(RegistrationServer::new(registrar)), again, refused, leaving),
         );
     }
 }

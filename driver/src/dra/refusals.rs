@@ -16,6 +16,7 @@ use axum::{
     response::Response,
 };
 use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
 use tonic::service::Routes;
 use tracing::warn;
 
@@ -29,6 +30,23 @@ const EXCERPT: usize = 200;
 pub(super) struct Refusals {
     socket: PathBuf,
     pace: Mutex<Pace>,
+    last: LastRefusal,
+}
+
+/// The last refusal at any of the sockets, with its time.
+#[derive(Clone, Debug, Default)]
+pub struct LastRefusal(Arc<Mutex<Option<String>>>);
+
+impl LastRefusal {
+    /// What was refused, if anything was.
+    #[must_use]
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, text: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
 }
 
 /// Decides which refusals are logged.
@@ -51,15 +69,17 @@ impl Pace {
 }
 
 impl Refusals {
-    pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket, pace: Mutex::default() }
+    pub(super) fn new(socket: PathBuf, last: LastRefusal) -> Self {
+        Self { socket, pace: Mutex::default(), last }
     }
 
     /// Log that a peer was refused for this reason, unless the last such line is younger than a minute.
     pub(super) fn log(&self, reason: fmt::Arguments<'_>) {
+        let reason: String = reason.to_string().chars().take(EXCERPT).collect();
+        let now = Timestamp::now();
+        self.last.set(format!("{now:.0} {}: {reason}", self.socket.display()));
         let next = self.pace.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
         if let Some(suppressed) = next {
-            let reason: String = reason.to_string().chars().take(EXCERPT).collect();
             warn!(socket = %self.socket.display(), reason, suppressed, "refused a peer below the service");
         }
     }

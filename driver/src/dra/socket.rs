@@ -18,7 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tracing::{info, warn};
 
-use super::{filtered::Filtered, refusals::Refusals};
+use super::{
+    filtered::Filtered,
+    refusals::{LastRefusal, Refusals},
+};
 
 /// How often the file is looked for. Folders are emptied by administrators and by other drivers' clean-ups;
 /// an inotify watch would be lost with the folder.
@@ -66,9 +69,15 @@ impl Socket {
     }
 
     /// Serve until `stop`; bind again when the file is gone or another's, and whenever `again` is notified.
-    pub(super) async fn serve(self, routes: Routes, again: Arc<Notify>, stop: CancellationToken) {
+    pub(super) async fn serve(
+        self,
+        routes: Routes,
+        again: Arc<Notify>,
+        refused: LastRefusal,
+        stop: CancellationToken,
+    ) {
         let path = self.path.clone();
-        let refusals = Arc::new(Refusals::new(path.clone()));
+        let refusals = Arc::new(Refusals::new(path.clone(), refused));
         let routes = refusals.watch(routes);
         let mut servers = JoinSet::new();
         let mut serving = Some(start(&mut servers, self, &routes, &refusals));

@@ -1,17 +1,11 @@
 //! The socket of flow events: one JSON object a line, to any number of readers up to a limit. Nobody waits for a
 //! reader: one that is too slow is dropped.
 
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     sync::{
         Semaphore,
         broadcast::{self, error::RecvError},
@@ -21,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::metrics::Metrics;
+use crate::{local_socket::LocalSocket, metrics::Metrics};
 
 /// Most readers at a time; another one is refused by a closed connection.
 const READERS: usize = 16;
@@ -30,48 +24,16 @@ const WRITE: Duration = Duration::from_secs(2);
 /// Most bytes that are written at once.
 const CHUNK: usize = 64 * 1024;
 
-/// A bound socket that is removed with this.
-pub(super) struct Listener {
-    path: PathBuf,
-    /// Inode of the socket: a later daemon may have put its own in the place.
-    inode: u64,
-    socket: UnixListener,
-}
-
-impl Listener {
-    /// Bind in place of what an earlier daemon left. The socket appears at its path with its mode set.
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        let new = path.with_extension("new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&new)?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
-        let inode = fs::symlink_metadata(&new)?.ino();
-        fs::rename(&new, path)?;
-        Ok(Self { path: path.to_owned(), inode, socket: listener })
-    }
-
-    /// Take readers, until aborted.
-    pub(super) async fn serve(self, readers: Readers) {
-        loop {
-            match self.socket.accept().await {
-                Ok((stream, _)) => readers.take(stream),
-                Err(error) => {
-                    // Out of file descriptors, most likely: the connection stays in the queue.
-                    warn!("cannot take a reader of flow events: {error}");
-                    sleep(Duration::from_secs(1)).await;
-                }
+/// Take readers at the socket, until aborted.
+pub(super) async fn serve(socket: LocalSocket, readers: Readers) {
+    loop {
+        match socket.listener().accept().await {
+            Ok((stream, _)) => readers.take(stream),
+            Err(error) => {
+                // Out of file descriptors, most likely: the connection stays in the queue.
+                warn!("cannot take a reader of flow events: {error}");
+                sleep(Duration::from_secs(1)).await;
             }
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
         }
     }
 }

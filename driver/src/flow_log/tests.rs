@@ -5,7 +5,10 @@ use std::{
 };
 
 use super::*;
-use crate::{metrics::Sources, readiness::Readiness};
+use crate::{
+    metrics::{Sources, format::Format},
+    readiness::Readiness,
+};
 
 fn metrics() -> Arc<Metrics> {
     Arc::new(Metrics::new(Sources {
@@ -48,7 +51,7 @@ async fn a_reader_that_does_not_read_is_dropped_and_the_others_miss_nothing() {
     let (metrics, stop) = (metrics(), CancellationToken::new());
     let (lines, _) = broadcast::channel(BACKLOG);
     let readers = Readers::new(lines.clone(), Arc::clone(&metrics), stop.clone());
-    let serving = tokio::spawn(Listener::bind(&path).unwrap().serve(readers));
+    let serving = tokio::spawn(socket::serve(LocalSocket::bind(&path).unwrap(), readers));
     let (good, mut idle) = (UnixStream::connect(&path).unwrap(), UnixStream::connect(&path).unwrap());
     let (to, read) = mpsc::channel();
     std::thread::spawn(move || {
@@ -68,12 +71,12 @@ async fn a_reader_that_does_not_read_is_dropped_and_the_others_miss_nothing() {
     }
     let dropped = "netferry_flow_readers_dropped_total 1\n";
     for _ in 0..100 {
-        if metrics.encode().unwrap().contains(dropped) {
+        if metrics.encode(Format::OpenMetrics).unwrap().contains(dropped) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(metrics.encode().unwrap().contains(dropped), "the idle reader is still there");
+    assert!(metrics.encode(Format::OpenMetrics).unwrap().contains(dropped), "the idle reader is still there");
     // It is told so by the end of its stream, after what its buffer had.
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).unwrap();
@@ -95,7 +98,7 @@ async fn a_reader_that_leaves_makes_room() {
     let path = folder.path().join("flows.sock");
     let (lines, _) = broadcast::channel(BACKLOG);
     let readers = Readers::new(lines.clone(), metrics(), CancellationToken::new());
-    let serving = tokio::spawn(Listener::bind(&path).unwrap().serve(readers));
+    let serving = tokio::spawn(socket::serve(LocalSocket::bind(&path).unwrap(), readers));
     let until = async |count: usize| {
         for _ in 0..400 {
             if lines.receiver_count() == count {

@@ -97,15 +97,16 @@ pub fn ports(
     (devices, problems)
 }
 
-/// Names of the devices that networks use as uplinks. They stay at home: a pod that got one would take the network
-/// from all the others.
-pub fn uplinks<'a>(
+/// The devices that networks use as uplinks, each with the network's name. They stay at home: a pod that got one would
+/// take the network from all the others.
+pub fn uplink_users<'a>(
     networks: &'a [Arc<Network>],
     inventory: &'a Inventory,
     driver: &'a str,
-) -> impl Iterator<Item = &'a str> {
+) -> impl Iterator<Item = (&'a str, &'a str)> {
     networks.iter().filter_map(move |network| {
-        uplink::of(&network.spec, inventory, driver).ok().map(|device| device.name.as_str())
+        let device = uplink::of(&network.spec, inventory, driver).ok()?;
+        Some((device.name.as_str(), network.reference.name.as_str()))
     })
 }
 
@@ -179,6 +180,6 @@ mod tests {
             problems[0].contains("eth1, eth2") && problems[1].contains("rename the link"),
             "{problems:?}"
         );
-        assert_eq!(uplinks(&networks, &inventory, DRIVER_NAME).collect::<Vec<_>>(), ["eth1"]);
+        assert_eq!(uplink_users(&networks, &inventory, DRIVER_NAME).collect::<Vec<_>>(), [("eth1", "here")]);
     }
 }

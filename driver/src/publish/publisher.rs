@@ -22,17 +22,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     own::OwnSlices,
-    ports::{ports, uplinks},
     slices::slices_of,
+    view::{View, view},
     writer::PoolWriter,
 };
 use crate::{
     cluster::{Cluster, ClusterError, Event, EventType, NodeRef, Subject, watch::SliceVersion},
-    device::{
-        Device, Inventory,
-        attributes::api_device,
-        rule::{Rule, decide},
-    },
+    device::{Device, Inventory, attributes::api_device, rule::Rule},
     network::{Networks, facts::Seen, names::pool_of},
     telemetry::chain,
 };
@@ -263,16 +259,10 @@ impl Publisher {
     /// round reads what is there and goes on from that.
     pub async fn sync(&mut self, inventory: &Inventory) -> Result<(), ClusterError> {
         let node = self.cluster.node().await?;
-        let decisions = decide(inventory, &self.rule);
-        let networks = self.networks.list();
-        let (ports, problems) = ports(&networks, inventory, self.rule.driver());
+        let View { links, ports, problems } = view(inventory, &self.networks.list(), &self.rule);
         self.say(problems);
-        let kept_home: BTreeSet<&str> = uplinks(&networks, inventory, self.rule.driver()).collect();
-        let links = decisions
-            .into_iter()
-            .filter(|(device, decision)| decision.is_ok() && !kept_home.contains(device.name.as_str()))
-            .map(|(device, _)| device)
-            .collect();
+        let links =
+            links.into_iter().filter(|(_, decision)| decision.is_ok()).map(|(device, _)| device).collect();
         let links = self.with_programs(links).await;
         let (names, ports): (BTreeSet<String>, Vec<_>) = ports.into_iter().unzip();
         let published: Vec<_> = links.iter().map(api_device).chain(ports).collect();

@@ -26,7 +26,8 @@ use netferry::{
     device::{Device, Inventory},
     dhcp::NoLeases,
     dra::{
-        Dra, Sockets, health::Health, plugin::ClaimService, registration::RegistrationState, switch::Active,
+        Dra, Sockets, health::Health, plugin::ClaimService, refusals::LastRefusal,
+        registration::RegistrationState, switch::Active,
     },
     findings::Findings,
     network::{
@@ -252,6 +253,7 @@ impl Daemon {
             }))
             .1,
             state: sender,
+            refused: LastRefusal::default(),
         };
         let sockets = dra.sockets.clone();
         let stop = CancellationToken::new();

@@ -4,14 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     sync::Arc,
-    time::Duration,
 };
 
 use netferry::{
     claim::{ClaimRef, PodRef, Step},
     datapath::{EndpointStats, Isolation},
     holdings::Holding,
-    metrics::{DhcpOutcome, Metrics, Sources},
+    metrics::{Metrics, Sources, format::Format},
     readiness::Readiness,
 };
 use netferry_common::verdict::Reason;
@@ -40,7 +39,7 @@ fn holding() -> Holding {
     }
 }
 
-/// Names of the samples in a scrape in which everything has happened once, and their labels.
+/// Names of the samples in a scrape before anything has happened, and their labels.
 fn samples() -> BTreeMap<String, BTreeSet<String>> {
     let metrics = Metrics::new(Sources {
         readiness: Arc::new(Readiness::new()),
@@ -51,13 +50,7 @@ fn samples() -> BTreeMap<String, BTreeSet<String>> {
         namespaces_held: Box::new(|| 0),
         holdings: Box::new(|| vec![holding()]),
     });
-    metrics.prepared(true, Duration::from_millis(1));
-    metrics.attached(true, Duration::from_millis(1));
-    metrics.returned(true);
-    metrics.flow_event("open", "from_pod", None);
-    metrics.drifted(true);
-    metrics.dhcp(DhcpOutcome::Lost);
-    let text = metrics.encode().unwrap();
+    let text = metrics.encode(Format::OpenMetrics).unwrap();
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();
