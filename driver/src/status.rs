@@ -121,8 +121,11 @@ fn device_status(observed: &Observed<'_>, result: &DeviceRequestAllocationResult
     let previous = reported(observed.claim, observed.driver).find(|device| {
         device.pool == result.pool && device.device == result.device && device.share_id == result.share_id
     });
+    // The conditions of the port are the port's: an address is ready with it, and that is all there is to say.
+    let of_address = record.is_none() && holder.is_some();
     let conditions = conditions(holder, observed.failure)
         .into_iter()
+        .filter(|finding| !of_address || finding.type_ == READY)
         .map(|finding| finding.condition(observed, previous))
         .collect();
     AllocatedDeviceStatus {

@@ -3,8 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop where it cannot go on")]
 
+#[path = "manifests/alerts.rs"]
+mod alerts;
 #[path = "manifests/monitoring.rs"]
 mod monitoring;
+#[path = "manifests/rights.rs"]
+mod rights;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::{
     collections::BTreeMap,

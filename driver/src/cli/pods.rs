@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, Result};
 
+use netferry_common::verdict::Reason;
+
 use super::show;
 use crate::{
     claim::{Step, store::Store},
@@ -9,6 +11,10 @@ use crate::{
     datapath::{AyaDatapath, EndpointStats, Isolation},
     holdings::{Holding, holdings},
 };
+
+/// Drops that every pod causes by itself and that mean nothing: its kernel asks for routers and joins groups that nobody
+/// on an isolated network answers. JSON has them.
+const UNREMARKABLE: &str = Reason::NoReceiver.name();
 
 /// Print who holds what.
 pub fn run(args: &PodsArgs) -> Result<()> {
@@ -41,7 +47,9 @@ fn row(holding: &Holding) -> [String; 10] {
         (Step::Attached, Isolation::BestEffort) => "best effort",
         (Step::Attached, Isolation::Off) => "unprotected",
     };
-    let drops = stats.into_iter().flat_map(|s| &s.drops).map(|(reason, n)| format!("{reason}={n}"));
+    let drops = stats.into_iter().flat_map(|s| &s.drops);
+    let drops =
+        drops.filter(|(reason, _)| *reason != UNREMARKABLE).map(|(reason, n)| format!("{reason}={n}"));
     [
         holding.pod.to_string(),
         holding.interface.clone(),

@@ -3,6 +3,7 @@
 mod errors;
 mod events;
 mod in_use;
+pub mod examine;
 mod lease;
 mod networks;
 mod nodes;

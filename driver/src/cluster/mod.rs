@@ -6,6 +6,7 @@ pub mod kube;
 pub mod lease;
 pub mod pools;
 pub mod reach;
+pub mod rights;
 pub mod standalone;
 pub mod versions;
 pub mod watch;

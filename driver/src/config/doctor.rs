@@ -13,6 +13,9 @@ pub struct DoctorArgs {
     /// State.
     #[command(flatten)]
     pub state: StateArgs,
+    /// Kubeconfig file; without it, the in-cluster service account.
+    #[arg(long, env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
     /// Kubelet's root folder.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     pub kubelet_root_dir: PathBuf,

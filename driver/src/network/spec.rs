@@ -303,6 +303,8 @@ fn as_servers_want(schema: &mut Value) {
             fields.retain(|name, value| match name.as_str() {
                 "additionalProperties" => *value != Value::Bool(false),
                 "nullable" => !value.is_boolean(),
+                // Formats of unsigned integers are Rust's; servers warn of what they do not know, and 0 is the least.
+                "format" => !value.as_str().is_some_and(|format| format.starts_with("uint")),
                 _ => true,
             });
             fields.values_mut().for_each(as_servers_want);

@@ -235,8 +235,12 @@ fn each_share_of_a_device_has_its_own_entry_and_so_has_each_address() {
     let (claim, mut checkpoint) = ports();
     let statuses = observe(&claim, Some(&checkpoint), None, 10);
     assert_eq!(statuses.len(), 4);
-    for device in &statuses {
+    for device in &statuses[..2] {
         assert_eq!(summary(device), [("True", "Attached"), ("True", "Configured"), ("True", "Attached")]);
+    }
+    for address in &statuses[2..] {
+        assert_eq!(condition(address, READY).status, "True");
+        assert_eq!(address.conditions.as_ref().map(Vec::len), Some(1), "the others are its port's");
     }
     for (device, share, last) in [(&statuses[0], "s1", 2), (&statuses[1], "s2", 3)] {
         assert_eq!(device.share_id.as_deref(), Some(share));
