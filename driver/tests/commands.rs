@@ -125,9 +125,14 @@ fn reading_commands_write_nothing_and_say_where_no_daemon_is() {
 }
 
 fn doctor(node: &Node) -> Vec<Value> {
-    let mut command = node.command(&["doctor", "-o", "json", "--kubelet-root-dir"]);
-    let output =
-        command.arg(node.at("kubelet")).arg("--nri-socket").arg(node.at("nri.sock")).output().unwrap();
+    let mut command = node.command(&["doctor", "-o", "json"]);
+    let output = command
+        .arg("--kubelet-root-dir")
+        .arg(node.at("kubelet"))
+        .arg("--nri-socket")
+        .arg(node.at("nri.sock"))
+        .output()
+        .unwrap();
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stderr)))
 }
 
