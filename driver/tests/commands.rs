@@ -1,5 +1,6 @@
 //! The sub-commands as a user runs them: with a daemon, where none has ever been, and without rights.
 #![allow(missing_docs, reason = "a test binary")]
+#![expect(clippy::unwrap_used, reason = "a test may stop where it cannot go on")]
 
 #[path = "support/skip.rs"]
 mod skip;

@@ -21,7 +21,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ne
 #[must_use]
 pub fn programs_digest() -> String {
     let digest = Sha256::digest(OBJECT);
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    let first = digest.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    format!("{first:012x}")
 }
 
 /// Loads copies of the programs, each with its endpoint's id as a constant.

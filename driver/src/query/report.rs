@@ -252,7 +252,7 @@ impl Devices {
         let mut users = users(checkpoints);
         let mut used_by = |device: &str| users.remove(device).unwrap_or_default();
         let links = decided.links.into_iter().map(|(device, decision)| {
-            let mut shown = link(device, decision);
+            let mut shown = link(device, decision.err());
             shown.users = used_by(&shown.name);
             shown
         });
@@ -297,9 +297,8 @@ impl Shown {
     }
 }
 
-fn link(device: Device, decision: Result<(), String>) -> Shown {
-    Shown {
-        reason: decision.as_ref().err().cloned(),
+fn link(device: Device, left_out: Option<String>) -> Shown {
+    let mut shown = Shown {
         if_name: Some(device.ifname),
         kind: device.kind.or(device.driver),
         mac: device.mac,
@@ -309,8 +308,10 @@ fn link(device: Device, decision: Result<(), String>) -> Shown {
         speed_mbps: device.speed_mbps,
         pci_address: device.pci_address,
         numa_node: device.numa_node,
-        ..Shown::new(device.name, DeviceType::Link, decision.is_ok(), device.shared)
-    }
+        ..Shown::new(device.name, DeviceType::Link, left_out.is_none(), device.shared)
+    };
+    shown.reason = left_out;
+    shown
 }
 
 fn mtu(port: &k8s_openapi::api::resource::v1::Device) -> Option<u32> {

@@ -25,6 +25,26 @@ async fn v1() -> (ApiServer, KubeCluster) {
 }
 
 #[tokio::test]
+async fn an_examination_finds_what_the_driver_lacks_and_writes_nothing() {
+    let (server, cluster) = v1().await;
+    let found = cluster.examine().await.expect("a server that answers");
+    assert_eq!((found.version.as_str(), found.shares), ("v1.36.2", None));
+    assert_eq!(found.dra.expect("served"), "resource.k8s.io/v1");
+    assert!(found.denied.expect("reviews").is_empty());
+    server.deny("watch", "pods");
+    let mut port = serde_json::to_value(slice(0, &["port-blue"])).expect("slice");
+    port["metadata"] = json!({"name": "ours"});
+    port["spec"]["devices"][0]["attributes"] = json!({"network": {"string": "blue"}});
+    server.put(port);
+    let before = server.all("resourceslices").len();
+    let found = cluster.examine().await.expect("a server that answers");
+    assert_eq!(found.denied.expect("reviews"), ["watch pods"]);
+    assert_eq!((found.shares, server.all("resourceslices").len()), (Some(false), before));
+    server.fail_next("GET", "/version", 1, Fault::Status(500));
+    assert!(cluster.examine().await.is_err());
+}
+
+#[tokio::test]
 async fn slices_live_through_create_list_update_delete_in_every_version() {
     for version in ApiVersion::PREFERRED {
         let server = ApiServer::start(&[version]).await;

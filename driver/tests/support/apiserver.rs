@@ -73,6 +73,8 @@ pub(crate) struct State {
     networks_served: bool,
     /// Whether the feature gate DRAConsumableCapacity is off: its fields are dropped from slices.
     no_shared_devices: bool,
+    /// Verbs and resources that access reviews deny.
+    denied: Vec<(&'static str, &'static str)>,
     /// What watches are told.
     changes: Vec<watch::Logged>,
 }
@@ -138,6 +140,11 @@ impl ApiServer {
     /// stored, with UID and resource version.
     pub(crate) fn put(&self, object: Value) -> Value {
         self.state().put(object)
+    }
+
+    /// Deny a verb on a resource in access reviews.
+    pub(crate) fn deny(&self, verb: &'static str, resource: &'static str) {
+        self.state().denied.push((verb, resource));
     }
 
     /// Take an object away, as somebody else would.

@@ -149,6 +149,14 @@ impl State {
                 200,
                 json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
             )),
+            ["version"] => Ok((
+                200,
+                json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2", "gitCommit": "",
+                "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
+            )),
+            ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => {
+                Ok((201, self.review(request.body)))
+            }
             ["apis"] => {
                 Ok((200, json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": self.groups()})))
             }
@@ -188,6 +196,16 @@ impl State {
             }
             _ => Err(missing()),
         }
+    }
+
+    /// An access review, answered.
+    fn review(&self, review: &Value) -> Value {
+        let of = &review["spec"]["resourceAttributes"];
+        let denied =
+            self.denied.iter().any(|(verb, resource)| of["verb"] == *verb && of["resource"] == *resource);
+        let mut review = review.clone();
+        review["status"] = json!({"allowed": !denied});
+        review
     }
 
     fn groups(&self) -> Vec<Value> {
