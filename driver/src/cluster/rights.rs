@@ -35,6 +35,7 @@ pub const RIGHTS: &[Right] = &[
         name: crate::DRIVER_NAME,
         ..all("resource.k8s.io", "resourceclaims", &["associated-node:patch", "associated-node:update"])
     },
+    Right { name: "kubernetes", ..all("discovery.k8s.io", "endpointslices", &["get"]) },
     all("netferry.dev", "networks", &["get", "list", "watch"]),
     Right { subresource: "status", ..all("netferry.dev", "networks", &["patch"]) },
     all("events.k8s.io", "events", &["create", "patch"]),
