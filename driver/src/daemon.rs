@@ -19,10 +19,12 @@ mod management;
 mod parts_ready;
 pub mod runtime_note;
 mod tasks;
+mod upgrade;
 
 use handover::{Handover, Stop, stop_on_signal};
 use parts_ready::{tell_kubelet, tell_publisher, tell_runtime};
 use tasks::Tasks;
+use upgrade::upgrade;
 
 use crate::{
     attach::{Attacher, PodGuard},
@@ -75,7 +77,6 @@ use crate::{
     repair::{self, RepairWatch},
     sandbox::{self, Sandboxes},
     status::{Backoff, Reporter},
-    telemetry::chain,
 };
 
 /// How long a stopping daemon writes what it still has to say.
@@ -427,19 +428,6 @@ impl Parts {
         reporter.shutdown(writer, if successor { DRAIN_FOR_SUCCESSOR } else { DRAIN }).await;
         result
     }
-}
-
-/// Give the interfaces that an earlier daemon attached the programs of this one. An interface that keeps its old
-/// programs is protected as before.
-fn upgrade(datapath: &AyaDatapath) -> Result<()> {
-    let upgrade = datapath.upgrade().context("cannot list the attached programs")?;
-    for (endpoint, error) in upgrade.failed {
-        warn!(endpoint, "keeps the programs of an earlier daemon: {}", chain(&error));
-    }
-    if !upgrade.updated.is_empty() {
-        info!(endpoints = upgrade.updated.len(), "programs updated in place");
-    }
-    Ok(())
 }
 
 async fn discover(
