@@ -55,6 +55,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Whether the daemon of this container is up: for its startup probe.
     Probe(ProbeArgs),
+    /// Mount the bpf file system at `/sys/fs/bpf` if none is there.
+    MountBpffs,
     /// Check configuration files: networks, interface configurations, claims, templates and classes that embed one.
     Validate(ValidateArgs),
 }

@@ -35,6 +35,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Block(command) => cli::block::run(&command)?,
         Command::Doctor(args) => return cli::doctor::run(&args),
         Command::Probe(args) => return cli::probe::run(&args),
+        Command::MountBpffs => cli::mount_bpffs::run()?,
         Command::Validate(args) => return cli::validate::run(&args),
     }
     Ok(ExitCode::SUCCESS)

@@ -100,3 +100,11 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        <crate::Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -8,6 +8,7 @@ mod codegen;
 mod command;
 mod demo;
 mod fuzz;
+mod image;
 mod leftovers;
 mod linker;
 mod lint;
@@ -46,6 +47,8 @@ enum Task {
     Vm(vm::Options),
     /// Run the benchmarks.
     Bench(bench::Options),
+    /// Make the container image as an OCI layout, without a container engine.
+    Image(image::Options),
     /// Write what is made from the Rust types: the CustomResourceDefinition in manifests/.
     Codegen,
     /// Check manifests/ as the API server would read it.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Codegen => codegen::run(),
         Task::Manifests => manifests::run(),
     };
@@ -69,12 +73,4 @@ fn main() -> ExitCode {
         eprintln!("xtask: {error:#}");
     }
     ExitCode::from(u8::from(outcome.is_err()))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_command_line_is_consistent() {
-        <super::Arguments as clap::CommandFactory>::command().debug_assert();
-    }
 }

@@ -63,6 +63,11 @@ pub(crate) fn tests() -> Result<()> {
     bpffs()
 }
 
+/// Sets up what runs a container.
+pub(crate) fn containers() -> Result<()> {
+    install(&[(Need::Program("runc"), "runc")], "running the image")
+}
+
 /// What `cargo xtask vm` needs besides: an emulator, and what unpacks kernels and packs what they boot.
 const VIRTUAL_MACHINES: [(Need, &str); 3] = [
     (Need::Program("qemu-system-x86_64"), "qemu-system-x86"),

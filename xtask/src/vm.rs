@@ -10,7 +10,7 @@ mod emulator;
 mod initramfs;
 mod machine;
 mod modules;
-mod private_apt;
+pub(crate) mod private_apt;
 mod series;
 
 use std::{collections::BTreeMap, fs::OpenOptions, io::Write as _, path::Path, process};

@@ -5,6 +5,7 @@ pub mod block;
 pub mod devices;
 pub mod doctor;
 pub mod flows;
+pub mod mount_bpffs;
 pub mod networks;
 pub mod pods;
 pub mod policy;
