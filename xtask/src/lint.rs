@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, clippy, licences and sources, file sizes, names and words.
+//! `cargo xtask lint`: formatting, clippy, licences and sources, file sizes, the chart, names and words.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
-    build_ebpf,
+    build_ebpf, chart,
     command::{self, cargo, foreign, output, root, which},
 };
 
@@ -44,8 +44,9 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     // The driver does not compile without the object that it embeds.
     build_ebpf::run(&build_ebpf::Options::default())?;
-    let checks: [(&str, Result<()>); 5] = [
+    let checks: [(&str, Result<()>); 6] = [
         ("files", files()),
+        ("Helm chart", chart::check()),
         ("formatting", command::run(cargo().args(["fmt", "--all", "--check"]))),
         ("clippy", clippy()),
         ("clippy of the eBPF programs", clippy_ebpf()),

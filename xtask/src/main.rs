@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod build_ebpf;
+mod chart;
 mod ci;
 mod codegen;
 mod command;
@@ -49,8 +50,8 @@ enum Task {
     Bench(bench::Options),
     /// Make the container image as an OCI layout, without a container engine.
     Image(image::Options),
-    /// Write what is made from the Rust types: the CustomResourceDefinition in manifests/.
-    Codegen,
+    /// Write what is made: the CustomResourceDefinition from the Rust types, the Helm chart from manifests/base.
+    Codegen(codegen::Options),
     /// Check manifests/ as the API server would read it.
     Manifests,
 }
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Image(options) => image::run(&options),
-        Task::Codegen => codegen::run(),
+        Task::Codegen(options) => codegen::run(&options),
         Task::Manifests => manifests::run(),
     };
     if let Err(error) = &outcome {
