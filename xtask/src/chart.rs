@@ -109,7 +109,7 @@ fn documents(file: &Path) -> Result<Vec<Value>> {
         .collect()
 }
 
-/// What every object of the chart has: braces that are no templates, the release's namespace, the labels.
+/// What every object of the chart has: the release's namespace, and labels.
 fn finish(object: &mut Value) -> Result<()> {
     strings(object, &|text| text.replace(NAMESPACE, "{{ .Release.Namespace }}"));
     for (label, value) in [

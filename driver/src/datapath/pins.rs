@@ -368,7 +368,7 @@ fn check_bpffs(root: &Path) -> Result<(), DatapathError> {
     let existing = root.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
     let on = nix::sys::statfs::statfs(existing)
         .map_err(|source| bpf_error(format!("look at the file system of {}", existing.display()), source))?;
-    if on.filesystem_type() == nix::sys::statfs::FsType(libc::BPF_FS_MAGIC) {
+    if on.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC {
         return Ok(());
     }
     Err(bpf_error(
