@@ -23,7 +23,7 @@ fn update() -> Result<()> {
 
 /// The command a person would type to install packages.
 pub(crate) fn advice(packages: &[&str]) -> String {
-    format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "))
+    format!("apt-get update && apt-get install -y --no-upgrade --no-install-recommends {}", packages.join(" "))
 }
 
 /// Installs packages, or says how to when this process may not.
@@ -39,7 +39,8 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
     }
     println!("installing {} ({why})", packages.join(", "));
     update()?;
-    run(apt_get().args(["install", "-y", "--no-install-recommends"]).args(packages))
+    // What is here stays as it is.
+    run(apt_get().args(["install", "-y", "--no-upgrade", "--no-install-recommends"]).args(packages))
         .with_context(|| format!("cannot install packages; try: {}", advice(packages)))
 }
 

@@ -90,10 +90,12 @@ fn objcopy(llvm: u32) -> Option<PathBuf> {
 
 fn compile(toolchain: &Toolchain, linker: &Path, target: &str, folder: &Path) -> Result<()> {
     let mut cargo = toolchain.cargo();
+    // Apart by a character that is in no path.
+    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("-Clinker={}", linker.display())].join("\u{1f}");
     cargo
         .args(["build", "--release", "--locked", "--package", "netferry-ebpf", "--target", target])
         .arg("-Zbuild-std=core")
         .env("CARGO_TARGET_DIR", folder)
-        .env("RUSTFLAGS", format!("-C debuginfo=2 -C link-arg=--btf -C linker={}", linker.display()));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags);
     command::run(&mut cargo).context("cannot build the eBPF programs")
 }

@@ -19,14 +19,15 @@ use crate::{
 /// Programs of this machine that tests start; busybox has less able ones of some names.
 const PROGRAMS: [&str; 8] = ["bpftool", "ethtool", "ip", "nsenter", "ping", "setpriv", "tc", "unshare"];
 
-/// What `init` does before the tests: everything a booted machine has that tests look for.
+/// What `init` does before the tests: everything a booted machine has that tests look for. Nothing is mounted over a folder
+/// that the archive has files in: the workspace may be anywhere, also below `/run`, `/tmp` or `/var/tmp`.
 const BEGIN: &str = r"#!/bin/busybox sh
 export PATH=/usr/bin:/bin HOME=/ TMPDIR=/tmp RUST_BACKTRACE=1 NETFERRY_SKIP_LOG=/skips
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /run
+[ -n "$(ls -A /run)" ] || mount -t tmpfs tmpfs /run
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -s /run /var/run
@@ -180,6 +181,16 @@ mod tests {
         assert!(archive.ends_with(b"init\0\0echo"));
         member(&mut archive, 8, 0, "ab", b"c");
         assert_eq!(archive.len() % 4, 0);
+    }
+
+    #[test]
+    fn no_mount_hides_the_workspace() {
+        for line in BEGIN.lines().filter(|line| line.contains("mount -t")) {
+            let target = line.rsplit(' ').next().expect("a folder");
+            // What belongs to the kernel has no workspace.
+            let kernel = ["/proc", "/sys", "/dev"].iter().any(|folder| target.starts_with(folder));
+            assert!(kernel || line.starts_with(&format!("[ -n \"$(ls -A {target})\" ] || ")), "{line}");
+        }
     }
 
     #[test]
