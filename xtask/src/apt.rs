@@ -23,7 +23,10 @@ fn update() -> Result<()> {
 
 /// The command a person would type to install packages.
 pub(crate) fn advice(packages: &[&str]) -> String {
-    format!("apt-get update && apt-get install -y --no-upgrade --no-install-recommends {}", packages.join(" "))
+    format!(
+        "apt-get update && apt-get install -y --no-upgrade --no-install-recommends {}",
+        packages.join(" ")
+    )
 }
 
 /// Installs packages, or says how to when this process may not.

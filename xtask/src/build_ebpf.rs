@@ -91,7 +91,8 @@ fn objcopy(llvm: u32) -> Option<PathBuf> {
 fn compile(toolchain: &Toolchain, linker: &Path, target: &str, folder: &Path) -> Result<()> {
     let mut cargo = toolchain.cargo();
     // Apart by a character that is in no path.
-    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("-Clinker={}", linker.display())].join("\u{1f}");
+    let flags =
+        ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("-Clinker={}", linker.display())].join("\u{1f}");
     cargo
         .args(["build", "--release", "--locked", "--package", "netferry-ebpf", "--target", target])
         .arg("-Zbuild-std=core")

@@ -4,6 +4,7 @@
 //! kubelet, on the registration and DRA sockets, and the container runtime, on the NRI socket. Run as root.
 
 mod networks;
+mod run;
 mod story;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -11,9 +12,11 @@ mod two_nodes;
 
 use std::{
     fmt::Write as _,
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -31,22 +34,64 @@ const LINKS: [&str; 2] = ["nfdemo0", "nfdemo1"];
 const PODS: [&str; 2] = ["left", "right"];
 const INTERFACE: &str = "net1";
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let start = Instant::now();
-    ensure!(nix::unistd::geteuid().is_root(), "the demo makes links and network namespaces: run it as root");
-    let cable = Cable::new()?;
-    // Whatever ends the demo, the guards take away links, namespaces, daemon, pins and folders.
-    tokio::select! {
-        done = demo() => done?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted; everything is cleaned up"),
+fn main() -> ExitCode {
+    let outcome = start();
+    if let Err(error) = &outcome {
+        let _ = writeln!(io::stderr(), "demo: {error:#}");
     }
-    drop(cable);
+    outcome.unwrap_or(ExitCode::FAILURE)
+}
+
+fn start() -> Result<ExitCode> {
+    ensure!(nix::unistd::geteuid().is_root(), "the demo makes links and network namespaces: run it as root");
+    let begin = Instant::now();
+    let folder = run::folder()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let mut signals = run::signals()?;
+        let alone = tokio::select! {
+            alone = run::Alone::wait() => alone?,
+            _ = signals.wait_for(Option::is_some) => return Ok((None, *signals.borrow())),
+        };
+        if run::sweep_others() > 0 {
+            say("what an earlier demo left is taken away");
+        }
+        let told = tokio::select! {
+            told = whole() => told,
+            _ = signals.wait_for(Option::is_some) => Ok(()),
+        };
+        // A signal that ends a ping as well: the ping's end is no finding.
+        let came = tokio::time::timeout(Duration::from_millis(300), signals.wait_for(Option::is_some)).await;
+        let came = came.ok().and_then(|signal| signal.ok().and_then(|signal| *signal));
+        if came.is_none() {
+            told?;
+        }
+        anyhow::Ok((Some(alone), came))
+    });
+    // What blocks a thread ends with the daemons, which the sweep ends.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    match &ended {
+        // It waited for its turn, and made nothing.
+        Ok((None, _)) => drop(std::fs::remove_dir_all(folder)),
+        _ => run::remove(&folder),
+    }
+    let (alone, signal) = ended?;
+    drop(alone);
+    if let Some(signal) = signal {
+        say(&format!("{signal}: everything that the demo made is removed."));
+        return Ok(ExitCode::from(128 + u8::try_from(signal as i32)?));
+    }
     say(&format!(
         "Done in {:.1} s; links, namespaces, pins and folders are gone.",
-        start.elapsed().as_secs_f32()
+        begin.elapsed().as_secs_f32()
     ));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The guards take away links, namespaces, daemon, pins and folders, whatever ends it.
+async fn whole() -> Result<()> {
+    let _cable = Cable::new()?;
+    demo().await
 }
 
 async fn demo() -> Result<()> {
@@ -73,6 +118,9 @@ async fn demo() -> Result<()> {
 
     step("It publishes what the rule selects, and says why the rest is not");
     indent(&run(&binary, &["devices", "--publish", rule])?);
+
+    step("What a person writes: a claim (and a scheduler has allocated, which is not shown)");
+    indent(claimed(&claim_text(0)));
 
     step("kubelet: NodePrepareResources, before the pods' sandboxes exist");
     let claims = PODS.map(claim);
@@ -168,10 +216,19 @@ spec:
   selectors:
   - cel: {expression: 'device.driver == "netferry.dev"'}
 "#;
-    let claim = |index: usize| {
-        let (pod, link, host) = (PODS[index], LINKS[index], index + 1);
-        format!(
-            r#"---
+    [class.to_owned(), claim_text(0), claim_text(1)].concat()
+}
+
+/// Without what a scheduler adds.
+fn claimed(text: &str) -> &str {
+    let text = text.split("status:").next().unwrap_or(text);
+    text.trim_start_matches("---\n")
+}
+
+fn claim_text(index: usize) -> String {
+    let (pod, link, host) = (PODS[index], LINKS[index], index + 1);
+    format!(
+        r#"---
 apiVersion: resource.k8s.io/v1
 kind: ResourceClaim
 metadata: {{namespace: demo, name: {pod}, uid: claim-{pod}}}
@@ -197,9 +254,7 @@ status:
   reservedFor:
   - {{resource: pods, name: {pod}, uid: pod-{pod}}}
 "#
-        )
-    };
-    [class.to_owned(), claim(0), claim(1)].concat()
+    )
 }
 
 fn claim(pod: &str) -> ClaimRef {
@@ -253,7 +308,11 @@ fn ip(words: &[&str]) -> Result<String> {
 }
 
 fn run(program: &Path, words: &[&str]) -> Result<String> {
-    let out = Command::new(program).args(words).output().with_context(|| program.display().to_string())?;
+    let out = Command::new(program)
+        .args(words)
+        .process_group(0)
+        .output()
+        .with_context(|| program.display().to_string())?;
     ensure!(
         out.status.success(),
         "{} {}: {}",

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    INTERFACE, claim, indent, ping, run, sandbox, say, step,
+    INTERFACE, claim, claimed, indent, ping, run, sandbox, say, step,
     support::{
         daemon::Home,
         kubelet::DriverHandle,
@@ -26,7 +26,11 @@ const PORTS: [(&str, &str, Option<&str>); 4] = [
 
 /// Declares the networks, gives each two pods, and tries who reaches whom.
 pub(crate) async fn show(home: &Home, binary: &Path, driver: &DriverHandle, plugin: &Plugin) -> Result<()> {
-    step("Two networks are declared, both with the subnet 10.80.0.0/24");
+    step(
+        "Two networks are declared, both with the subnet 10.80.0.0/24; this is one, and a claim with a policy",
+    );
+    indent(objects().split("---\n").nth(1).unwrap_or_default());
+    indent(claimed(objects().split("---\n").find(|text| text.contains("name: alice")).unwrap_or_default()));
     home.write_object("networks.yaml", &objects());
     let claims = PORTS.map(|(_, pod, _)| claim(pod));
     prepare(driver, &claims).await?;
@@ -69,16 +73,18 @@ pub(crate) async fn show(home: &Home, binary: &Path, driver: &DriverHandle, plug
         say(&format!("dropped at alice's port: {reason}={count}"));
     }
 
-    step("Who is where, in the programs' table");
-    let map = home.bpffs().join("v1/maps/nf_members");
-    let map = map.to_str().context("UTF-8 path")?;
-    indent(&run(Path::new("bpftool"), &["map", "show", "pinned", map])?);
-    let dump = run(Path::new("bpftool"), &["-j", "map", "dump", "pinned", map])?;
-    for member in serde_json::from_str::<Vec<Value>>(&dump)? {
-        // As named fields, if the map's BTF is understood.
-        let shown = member.get("formatted").unwrap_or(&member);
-        indent(&format!("{} {}", shown["key"], shown["value"]));
+    step(
+        "A policy in a claim is in force before the first frame; what is allowed, and the flows that are open",
+    );
+    indent(&run(binary, &["policy", "show", "demo/alice", "--bpffs", bpffs, "--state-dir", state])?);
+    for port in ["icmp/8/0", "tcp/80"] {
+        let from = ["policy", "explain", "--from", "demo/alice", "--to", &given, "--port", port];
+        let shown = run(binary, &[&from[..], &["--bpffs", bpffs, "--state-dir", state]].concat())?;
+        say(&format!("alice to bob, {port}:"));
+        indent(&shown);
     }
+    indent(&ping(alice, &given, &[])?);
+    indent(&run(binary, &["flows", "--bpffs", bpffs, "--state-dir", state])?);
 
     step("The pods stop, and their ports are gone");
     for sandbox in &sandboxes {
@@ -128,6 +134,13 @@ fn address(pod: &NetNs) -> Result<String> {
     Ok(address.with_context(|| format!("{} has no address", pod.name))?.to_owned())
 }
 
+/// What alice may open.
+const POLICY: &str = "          policy:
+            egress:
+              rules:
+              - {action: allow, ports: [{protocol: ICMP}]}
+";
+
 fn objects() -> String {
     let networks = NETWORKS.map(|name| {
         format!(
@@ -159,6 +172,7 @@ spec:
             None => (request(network, "address"), String::new()),
         };
         let port = request(network, "port");
+        let policy = if pod == "alice" { POLICY } else { "" };
         let constraints = match address {
             Some(_) => "",
             None => "    constraints: [{requests: [port, address], matchAttribute: netferry.dev/network}]\n",
@@ -179,7 +193,7 @@ spec:
           apiVersion: netferry.dev/v1alpha1
           kind: InterfaceConfig
           name: {INTERFACE}
-{addresses}status:
+{addresses}{policy}status:
   reservedFor:
   - {{resource: pods, name: {pod}, uid: pod-{pod}}}
 "

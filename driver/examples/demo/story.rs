@@ -1,25 +1,52 @@
 //! How the demo talks.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
 /// A headline.
 pub(crate) fn step(text: &str) {
-    println!("\n== {text}");
+    print(&format!("\n== {text}"));
 }
 
 /// One sentence.
 pub(crate) fn say(text: &str) {
-    println!("   {text}");
+    print(&format!("   {text}"));
 }
 
 /// What a command printed.
 pub(crate) fn indent(text: &str) {
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        println!("   | {}", line.trim_end());
+        for part in folded(line.trim_end(), WIDTH - 5) {
+            print(&format!("   | {part}"));
+        }
     }
+}
+
+/// Columns of a terminal that is not wide.
+const WIDTH: usize = 100;
+
+/// A line in parts of at most so many columns, cut between words where there are any; a part that goes on is indented.
+fn folded(line: &str, width: usize) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut rest: Vec<char> = line.chars().collect();
+    while rest.len() > width {
+        let least = rest.iter().take_while(|c| **c == ' ').count() + 5;
+        let cut = (least..=width).rev().find(|at| rest[*at] == ' ').unwrap_or(width);
+        let after = rest.split_off(cut);
+        parts.push(rest.into_iter().collect::<String>().trim_end().to_owned());
+        let text: String = after.into_iter().collect();
+        rest = format!("    {}", text.trim_start()).chars().collect();
+    }
+    parts.push(rest.into_iter().collect());
+    parts
+}
+
+/// A terminal that is closed ends the demo by its signal, not here.
+fn print(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// Every file below a folder, in order.

@@ -49,7 +49,10 @@ pub(crate) fn run(tarball: &Path, name: &str, labels: &Labels) -> Result<()> {
     let run = ["run", "--rm", "--snapshotter", "native", "--cgroup", "", "--runc-binary"];
     let runc = which("runc").context("runc is missing")?;
     let id = format!("nf-image-{}", std::process::id());
-    let said = capture(containerd.ctr().args(run).arg(runc).args([name.as_str(), &id, "--version"]))?;
+    // ctr takes its arguments in place of the entry point.
+    let program = config["config"]["Entrypoint"][0].as_str().context("the image has no entry point")?;
+    let said =
+        capture(containerd.ctr().args(run).arg(runc).args([name.as_str(), &id, program, "--version"]))?;
     let version = format!("netferry {}", env!("CARGO_PKG_VERSION"));
     ensure!(said.starts_with(&version), "the container said {said:?}, not {version}");
     println!("containerd runs the image: {} (configuration {digest})", said.trim());

@@ -21,7 +21,7 @@ const PROGRAMS: [&str; 8] = ["bpftool", "ethtool", "ip", "nsenter", "ping", "set
 
 /// What `init` does before the tests: everything a booted machine has that tests look for. Nothing is mounted over a folder
 /// that the archive has files in: the workspace may be anywhere, also below `/run`, `/tmp` or `/var/tmp`.
-const BEGIN: &str = r"#!/bin/busybox sh
+const BEGIN: &str = r#"#!/bin/busybox sh
 export PATH=/usr/bin:/bin HOME=/ TMPDIR=/tmp RUST_BACKTRACE=1 NETFERRY_SKIP_LOG=/skips
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -33,7 +33,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -s /run /var/run
 for module in /modules/*; do insmod $module || echo module $module is refused; done
 ip link set lo up
-";
+"#;
 
 /// What goes into the archive.
 pub(crate) struct Contents {
