@@ -92,7 +92,7 @@ mod tests {
         let pack = |names: &[&str], time| {
             let mut layer = Layer::new(time);
             for name in names {
-                layer.file(name, 0o755, name.as_bytes().to_vec());
+                layer.file(name, 0o755, name.trim_start_matches('/').as_bytes().to_vec());
             }
             layer.pack().expect("a layer")
         };
