@@ -1,10 +1,24 @@
 //! Debian packages: what is missing is installed if that is allowed, else the command is told.
 
-use std::{path::Path, process::Command, sync::OnceLock};
+use std::{
+    path::Path,
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{is_root, run, which};
+use crate::command::{is_root, output, run, which};
+
+static ONLY_NEW: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is installed for which another package would have to be upgraded.
+pub(crate) fn only_new() {
+    ONLY_NEW.store(true, Ordering::Relaxed);
+}
 
 /// Whether this machine installs software with apt.
 pub(crate) fn is_debian() -> bool {
@@ -43,12 +57,46 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
     println!("installing {} ({why})", packages.join(", "));
     update()?;
     // What is here stays as it is.
-    run(apt_get().args(["install", "-y", "--no-upgrade", "--no-install-recommends"]).args(packages))
+    let install = ["install", "-y", "--no-upgrade", "--no-install-recommends"];
+    if ONLY_NEW.load(Ordering::Relaxed) {
+        let plan = output(apt_get().arg("--simulate").args(install).args(packages)).unwrap_or_default();
+        let upgrades = upgrades(&plan);
+        if !upgrades.is_empty() {
+            bail!(
+                "{why} upgrades no package of this machine, but would have to: {}; if that is right, run: {}",
+                upgrades.join(", "),
+                advice(packages)
+            );
+        }
+    }
+    run(apt_get().args(install).args(packages))
         .with_context(|| format!("cannot install packages; try: {}", advice(packages)))
+}
+
+/// The packages that a simulated run of apt would replace: `Inst NAME [OLD] (NEW …)`; a new one has no version before.
+fn upgrades(plan: &str) -> Vec<&str> {
+    let installs = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
+    installs
+        .filter_map(|line| line.split_once(" [").map(|(name, _)| name))
+        .filter(|name| !name.contains(' '))
+        .collect()
 }
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upgrades_are_seen_in_a_plan() {
+        let plan = "Reading package lists...\nInst libc6 [2.36-9] (2.36-9+deb12u14 Debian:12/stable [amd64]) []\n\
+                    Inst bpftool (7.1.0 Debian:12/stable [amd64])\nConf bpftool (7.1.0 Debian:12/stable [amd64])\n";
+        assert_eq!(upgrades(plan), ["libc6"]);
+        assert!(upgrades("").is_empty());
+    }
 }

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
-    build_ebpf,
+    apt, build_ebpf,
     command::{cargo, is_root, run as run_command},
-    setup,
+    linker, setup, toolchain,
 };
 
 /// Options of `demo`.
@@ -31,6 +31,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "the demo makes links and namespaces, which only root can; run: sudo env 'PATH={path}' cargo xtask demo"
         );
     }
+    let mut missing = setup::missing_for_demo();
+    missing.extend(toolchain::missing());
+    missing.extend(linker::missing());
+    if missing.is_empty() {
+        println!("The demo installs nothing on this machine, and builds into target/.");
+    } else {
+        println!("The demo installs, and upgrades nothing:\n  {}", missing.join("\n  "));
+    }
+    apt::only_new();
     setup::demo()?;
     build_ebpf::run(&options.ebpf)?;
     // Built first and apart, so that what the story shows is only the story.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     apt,
     command::{foreign, is_root, output, root, run, which},
-    toolchain::Toolchain,
+    toolchain::{self, Toolchain},
 };
 
 /// The release that builds are tried with.
@@ -42,6 +42,19 @@ pub(crate) fn find(toolchain: &Toolchain) -> Result<PathBuf> {
         Some(found) if found == llvm => Ok(ours),
         found => bail!("{} was built for LLVM {found:?}, not {llvm}", ours.display()),
     }
+}
+
+/// What would be installed if a build of the eBPF programs began now, in words.
+pub(crate) fn missing() -> Vec<String> {
+    let ours = toolchain::LLVM.map(|llvm| root().join(format!("target/tools/llvm-{llvm}/bin/bpf-linker")));
+    let here = env::var_os("NETFERRY_BPF_LINKER").is_some()
+        || which("bpf-linker").into_iter().chain(ours).any(|linker| llvm_of(&linker).is_some());
+    if here {
+        return Vec::new();
+    }
+    vec![format!(
+        "bpf-linker {VERSION} (into target/tools, with Debian's headers of the compiler's LLVM if they are missing)"
+    )]
 }
 
 /// The LLVM that a linker was built for: its `--version` tells only its own. Cargo keeps the features it

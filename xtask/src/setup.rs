@@ -50,6 +50,11 @@ const TESTS: [(Need, &str); 7] = [
     (Need::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
 ];
 
+/// The packages that `cargo xtask demo` would install.
+pub(crate) fn missing_for_demo() -> Vec<String> {
+    missing(&DEMO).into_iter().map(|package| format!("Debian's {package}")).collect()
+}
+
 /// Sets up what `cargo xtask demo` needs. Only root can run it.
 pub(crate) fn demo() -> Result<()> {
     install(&DEMO, "the demo")?;
@@ -82,9 +87,11 @@ pub(crate) fn virtual_machines() -> Result<()> {
 }
 
 fn install(needs: &[(Need, &'static str)], why: &str) -> Result<()> {
-    let missing: Vec<_> =
-        needs.iter().filter(|(need, _)| need.found().is_none()).map(|(_, package)| *package).collect();
-    apt::install(&missing, why)
+    apt::install(&missing(needs), why)
+}
+
+fn missing(needs: &[(Need, &'static str)]) -> Vec<&'static str> {
+    needs.iter().filter(|(need, _)| need.found().is_none()).map(|(_, package)| *package).collect()
 }
 
 /// Mounts the file system that pinned programs and maps live in, if it is not.

@@ -143,6 +143,23 @@ pub(crate) fn find(named: Option<&str>) -> Result<Toolchain> {
     )
 }
 
+/// What would be installed if a build of the eBPF programs began now, in words.
+pub(crate) fn missing() -> Vec<String> {
+    let here = env::var_os("NETFERRY_BPF_RUSTC").is_some()
+        || Toolchain::of_rustup(NIGHTLY).is_ok()
+        || Toolchain::active().is_ok()
+        || Toolchain::of_system().is_ok();
+    if here {
+        return Vec::new();
+    }
+    let by_rustup = which("rustup").is_some();
+    vec![if by_rustup {
+        format!("Rust {NIGHTLY} (by rustup)")
+    } else {
+        format!("Debian's {}", PACKAGES.join(", "))
+    }]
+}
+
 fn advice_nightly() -> String {
     format!("rustup toolchain install {NIGHTLY} --profile minimal --component rust-src")
 }
