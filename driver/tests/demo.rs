@@ -187,7 +187,7 @@ fn the_next_one_takes_away_what_a_killed_one_left_and_others_wait() {
     assert!(status.success(), "{rest}");
     let long: Vec<_> = rest.lines().filter(|line| line.chars().count() > 100).collect();
     assert_eq!(long, [""; 0], "lines of more than 100 columns");
-    for words in ["kind: Network", "policy:", "egress", "ICMP"] {
+    for words in ["kind: Network", "policy:", "action: deny"] {
         assert!(rest.contains(words), "{words} is not shown");
     }
     for id in [first, second, third] {

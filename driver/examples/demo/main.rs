@@ -51,18 +51,17 @@ fn start() -> Result<ExitCode> {
         let mut signals = run::signals()?;
         let alone = tokio::select! {
             alone = run::Alone::wait() => alone?,
-            _ = signals.wait_for(Option::is_some) => return Ok((None, *signals.borrow())),
+            signal = run::came(&mut signals) => return Ok((None, Some(signal))),
         };
         if run::sweep_others() > 0 {
             say("what an earlier demo left is taken away");
         }
         let told = tokio::select! {
             told = whole() => told,
-            _ = signals.wait_for(Option::is_some) => Ok(()),
+            _ = run::came(&mut signals) => Ok(()),
         };
         // A signal that ends a ping as well: the ping's end is no finding.
-        let came = tokio::time::timeout(Duration::from_millis(300), signals.wait_for(Option::is_some)).await;
-        let came = came.ok().and_then(|signal| signal.ok().and_then(|signal| *signal));
+        let came = tokio::time::timeout(Duration::from_millis(300), run::came(&mut signals)).await.ok();
         if came.is_none() {
             told?;
         }

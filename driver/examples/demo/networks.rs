@@ -134,11 +134,11 @@ fn address(pod: &NetNs) -> Result<String> {
     Ok(address.with_context(|| format!("{} has no address", pod.name))?.to_owned())
 }
 
-/// What alice may open.
+/// What alice may not open, though her network lets her.
 const POLICY: &str = "          policy:
             egress:
               rules:
-              - {action: allow, ports: [{protocol: ICMP}]}
+              - {action: deny, ports: [{protocol: TCP, port: 80}]}
 ";
 
 fn objects() -> String {

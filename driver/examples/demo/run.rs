@@ -65,6 +65,18 @@ pub(crate) fn signals() -> Result<watch::Receiver<Option<Signal>>> {
     Ok(received)
 }
 
+/// Waits for a signal, or finds that it came.
+pub(crate) async fn came(received: &mut watch::Receiver<Option<Signal>>) -> Signal {
+    loop {
+        if let Some(signal) = *received.borrow_and_update() {
+            return signal;
+        }
+        if received.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// Kept while the demo runs: links and addresses have names that two demos would share. A killed process has it no more.
 pub(crate) struct Alone {
     _listener: UnixListener,
