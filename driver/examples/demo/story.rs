@@ -8,12 +8,14 @@ use std::{
 
 /// A headline.
 pub(crate) fn step(text: &str) {
-    print(&format!("\n== {text}"));
+    print(&format!("\n== {}", folded(text, WIDTH - 3).join("\n")));
 }
 
 /// One sentence.
 pub(crate) fn say(text: &str) {
-    print(&format!("   {text}"));
+    for part in folded(text, WIDTH - 3) {
+        print(&format!("   {part}"));
+    }
 }
 
 /// What a command printed.
