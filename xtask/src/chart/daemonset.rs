@@ -75,6 +75,7 @@ pub(crate) fn edit(object: &mut Value, template: &mut Template) -> Result<()> {
 }
 
 fn daemon(container: &mut Value, template: &mut Template) -> Result<()> {
+    let port = http_port(container)?;
     let arguments = container["args"].as_sequence_mut().context("the daemon has no arguments")?;
     for argument in arguments.iter_mut() {
         if let Some(text) = argument.as_str().filter(|text| text.starts_with("--http-address=")) {
@@ -85,11 +86,28 @@ fn daemon(container: &mut Value, template: &mut Template) -> Result<()> {
     arguments.push(template.block(FLAGS));
     let env = container["env"].as_sequence_mut().context("the daemon has no env")?;
     env.push(template.block("{{- with .Values.extraEnv }}\n{{- toYaml . | nindent %0 }}\n{{- end }}"));
-    let port = template.block("{{ .Values.httpPort }}");
-    let ports = container["ports"].as_sequence_mut().context("the daemon has no ports")?;
-    put(ports.first_mut().context("the daemon has no port")?, &["containerPort"], port)?;
+    ports(container, port, &template.block("{{ .Values.httpPort }}"));
     let resources = map(template, "resources", ".Values.resources");
     swap(container.as_mapping_mut().context("a container")?, "resources", resources)
+}
+
+/// The port of the daemon's `--http-address`.
+fn http_port(container: &Value) -> Result<u64> {
+    let arguments = container["args"].as_sequence().context("the daemon has no arguments")?;
+    let address =
+        arguments.iter().filter_map(Value::as_str).find_map(|text| text.strip_prefix("--http-address="));
+    let port = address.and_then(|address| address.rsplit_once(':')).context("no --http-address")?.1;
+    port.parse().with_context(|| format!("--http-address: port {port:?}"))
+}
+
+/// Puts a block where the port is, in probes and wherever else.
+fn ports(value: &mut Value, port: u64, block: &Value) {
+    match value {
+        Value::Number(number) if number.as_u64() == Some(port) => *value = block.clone(),
+        Value::Sequence(items) => items.iter_mut().for_each(|item| ports(item, port, block)),
+        Value::Mapping(fields) => fields.values_mut().for_each(|field| ports(field, port, block)),
+        _ => {}
+    }
 }
 
 /// The values of the chart that are the base's.
@@ -104,7 +122,7 @@ pub(crate) fn defaults(object: &Value) -> Result<Vec<(&'static str, Value)>> {
         ("nodeSelector", get(pod, &["nodeSelector"])?.clone()),
         ("priorityClassName", get(pod, &["priorityClassName"])?.clone()),
         ("dnsPolicy", get(pod, &["dnsPolicy"])?.clone()),
-        ("httpPort", get(daemon["ports"].get(0).context("no port")?, &["containerPort"])?.clone()),
+        ("httpPort", http_port(daemon)?.into()),
     ])
 }
 

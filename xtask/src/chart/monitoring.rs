@@ -21,9 +21,19 @@ spec:
       app.kubernetes.io/name: netferry
       app.kubernetes.io/component: daemon
   podMetricsEndpoints:
-  - port: http
-    path: /metrics
+  - path: /metrics
     relabelings:
+    # The pods declare no port, so that two can be on a node during an update.
+    - sourceLabels: [__meta_kubernetes_pod_container_name]
+      regex: netferry
+      action: keep
+    - sourceLabels: [__meta_kubernetes_pod_ip]
+      targetLabel: __address__
+      replacement: $1:9177
+    - sourceLabels: [__meta_kubernetes_pod_ip]
+      regex: (.*:.*)
+      targetLabel: __address__
+      replacement: '[$1]:9177'
     - sourceLabels: [__meta_kubernetes_pod_node_name]
       targetLabel: instance
 ";
@@ -47,7 +57,11 @@ pub(crate) fn files() -> Result<BTreeMap<PathBuf, String>> {
 
         let mut template = Template::default();
         // Prometheus has templates of its own.
-        strings(&mut object, &|text| text.replace("{{", "{{ \"{{\" }}"));
+        strings(&mut object, &|text| {
+            text.replace("{{", "{{ \"{{\" }}")
+                .replace("$1:9177", "$1:{{ .Values.httpPort }}")
+                .replace("[$1]:9177", "[$1]:{{ .Values.httpPort }}")
+        });
         put(&mut object, &["metadata", "namespace"], NAMESPACE.into())?;
         finish(&mut object)?;
         let labels = object["metadata"]["labels"].as_mapping_mut().context("no labels")?;
