@@ -1,0 +1,77 @@
+//! Networks with one subnet, and a network that is deleted under its pods.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde_json::json;
+
+use crate::e2e::{
+    story::Story,
+    wait::{sleep, until},
+};
+
+/// How long the pods of a deleted network are watched.
+const WATCHED: Duration = Duration::from_secs(10);
+
+/// Members reach their own network's pods alone, whatever addresses the others have.
+pub(crate) fn one_subnet(story: &Story<'_>) -> Result<String> {
+    let red = story.network("red", "198.19.0.0/24", None)?;
+    let blue = story.network("blue", "198.19.0.0/24", None)?;
+    let labels = json!({});
+    let pods = [
+        ("red1", &red, "198.19.0.11/24"),
+        ("red2", &red, "198.19.0.12/24"),
+        // The address of red1, once more.
+        ("blue1", &blue, "198.19.0.11/24"),
+        ("blue2", &blue, "198.19.0.13/24"),
+    ];
+    for (name, network, address) in pods {
+        story.port_pod(name, network, address, &labels)?;
+    }
+    let mut slowest: f64 = 0.0;
+    for (name, ..) in pods {
+        slowest = slowest.max(story.ready(name)?);
+    }
+    story.must_reach("red1", "198.19.0.12")?;
+    story.must_reach("blue1", "198.19.0.13")?;
+    story.must_reach("red2", "198.19.0.11")?;
+    story.must_reach("blue2", "198.19.0.11")?;
+    for (pod, address) in
+        [("red1", "198.19.0.13"), ("red2", "198.19.0.13"), ("blue1", "198.19.0.12"), ("blue2", "198.19.0.12")]
+    {
+        story.must_not_reach(pod, address)?;
+    }
+    Ok(format!("4 ways open, 4 ways closed; all ready in {slowest:.1} s"))
+}
+
+/// What is in force stays until the last pod is gone, named peers included; then the network goes.
+pub(crate) fn deleted(story: &Story<'_>) -> Result<String> {
+    let policy = json!({"ingress": {"rules": [{"action": "allow", "peers": [super::policy::selector("role", "front")]}]}});
+    let network = story.network("net", "198.19.1.0/24", Some(policy))?;
+    story.port_pod("server", &network, "198.19.1.10/24", &json!({"role": "server"}))?;
+    story.port_pod("front", &network, "198.19.1.11/24", &json!({"role": "front"}))?;
+    story.ready("server")?;
+    story.ready("front")?;
+    story.keep_pinging("front", "198.19.1.10")?;
+    story.world.kubectl.run(&["delete", "networks.netferry.dev", &network, "--wait=false"])?;
+    sleep(WATCHED)?;
+    let answers = story.nothing_lost("front")?;
+    // A flow that begins now, too.
+    story.must_reach("front", "198.19.1.10")?;
+    story.delete("pod", "server")?;
+    story.delete("pod", "front")?;
+    let start = Instant::now();
+    until("the network is gone", story.world.limit, || {
+        let name = story.world.kubectl.run(&[
+            "get",
+            "networks.netferry.dev",
+            &network,
+            "-o",
+            "name",
+            "--ignore-not-found",
+        ])?;
+        if name.trim().is_empty() { Ok(()) } else { bail!("it is there") }
+    })?;
+    let gone = start.elapsed().as_secs_f64();
+    Ok(format!("{answers} answers, none lost; the network gone {gone:.1} s after its last pod"))
+}

@@ -1,0 +1,180 @@
+//! Kubelet, runtime and daemon restart, while the runtime has dead sandboxes on its list.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::{Skip, sandbox};
+use crate::e2e::{
+    node::far_address,
+    objects::{INTERFACE, Source},
+    story::Story,
+    wait::{sleep, until},
+    world::{World, condition},
+};
+
+/// How long running pods are watched after a restart.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How long the node may be without its slices.
+const BACK: f64 = 2.0;
+/// How soon after the daemon's return a pod that was made meanwhile is ready.
+pub(crate) const CAUGHT_UP: f64 = 5.0;
+
+/// The kubelet is restarted.
+pub(crate) fn kubelet(story: &Story<'_>) -> Result<String> {
+    part(story, &story.world.commands.restart_kubelet, "--restart-kubelet", true)
+}
+
+/// The kubelet is killed.
+pub(crate) fn kubelet_kill(story: &Story<'_>) -> Result<String> {
+    part(story, &story.world.commands.kill_kubelet, "--kill-kubelet", true)
+}
+
+/// The runtime is restarted.
+pub(crate) fn runtime(story: &Story<'_>) -> Result<String> {
+    part(story, &story.world.commands.restart_runtime, "--restart-runtime", false)
+}
+
+/// The runtime is killed.
+pub(crate) fn runtime_kill(story: &Story<'_>) -> Result<String> {
+    part(story, &story.world.commands.kill_runtime, "--kill-runtime", false)
+}
+
+/// A default command needs systemd on the node.
+pub(crate) fn possible(world: &World, command: &str, flag: &str) -> Result<()> {
+    if command.starts_with("systemctl") && world.node.run("test -d /run/systemd/system").is_err() {
+        return Err(Skip(format!("the node has no systemd; {flag} says how")).into());
+    }
+    Ok(())
+}
+
+/// Two pods of a network and one with a link, which has a dead sandbox; the first and the last ping.
+pub(crate) fn running(story: &Story<'_>) -> Result<()> {
+    let number = story.links[0];
+    let template = story.link_template(number)?;
+    story.pod("linked", &[Source::Template(&template)])?;
+    let network = story.network("net", "198.19.5.0/24", None)?;
+    story.port_pod("one", &network, "198.19.5.11/24", &json!({}))?;
+    story.port_pod("two", &network, "198.19.5.12/24", &json!({}))?;
+    for pod in ["linked", "one", "two"] {
+        story.ready(pod)?;
+    }
+    sandbox::kill(story, "linked").context("before the restart: a sandbox is killed")?;
+    story.keep_pinging("linked", &far_address(number))?;
+    story.keep_pinging("one", "198.19.5.12")
+}
+
+/// Fails unless running pods have their interfaces still, and lost no answer.
+pub(crate) fn undisturbed(story: &Story<'_>) -> Result<usize> {
+    for pod in ["linked", "one", "two"] {
+        story.has_interface(pod, INTERFACE)?;
+    }
+    Ok(story.nothing_lost("linked")? + story.nothing_lost("one")?)
+}
+
+fn part(story: &Story<'_>, command: &str, flag: &str, slices: bool) -> Result<String> {
+    let world = story.world;
+    possible(world, command, flag)?;
+    running(story)?;
+    let later = story.link_template(story.links[1])?;
+    let mut measured = String::new();
+    thread::scope(|scope| -> Result<()> {
+        let watch = slices.then(|| scope.spawn(|| longest_absence(story, Duration::from_secs(30))));
+        world.disturb(command)?;
+        world.disturbed(command)?;
+        if let Some(watch) = watch {
+            let absent = watch.join().unwrap_or_else(|_| bail!("the slices were not watched"))?;
+            if absent > BACK {
+                bail!("the node was without slices for {absent:.1} s, {BACK} s are allowed");
+            }
+            measured = format!(", without slices for {absent:.1} s");
+        }
+        Ok(())
+    })?;
+    sleep(SETTLED)?;
+    let answers = undisturbed(story)?;
+    story.pod("later", &[Source::Template(&later)])?;
+    let ready = story.ready("later")?;
+    story.must_reach_wire("later", story.links[1])?;
+    Ok(format!("{answers} answers, none lost{measured}; a later pod ready in {ready:.1} s"))
+}
+
+/// The longest time that the node had no slices, within a time.
+fn longest_absence(story: &Story<'_>, watched: Duration) -> Result<f64> {
+    let end = Instant::now() + watched;
+    let mut longest: f64 = 0.0;
+    let mut since: Option<Instant> = None;
+    while Instant::now() < end {
+        let slices = story.world.node.slices(&story.world.kubectl)?;
+        if slices.is_empty() {
+            let begin = *since.get_or_insert_with(Instant::now);
+            longest = longest.max(begin.elapsed().as_secs_f64());
+        } else {
+            since = None;
+        }
+        sleep(Duration::from_millis(200))?;
+    }
+    Ok(longest)
+}
+
+/// The daemon's pod is deleted (SIGTERM), and a pod is made while it is away.
+pub(crate) fn daemon(story: &Story<'_>) -> Result<String> {
+    let world = story.world;
+    running(story)?;
+    let before = world.daemon()?;
+    let name = before["metadata"]["name"].as_str().unwrap_or_default();
+    let delete = ["delete", "pod", name, "-n", &world.driver_namespace, "--wait=true"];
+    world.kubectl.call(&delete, None, world.limit)?;
+    meanwhile(story, &before)
+}
+
+/// The daemon's process is killed; the kubelet starts it again in the same pod.
+pub(crate) fn daemon_kill(story: &Story<'_>) -> Result<String> {
+    let world = story.world;
+    running(story)?;
+    let before = world.daemon()?;
+    let uid = before["metadata"]["uid"].as_str().unwrap_or_default();
+    let escaped = uid.replace('-', "_");
+    world.node.run(&format!(
+        "for p in $(pidof netferry); do grep -qE \"{uid}|{escaped}\" /proc/$p/cgroup && kill -9 $p && k=$p; done; [ -n \"$k\" ]"
+    ))?;
+    meanwhile(story, &before)
+}
+
+/// A pod is made while the daemon is away: it is ready soon after the daemon is, and nothing was lost.
+pub(crate) fn meanwhile(story: &Story<'_>, before: &Value) -> Result<String> {
+    let template = story.link_template(story.links[1])?;
+    story.pod("meanwhile", &[Source::Template(&template)])?;
+    let start = Instant::now();
+    daemon_back(story.world, before)?;
+    let back = start.elapsed().as_secs_f64();
+    story.ready("meanwhile")?;
+    let after = start.elapsed().as_secs_f64() - back;
+    story.must_reach_wire("meanwhile", story.links[1])?;
+    sleep(SETTLED)?;
+    let answers = undisturbed(story)?;
+    if after > CAUGHT_UP {
+        bail!("a pod made meanwhile was ready {after:.1} s after the daemon, {CAUGHT_UP} s are allowed");
+    }
+    Ok(format!(
+        "{answers} answers, none lost; daemon back in {back:.1} s, a pod made meanwhile ready {after:.1} s later"
+    ))
+}
+
+/// Waits until another daemon than before is ready on the node.
+pub(crate) fn daemon_back(world: &World, before: &Value) -> Result<f64> {
+    let identity = |pod: &Value| {
+        let status = &pod["status"]["containerStatuses"][0];
+        (pod["metadata"]["uid"].clone(), status["containerID"].clone())
+    };
+    let old = identity(before);
+    let ask = || {
+        let now = world.daemon()?;
+        if identity(&now) != old && condition(&now, "Ready") { Ok(()) } else { bail!("it is not ready") }
+    };
+    until("the daemon is back", world.limit, ask).map(|(_, seconds)| seconds)
+}
