@@ -4,6 +4,7 @@ use std::{
     process,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -19,7 +20,13 @@ pub(crate) fn watch() -> Result<()> {
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("cannot block SIGINT and SIGTERM")?;
     thread::spawn(move || {
+        let mut first: Option<Instant> = None;
         while signals.wait().is_ok() {
+            // `timeout` sends one signal to the process and one to its group.
+            if first.is_some_and(|first| first.elapsed() < Duration::from_secs(1)) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
                 eprintln!("interrupted again: what was made is left; `cargo xtask e2e --clean` removes it");
                 process::exit(130);
