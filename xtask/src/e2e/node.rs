@@ -72,7 +72,9 @@ fn remove() -> String {
 
 /// A command on the node, from a pod that shares its pids.
 fn on_node(script: &str) -> String {
-    let script = format!("PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin:/run/current-system/sw/bin; export PATH; {script}");
+    let script = format!(
+        "PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin:/run/current-system/sw/bin; export PATH; {script}"
+    );
     // By its path: busybox would run its own shell and its own `ip`.
     format!("nsenter -t 1 -m -u -i -n -- /bin/sh -c '{}'", script.replace('\'', r"'\''"))
 }

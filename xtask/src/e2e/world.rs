@@ -121,7 +121,6 @@ pub(crate) fn local(command: &str) -> Result<()> {
         .args(["-c", command])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
         .spawn()
         .context("cannot start sh")?;
     let status = child.wait().context("sh")?;

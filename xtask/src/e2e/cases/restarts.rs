@@ -19,6 +19,8 @@ use crate::e2e::{
 
 /// How long running pods are watched after a restart.
 const SETTLED: Duration = Duration::from_secs(10);
+/// How soon after a restart the kubelet has deleted the node's slices, if it does.
+const WATCHED: Duration = Duration::from_secs(20);
 /// How long the node may be without its slices.
 const BACK: f64 = 2.0;
 /// How soon after the daemon's return a pod that was made meanwhile is ready.
@@ -81,38 +83,42 @@ fn part(story: &Story<'_>, command: &str, flag: &str, slices: bool) -> Result<St
     possible(world, command, flag)?;
     running(story)?;
     let later = story.link_template(story.links[1])?;
-    let mut measured = String::new();
-    thread::scope(|scope| -> Result<()> {
-        let watch = slices.then(|| scope.spawn(|| longest_absence(story, Duration::from_secs(30))));
+    let absent = thread::scope(|scope| -> Result<Option<f64>> {
+        let watch = slices.then(|| scope.spawn(|| absence(story)));
         world.disturb(command)?;
         world.disturbed(command)?;
-        if let Some(watch) = watch {
-            let absent = watch.join().unwrap_or_else(|_| bail!("the slices were not watched"))?;
-            if absent > BACK {
-                bail!("the node was without slices for {absent:.1} s, {BACK} s are allowed");
-            }
-            measured = format!(", without slices for {absent:.1} s");
-        }
-        Ok(())
+        let join = |watch: thread::ScopedJoinHandle<'_, Result<f64>>| {
+            watch.join().unwrap_or_else(|_| bail!("the slices were not watched"))
+        };
+        watch.map(join).transpose()
     })?;
     sleep(SETTLED)?;
     let answers = undisturbed(story)?;
     story.pod("later", &[Source::Template(&later)])?;
     let ready = story.ready("later")?;
     story.must_reach_wire("later", story.links[1])?;
-    Ok(format!("{answers} answers, none lost{measured}; a later pod ready in {ready:.1} s"))
+    let measured = format!("{answers} answers, none lost; a later pod ready in {ready:.1} s");
+    match absent {
+        Some(absent) if absent > BACK => {
+            bail!("the node was without slices for {absent:.1} s, {BACK} s are allowed; {measured}")
+        }
+        Some(absent) => Ok(format!("{measured}; without slices for {absent:.1} s")),
+        None => Ok(measured),
+    }
 }
 
-/// The longest time that the node had no slices, within a time.
-fn longest_absence(story: &Story<'_>, watched: Duration) -> Result<f64> {
-    let end = Instant::now() + watched;
+/// How long the node had no slices: they may go within `WATCHED`, and are waited for.
+fn absence(story: &Story<'_>) -> Result<f64> {
+    let end = Instant::now() + WATCHED;
     let mut longest: f64 = 0.0;
     let mut since: Option<Instant> = None;
-    while Instant::now() < end {
-        let slices = story.world.node.slices(&story.world.kubectl)?;
-        if slices.is_empty() {
+    while Instant::now() < end || since.is_some() {
+        if story.world.node.slices(&story.world.kubectl)?.is_empty() {
             let begin = *since.get_or_insert_with(Instant::now);
-            longest = longest.max(begin.elapsed().as_secs_f64());
+            longest = begin.elapsed().as_secs_f64().max(longest);
+            if begin.elapsed() > story.world.limit {
+                bail!("the node has no slices for {longest:.0} s");
+            }
         } else {
             since = None;
         }
