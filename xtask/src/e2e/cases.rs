@@ -99,6 +99,7 @@ pub(crate) const ALL: &[Case] = &[
         networks::one_subnet,
         "two networks with one subnet, apart both ways",
     ),
+    case("blocks", Mode::Together, 0, networks::blocks, "a network whose nodes have blocks of addresses"),
     case("network-deleted", Mode::Together, 0, networks::deleted, "a network deleted while pods use it"),
     case("policy-labels", Mode::Together, 0, policy::labels, "a policy by pod labels that change"),
     case(

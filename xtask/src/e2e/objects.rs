@@ -73,12 +73,12 @@ pub(crate) fn template(name: &str, spec: &Value) -> Value {
 }
 
 /// A network that ends at its node, and the class of its ports and addresses.
-pub(crate) fn network(name: &str, namespace: &str, subnet: &str, policy: Option<Value>) -> Vec<Value> {
+pub(crate) fn network(name: &str, namespace: &str, subnet: &str, fields: &Value) -> Vec<Value> {
     let mut network = json!({"apiVersion": API, "kind": "Network", "metadata": {"name": name}, "spec": {
         "subnets": [subnet], "transport": {"local": {}},
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}});
-    if let Some(policy) = policy {
-        network["spec"]["policy"] = policy;
+    for (field, value) in fields.as_object().into_iter().flatten() {
+        network["spec"][field] = value.clone();
     }
     let attribute = format!("device.attributes[\"{DRIVER}\"]");
     let class = json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass",

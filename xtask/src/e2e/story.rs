@@ -100,10 +100,17 @@ impl<'a> Story<'a> {
         Ok(name)
     }
 
-    /// Declares a network that this case's namespace may join, and waits until the node publishes its ports.
+    /// Declares a network with a policy that this case's namespace may join, and waits for its ports.
     pub(crate) fn network(&self, suffix: &str, subnet: &str, policy: Option<Value>) -> Result<String> {
+        let fields = policy.map_or_else(|| json!({}), |policy| json!({"policy": policy}));
+        self.network_with(suffix, subnet, &fields)
+    }
+
+    /// Declares a network with further fields that this case's namespace may join, and waits until the node
+    /// publishes its ports.
+    pub(crate) fn network_with(&self, suffix: &str, subnet: &str, fields: &Value) -> Result<String> {
         let name = format!("nfe2e-{}-{}-{suffix}", self.world.run, self.name);
-        self.apply_wide(objects::network(&name, &self.namespace, subnet, policy))?;
+        self.apply_wide(objects::network(&name, &self.namespace, subnet, fields))?;
         until("the port in the node's slices", self.world.limit, || {
             let slices = self.world.node.slices(&self.world.kubectl)?;
             let device = format!("port-{name}");

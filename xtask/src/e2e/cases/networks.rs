@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::e2e::{
+    objects::{self, INTERFACE, Source},
     story::Story,
     wait::{sleep, until},
 };
@@ -43,6 +44,24 @@ pub(crate) fn one_subnet(story: &Story<'_>) -> Result<String> {
         story.must_not_reach(pod, address)?;
     }
     Ok(format!("4 ways open, 4 ways closed; all ready in {ready:.1} s"))
+}
+
+/// The scheduler gives pods addresses of the block that their node has.
+pub(crate) fn blocks(story: &Story<'_>) -> Result<String> {
+    let fields = json!({"addresses": "blocks"});
+    let network = story.network_with("net", "198.19.128.0/22", &fields)?;
+    story.apply(objects::template("port", &objects::port(&network, None)))?;
+    let start = Instant::now();
+    for pod in ["one", "two"] {
+        story.pod(pod, &[Source::Template("port")])?;
+    }
+    story.ready("one")?;
+    story.ready("two")?;
+    let ready = start.elapsed().as_secs_f64();
+    let found = story.exec("two", &format!("ip -o -4 addr show dev {INTERFACE}"))?;
+    let address = found.split_once("inet ").and_then(|(_, rest)| rest.split('/').next());
+    story.must_reach("one", address.context("pod two has no address")?)?;
+    Ok(format!("both ready in {ready:.1} s, and reach each other"))
 }
 
 /// What is in force stays until the last pod is gone, named peers included; then the network goes.
