@@ -13,7 +13,7 @@ pub(crate) enum Task {
     /// Set the machine up and run every test.
     Test(test::Options),
     /// Run stories on a cluster that has the driver: claims, networks, restarts, upgrades, removal.
-    E2e(e2e::Options),
+    E2e(Box<e2e::Options>),
     /// Show a claimed link on its way into a pod and home again, on this machine.
     Demo(demo::Options),
     /// Formatting, clippy, licences, file sizes and words.

@@ -1,6 +1,6 @@
 //! The node that the stories happen on, reached through a privileged pod in its namespaces.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -53,7 +53,8 @@ fn make() -> String {
     );
     for number in 1..=LINKS {
         let (name, mac, far) = (link(number), hardware_address(number), far_address(number));
-        script += &format!(
+        let _ = write!(
+            script,
             "ip link add {name} address {mac} type veth peer name w{number} netns {WIRE}\n\
              ip -n {WIRE} addr add {far}/24 dev w{number}; ip -n {WIRE} link set w{number} up; ip link set {name} up\n"
         );
@@ -65,7 +66,7 @@ fn make() -> String {
 fn remove() -> String {
     let mut script = String::new();
     for number in 1..=LINKS {
-        script += &format!("ip -n {WIRE} link del w{number} 2>/dev/null; ");
+        let _ = write!(script, "ip -n {WIRE} link del w{number} 2>/dev/null; ");
     }
     script + &format!("ip netns del {WIRE} 2>/dev/null; true")
 }
@@ -104,7 +105,7 @@ impl Node {
             "containers": [{"name": "c", "image": image, "imagePullPolicy": "IfNotPresent",
                 "command": ["sh", "-c", script], "securityContext": {"privileged": true, "runAsUser": 0},
                 "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1}}]}}))?;
-        node.ready(Duration::from_secs(120)).with_context(|| {
+        node.ready(Duration::from_mins(2)).with_context(|| {
             let log = kubectl.run(&["logs", "-n", namespace, POD, "--tail=5"]).unwrap_or_default();
             format!(
                 "the pod that reaches the node did not start; if links of an earlier run are left, \
@@ -120,7 +121,7 @@ impl Node {
             let answer = self.kubectl.exec(&self.namespace, POD, "test -e /tmp/ready && echo yes", CALL)?;
             if answer.trim() == "yes" { Ok(()) } else { bail!("it is not ready") }
         };
-        until("the pod on the node", limit, ask).map(|(_, seconds)| seconds)
+        until("the pod on the node", limit, ask).map(|((), seconds)| seconds)
     }
 
     /// Runs a shell's command on the node, in the namespaces of its first process.

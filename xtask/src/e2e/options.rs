@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 /// Options of `e2e`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Args)]
 #[group(skip)]
 pub(crate) struct Options {

@@ -131,7 +131,7 @@ impl<'a> Story<'a> {
 
     /// Waits until a pod is ready and has its interface; the seconds.
     pub(crate) fn ready(&self, pod: &str) -> Result<f64> {
-        let (_, seconds) = until(&format!("pod {pod} is ready"), self.world.limit, || self.is_ready(pod))
+        let ((), seconds) = until(&format!("pod {pod} is ready"), self.world.limit, || self.is_ready(pod))
             .map_err(|error| anyhow::anyhow!("{error:#}; {}", self.last_warning(pod)))?;
         self.has_interface(pod, INTERFACE)?;
         Ok(seconds)
@@ -192,7 +192,10 @@ impl<'a> Story<'a> {
 
     /// Fails if a pod reaches an address.
     pub(crate) fn must_not_reach(&self, pod: &str, address: &str) -> Result<()> {
-        if self.reaches(pod, address)? { bail!("pod {pod} reaches {address}") } else { Ok(()) }
+        if self.reaches(pod, address)? {
+            bail!("pod {pod} reaches {address}")
+        }
+        Ok(())
     }
 
     /// Fails unless a pod reaches the far end of a link.
@@ -247,7 +250,7 @@ impl<'a> Story<'a> {
     /// Waits until a link is on the node as it was; the seconds.
     pub(crate) fn home(&self, number: usize) -> Result<f64> {
         let ask = || self.world.node.has_link(number);
-        until("the link comes home", self.world.limit, ask).map(|(_, seconds)| seconds)
+        until("the link comes home", self.world.limit, ask).map(|((), seconds)| seconds)
     }
 
     /// The one pod with a label, whatever its name; the newest of several.

@@ -176,7 +176,7 @@ pub(crate) fn remove(kubectl: &Kubectl, run: Option<&str>) -> Result<()> {
     for kind in CLUSTER_WIDE.split(',') {
         if let Ok(objects) = names(&kubectl, kind, &selector) {
             for name in objects {
-                kubectl.call(&["delete", kind, &name, "--wait=true"], None, Duration::from_secs(60))?;
+                kubectl.call(&["delete", kind, &name, "--wait=true"], None, Duration::from_mins(1))?;
             }
         }
     }

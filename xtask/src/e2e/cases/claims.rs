@@ -71,7 +71,7 @@ pub(crate) fn job(story: &Story<'_>) -> Result<String> {
     let world = story.world;
     let spec = objects::pod_spec(&world.image, &world.node.name, &[Source::Template(&template)], Some(&ping));
     story.apply(objects::job("job", &spec))?;
-    let (_, seconds) = until("the Job is complete", world.limit, || {
+    let ((), seconds) = until("the Job is complete", world.limit, || {
         let job = world.kubectl.get(&["job", "job", "-n", &story.namespace])?;
         let status = &job["status"];
         if status["succeeded"] == 1 { Ok(()) } else { bail!("{status}") }

@@ -13,7 +13,7 @@ use crate::e2e::{
 };
 
 /// How long a node may take to start again.
-const BOOT: Duration = Duration::from_secs(600);
+const BOOT: Duration = Duration::from_mins(10);
 const PODS: [&str; 3] = ["linked", "one", "two"];
 
 /// Every pod has its interface again after the boot, and after each of two restarts of the daemon.

@@ -182,5 +182,5 @@ pub(crate) fn daemon_back(world: &World, before: &Value) -> Result<f64> {
         let now = world.daemon()?;
         if identity(&now) != old && condition(&now, "Ready") { Ok(()) } else { bail!("it is not ready") }
     };
-    until("the daemon is back", world.limit, ask).map(|(_, seconds)| seconds)
+    until("the daemon is back", world.limit, ask).map(|((), seconds)| seconds)
 }

@@ -23,6 +23,6 @@ pub(crate) fn rollout(story: &Story<'_>) -> Result<String> {
     })?;
     let measured = meanwhile(story, &before)?;
     let status = ["rollout", "status", &set, "-n", &world.driver_namespace, "--timeout=600s"];
-    world.kubectl.call(&status, None, Duration::from_secs(600))?;
+    world.kubectl.call(&status, None, Duration::from_mins(10))?;
     Ok(measured)
 }

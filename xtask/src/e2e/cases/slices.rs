@@ -18,7 +18,7 @@ pub(crate) fn deleted(story: &Story<'_>) -> Result<String> {
         bail!("the node has no slices");
     }
     world.kubectl.run(&[&["delete", "resourceslices"], names.as_slice()].concat())?;
-    let (_, seconds) = until("the slices are back", Duration::from_secs(90), || {
+    let ((), seconds) = until("the slices are back", Duration::from_secs(90), || {
         world.node.publishes(&world.kubectl, &story.links)?;
         let devices = |slices: &[serde_json::Value]| -> usize {
             slices.iter().filter_map(|slice| slice["spec"]["devices"].as_array().map(Vec::len)).sum()

@@ -14,7 +14,7 @@ use crate::e2e::{
 };
 
 /// How long the removal of anything may take.
-const REMOVED: Duration = Duration::from_secs(60);
+const REMOVED: Duration = Duration::from_mins(1);
 /// What the manifests make, in the order in which it is made; without namespace and definition, which are apart.
 const KINDS: [&str; 8] = [
     "serviceaccounts",
@@ -33,7 +33,7 @@ const SELECTOR: &str = "app.kubernetes.io/part-of=netferry";
 pub(crate) fn driver_first(story: &Story<'_>) -> Result<String> {
     story_of(story, |story, installed| {
         let driver = installed.remove_driver(story.world)?;
-        let networks = installed.remove_networks(story)?;
+        let networks = Installed::remove_networks(story)?;
         Ok(format!("driver gone in {driver:.1} s, networks in {networks:.1} s"))
     })
 }
@@ -41,7 +41,7 @@ pub(crate) fn driver_first(story: &Story<'_>) -> Result<String> {
 /// Networks and their definition first.
 pub(crate) fn networks_first(story: &Story<'_>) -> Result<String> {
     story_of(story, |story, installed| {
-        let networks = installed.remove_networks(story)?;
+        let networks = Installed::remove_networks(story)?;
         let driver = installed.remove_driver(story.world)?;
         Ok(format!("networks gone in {networks:.1} s, driver in {driver:.1} s"))
     })
@@ -155,7 +155,7 @@ impl Installed {
     }
 
     /// The case's networks, then the definition; the seconds.
-    fn remove_networks(&self, story: &Story<'_>) -> Result<f64> {
+    fn remove_networks(story: &Story<'_>) -> Result<f64> {
         let start = Instant::now();
         let kubectl = &story.world.kubectl;
         let selector = format!("{}={}", crate::e2e::world::LABEL, story.world.run);
