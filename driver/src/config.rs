@@ -1,6 +1,7 @@
 //! The command line: every setting of the daemon and its sub-commands.
 
 mod doctor;
+mod guards;
 mod http;
 mod instance;
 mod overlay;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 pub use self::doctor::DoctorArgs;
+pub use self::guards::{EarlyDrop, GuardArgs};
 pub use self::http::HttpAddress;
 use self::http::http_address;
 pub use self::instance::{InstanceArgs, ProbeArgs};
@@ -21,7 +23,7 @@ pub use self::overlay::OverlayArgs;
 pub use self::ports::Ports;
 pub use self::state::StateArgs;
 pub use self::words::{FlowPort, PodName, protocol_name};
-use crate::{DRIVER_NAME, attach::Unguarded, datapath::cgroup};
+use crate::DRIVER_NAME;
 
 /// Kubernetes network driver: DRA claims, NRI attach, eBPF isolation.
 #[derive(Debug, Parser)]
@@ -118,15 +120,9 @@ pub struct RunConfig {
     #[arg(long, value_name = "DIR")]
     pub standalone: Option<PathBuf>,
 
-    /// Where the host's cgroups are mounted. Strict links need the pod's cgroup in the unified hierarchy (version 2), here or
-    /// in `unified` below.
-    #[arg(long, value_name = "DIR", default_value = cgroup::DEFAULT_CGROUPS)]
-    pub cgroup_root: PathBuf,
-
-    /// What becomes of strict links whose pod's cgroup cannot be guarded. With `allow`, a pod with NET_RAW can send around
-    /// their programs.
-    #[arg(long, value_enum, default_value_t)]
-    pub unguarded_pods: Unguarded,
+    /// Guards.
+    #[command(flatten)]
+    pub guards: GuardArgs,
 
     /// What ports of networks are made of. Those that are there stay as they are.
     #[arg(long, value_enum, default_value_t, env = "NETFERRY_PORTS")]

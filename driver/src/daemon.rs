@@ -27,13 +27,13 @@ use tasks::Tasks;
 use upgrade::upgrade;
 
 use crate::{
-    attach::{Attacher, PodGuard},
+    attach::Attacher,
     claim::{Checkpoint, service::Claims, store::Store, wait::LONGEST},
     cluster::{
         Cluster, WholeCluster,
         watch::{SlicesOf, Watch},
     },
-    config::RunConfig,
+    config::{EarlyDrop, RunConfig},
     counted::{counts, network_drops},
     datapath::{AyaDatapath, Datapath as _, sweep::FlowSweeper},
     device::{
@@ -245,7 +245,6 @@ impl Parts {
             Arc::clone(&datapath) as _,
             Arc::clone(&store),
         );
-        let guard = PodGuard { cgroups: config.cgroup_root.clone(), unguarded: config.unguarded_pods };
         let peers = Arc::new(PolicyPeers::new(
             Arc::clone(&table),
             Arc::clone(&store),
@@ -256,7 +255,9 @@ impl Parts {
             .ports
             .choose()
             .context("--ports netkit: no such pair can be made here; allowed are veth and auto")?;
-        let attacher = Arc::new(attacher.guarding(guard).knowing(Arc::clone(&peers)).making(made_of));
+        let attacher = Arc::new(attacher
+            .guarding(config.guards.pod_guard())
+            .dropping_early(config.guards.early_drop == EarlyDrop::On).knowing(Arc::clone(&peers)).making(made_of));
         tasks.spawn("policy peers", peers.run(Arc::clone(&watching), stop.clone()));
         let (reached, management) = watch::channel(Management::default());
         tasks.spawn("node addresses", {

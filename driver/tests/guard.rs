@@ -67,6 +67,12 @@ fn the_guard_is_native_moves_with_its_link_and_goes_with_it() {
     assert_eq!(hooks(&datapath, 21), []);
     let inside = Arc::new(datapath);
     let datapath = Arc::clone(&inside);
+    let repair = Arc::clone(&inside);
+    run(&format!("ip -n {} link set {LINK} up", world.pod));
+    let found = world.in_pod(move || repair.repair_guard(21, 40));
+    assert!(found.unwrap().is_none(), "never on a link that is up");
+    assert_eq!(hooks(&datapath, 21), []);
+    run(&format!("ip -n {} link set {LINK} down", world.pod));
     let found = world.in_pod(move || (inside.repair_guard(21, 40), inside.repair_guard(21, 40)));
     assert!(found.0.unwrap().unwrap().to_string().contains("was not attached"));
     assert!(found.1.unwrap().is_none());

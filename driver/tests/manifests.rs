@@ -276,7 +276,7 @@ fn the_daemon_finds_its_folders_where_the_host_has_them() {
         config.kubelet_root_dir.join("plugins_registry"),
         config.nri_socket.clone(),
         config.state.bpffs.clone(),
-        config.cgroup_root.clone(),
+        config.guards.cgroup_root.clone(),
         config.state.state_dir.clone(),
         "/var/run/netns/cni-1".into(),
     ] {

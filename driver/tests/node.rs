@@ -114,7 +114,7 @@ async fn life_of_a_pod(series: Series, number: u8) {
     names.sort_unstable();
     // The runtime's own cgroup for the pod is found; `lsm` is where the kernel has it.
     names.retain(|name| *name != "lsm");
-    assert_eq!(names, ["egress", "ingress", "sockopt", "xdp"]);
+    assert_eq!(names, ["egress", "ingress", "sockopt"]);
     assert!(pods[0]["guards"].to_string().contains("cgroup/setsockopt"), "{pods}");
     let (_, metrics) = node.daemon.as_ref().unwrap().get("/metrics").unwrap();
     assert!(metrics.contains("netferry_interface_drops_total{"), "{metrics}");

@@ -187,6 +187,7 @@ fn plan() -> InterfacePlan {
             route("::/0", Some("2001:db8:7::1")),
         ],
         isolation: Isolation::Strict,
+        early_drop: true,
         policy: None,
         limits: None,
         made: None,

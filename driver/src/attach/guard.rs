@@ -4,7 +4,9 @@ use std::{path::PathBuf, sync::PoisonError};
 
 use super::{AttachError, Attacher};
 use crate::{
-    datapath::{DatapathError, EndpointId, cgroup},
+    claim::InterfacePlan,
+    datapath::{DatapathError, EndpointId, Isolation, cgroup},
+    link::{LinkRef, Namespace},
     telemetry::chain,
 };
 
@@ -44,16 +46,35 @@ impl Attacher {
         self
     }
 
-    /// Before the link moves, while it is down: nothing in the pod runs yet, and a driver may change its queues in peace.
-    pub(super) async fn put_guards(
-        &self,
-        id: EndpointId,
-        ifindex: u32,
-        cgroup: Option<&str>,
-    ) -> Result<(), AttachError> {
-        if let Some(why) = self.datapath(move |datapath| datapath.guard_link(id, ifindex)).await? {
-            tracing::info!(endpoint = id, ifindex, "no early drop on the link: {why}");
+    /// Whether links get the early drop; they do, unless this says no.
+    #[must_use]
+    pub const fn dropping_early(mut self, on: bool) -> Self {
+        self.early_drop = on;
+        self
+    }
+
+    /// Put the early drop on a link that waits at home with its programs, if it is down. A NIC loses its carrier when it gets
+    /// its first XDP program, and the kernel's lock over links is held meanwhile: so never on a link that is up, and never
+    /// while a sandbox waits. All that it drops the other programs drop too.
+    pub(super) async fn drop_early(&self, id: EndpointId, plan: &InterfacePlan, ifindex: u32) {
+        if !self.early_drop || !plan.early_drop || plan.isolation != Isolation::Strict {
+            return;
         }
+        let why = match self.links.get(&Namespace::Host, &LinkRef::Index(ifindex)).await {
+            Ok(link) if link.up => Some("it is up; it can be had on a link that is down when it is claimed".to_owned()),
+            Ok(_) => match self.datapath(move |datapath| datapath.guard_link(id, ifindex)).await {
+                Ok(why) => why,
+                Err(error) => Some(chain(&error)),
+            },
+            Err(error) => Some(chain(&error)),
+        };
+        if let Some(why) = why {
+            tracing::info!(endpoint = id, link = plan.host_link, "no early drop on the link: {why}");
+        }
+    }
+
+    /// Before the link moves: nothing in the pod runs yet.
+    pub(super) async fn put_guard(&self, id: EndpointId, cgroup: Option<&str>) -> Result<(), AttachError> {
         match (self.guard_pod(id, cgroup).await, &self.guard) {
             (Err(error), Some(PodGuard { unguarded: Unguarded::Allow, .. })) => {
                 tracing::warn!(endpoint = id, "the pod is not guarded: {}", chain(&error));

@@ -283,7 +283,7 @@ impl Attacher {
         crossing("attach-after-programs")?;
         // What is protected as well as can be is not refused for want of a guard.
         if let Some(id) = attachment.endpoint.filter(|_| plan.isolation == Isolation::Strict) {
-            self.put_guards(id, home.ifindex, cgroup).await?;
+            self.put_guard(id, cgroup).await?;
         }
         crossing("attach-after-guards")?;
         let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;

@@ -85,6 +85,8 @@ pub struct Attacher {
     store: Arc<Store>,
     /// `None`: pods are not guarded, which only tests want.
     guard: Option<PodGuard>,
+    /// Whether links get the early drop.
+    early_drop: bool,
     /// Pods that this process has guarded.
     guarded: std::sync::Mutex<BTreeMap<EndpointId, guard::GuardedPod>>,
     /// Who the peers with names in policies are; `None`: nobody knows.
@@ -114,6 +116,7 @@ impl Attacher {
             datapath,
             store,
             guard: None,
+            early_drop: true,
             guarded: std::sync::Mutex::default(),
             peers: None,
             ports: PairKind::default(),

@@ -64,7 +64,9 @@ impl Attacher {
         self.no_foreign_programs(&link).await?;
         let id = self.reserved(claim, interface).await?;
         let spec = endpoint_spec(plan, id, &link)?;
-        self.datapath(move |datapath| datapath.attach(link.ifindex, &spec)).await?;
+        let ifindex = link.ifindex;
+        self.datapath(move |datapath| datapath.attach(ifindex, &spec)).await?;
+        self.drop_early(id, plan, ifindex).await;
         Ok(())
     }
 

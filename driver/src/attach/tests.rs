@@ -78,6 +78,7 @@ fn plan(device: &str, name: &str) -> InterfacePlan {
             onlink: false,
         }],
         isolation: Isolation::Strict,
+        early_drop: true,
         policy: None,
         limits: None,
         made: None,
@@ -188,7 +189,7 @@ async fn a_failure_of_any_change_undoes_everything() {
 #[tokio::test]
 async fn a_failure_of_the_programs_undoes_everything() {
     for verb in
-        [Verb::ForeignPrograms, Verb::Endpoints, Verb::Attach, Verb::GuardLink, Verb::Verify, Verb::SetReady]
+        [Verb::ForeignPrograms, Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady]
     {
         for nth in 0..3 {
             let world = World::new();

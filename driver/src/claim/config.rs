@@ -142,6 +142,8 @@ pub struct InterfaceConfig {
     pub routes: Option<Vec<Route>>,
     /// Protection.
     pub isolation: Option<Isolation>,
+    /// Whether its link gets the early drop (XDP), where that can be had.
+    pub early_drop: Option<bool>,
     /// What it may talk to.
     pub policy: Option<Policy>,
     /// How much it may send and be sent.
@@ -180,6 +182,7 @@ impl InterfaceConfig {
                 "hardwareAddr" => field::hardware_addr(value).map(|mac| config.hardware_addr = Some(mac)),
                 "routes" => field::routes(value).map(|routes| config.routes = Some(routes)),
                 "isolation" => field::isolation(value).map(|found| config.isolation = Some(found)),
+                "earlyDrop" => field::early_drop(value).map(|found| config.early_drop = Some(found)),
                 "policy" => restriction::policy(value).map(|policy| config.policy = Some(policy)),
                 "limits" => restriction::limits(value).map(|limits| config.limits = Some(limits)),
                 "subInterface" => {
@@ -188,8 +191,8 @@ impl InterfaceConfig {
                 unknown => Err(vec![FieldError::new(
                     unknown_name(unknown),
                     "this field",
-                    "apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits, \
-                     subInterface",
+                    "apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, earlyDrop, policy, \
+                     limits, subInterface",
                 )]),
             };
             errors.extend(read.err().into_iter().flatten());
@@ -199,14 +202,25 @@ impl InterfaceConfig {
 
     /// Lay a later configuration over this one: a field it has replaces the earlier one whole, lists too.
     pub fn merge(&mut self, later: Self) {
-        let Self { name, addresses, mtu, hardware_addr, routes, isolation, policy, limits, sub_interface } =
-            later;
+        let Self {
+            name,
+            addresses,
+            mtu,
+            hardware_addr,
+            routes,
+            isolation,
+            early_drop,
+            policy,
+            limits,
+            sub_interface,
+        } = later;
         self.name = name.or(self.name.take());
         self.addresses = addresses.or(self.addresses.take());
         self.mtu = mtu.or(self.mtu);
         self.hardware_addr = hardware_addr.or(self.hardware_addr);
         self.routes = routes.or(self.routes.take());
         self.isolation = isolation.or(self.isolation);
+        self.early_drop = early_drop.or(self.early_drop);
         self.policy = policy.or(self.policy.take());
         self.limits = limits.or(self.limits);
         self.sub_interface = sub_interface.or(self.sub_interface);
@@ -229,7 +243,11 @@ impl InterfaceConfig {
         }
         self.check_sub_interface(&mut errors);
         if self.isolation == Some(Isolation::Off) {
-            let set = [("policy", self.policy.is_some()), ("limits", self.limits.is_some())];
+            let set = [
+                ("earlyDrop", self.early_drop == Some(true)),
+                ("policy", self.policy.is_some()),
+                ("limits", self.limits.is_some()),
+            ];
             for (field, _) in set.into_iter().filter(|(_, set)| *set) {
                 let allowed = "it with isolation \"strict\" or \"best-effort\" only: without programs nothing would enforce it";
                 errors.push(FieldError::new(field, "this field", allowed));
@@ -275,6 +293,9 @@ impl InterfaceConfig {
         }
         if let Some(isolation) = self.isolation {
             object.insert("isolation".into(), json!(isolation));
+        }
+        if let Some(early_drop) = self.early_drop {
+            object.insert("earlyDrop".into(), if early_drop { "on" } else { "off" }.into());
         }
         if let Some(policy) = &self.policy {
             object.insert("policy".into(), json!(policy));

@@ -106,6 +106,9 @@ pub struct InterfacePlan {
     pub routes: Vec<Route>,
     /// Protection.
     pub isolation: Isolation,
+    /// Whether a moved link of isolation `strict` gets the early drop (XDP), where it can be had.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub early_drop: bool,
     /// What the interface may talk to; `None` is everybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
@@ -115,6 +118,15 @@ pub struct InterfacePlan {
     /// What is made for the claim; `None` for a link of the host, which is moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+const fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// What tells an interface of a claim from the claim's others. The device alone does not: a claim may have several

@@ -261,6 +261,7 @@ pub fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanEr
     let class_has = [
         ("policy", of_class.policy.is_some() && claim.policy.is_some()),
         ("limits", of_class.limits.is_some() && claim.limits.is_some()),
+        ("earlyDrop", of_class.early_drop.is_some() && claim.early_drop.is_some()),
         ("subInterface", of_class.sub_interface.is_some() && claim.sub_interface.is_some()),
     ];
     for (field, _) in class_has.into_iter().filter(|(_, both)| *both) {
@@ -377,6 +378,7 @@ fn interface(wanted: Wanted<'_>, name: String, claim: &ClaimRef) -> Option<Inter
         addresses: config.addresses.unwrap_or_default(),
         routes,
         isolation: config.isolation.unwrap_or_default(),
+        early_drop: config.early_drop.unwrap_or(true),
         policy: config.policy,
         limits: config.limits,
         made,

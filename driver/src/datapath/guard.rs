@@ -225,11 +225,11 @@ impl AyaDatapath {
         Ok(())
     }
 
-    /// Puts the early drop on the link again if it was detached, from a thread in the namespace the link is in. What was
-    /// found, if it was.
+    /// Puts the early drop on the link again if it was detached and the link is down, from a thread in the namespace the link
+    /// is in. What was found, if it was. On a link that is up it stays off: a NIC would lose its carrier.
     pub fn repair_guard(&self, id: EndpointId, ifindex: u32) -> Result<Option<DatapathError>, DatapathError> {
         match self.guard(id, Guard::Xdp)? {
-            Some(pinned) if pinned.info.at == 0 => {}
+            Some(pinned) if pinned.info.at == 0 && !is_up(ifindex)? => {}
             _ => return Ok(None),
         }
         match self.guard_device(id, ifindex)? {
@@ -242,6 +242,17 @@ impl AyaDatapath {
     pub(super) fn remove_guards(&self, id: EndpointId) -> Result<(), DatapathError> {
         self.guards_of(id)?.iter().try_for_each(Pinned::remove)
     }
+}
+
+/// Whether a link of this thread's namespace is up.
+fn is_up(ifindex: u32) -> Result<bool, DatapathError> {
+    let failed = |source: nix::errno::Errno| bpf_error(format!("look at interface {ifindex}"), source);
+    let name = nix::net::if_::if_indextoname(ifindex).map_err(failed)?;
+    let mut addresses = nix::ifaddrs::getifaddrs().map_err(failed)?;
+    Ok(addresses.any(|it| {
+        it.interface_name.as_bytes() == name.to_bytes()
+            && it.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP)
+    }))
 }
 
 /// A cgroup's id is the number of its folder (`cgroup_id()`, on machines of 64 bits).

@@ -49,6 +49,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         addresses: vec!["10.0.0.2/24".parse().expect("v4"), "fd00::2/64".parse().expect("v6")],
         routes: Vec::new(),
         isolation: if endpoint.is_some() { Isolation::Strict } else { Isolation::Off },
+        early_drop: true,
         policy: None,
         limits: None,
         made: None,

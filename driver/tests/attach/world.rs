@@ -291,6 +291,7 @@ pub(crate) fn plan_of_eth7() -> InterfacePlan {
             route("::/0", Some("2001:db8:7::1")),
         ],
         isolation: Isolation::Strict,
+        early_drop: true,
         policy: None,
         limits: None,
         made: None,
@@ -307,6 +308,7 @@ pub(crate) fn plan_of_eth8() -> InterfacePlan {
         addresses: vec!["203.0.113.8/24".parse().expect("address")],
         routes: vec![],
         isolation: Isolation::Off,
+        early_drop: true,
         ..plan_of_eth7()
     }
 }

@@ -95,6 +95,7 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         addresses: vec!["10.0.0.2/24".parse().expect("address")],
         routes: Vec::new(),
         isolation: Isolation::Strict,
+        early_drop: true,
         policy: None,
         limits: None,
         made: None,

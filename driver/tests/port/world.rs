@@ -72,6 +72,7 @@ pub(crate) fn port(claim: &str, net: Net, last: u8, name: &str) -> InterfacePlan
             .to_vec(),
         routes: Vec::new(),
         isolation: Isolation::Strict,
+        early_drop: true,
         policy: None,
         limits: None,
         made: Some(Made::Port(Port::new(

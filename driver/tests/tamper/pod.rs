@@ -53,7 +53,11 @@ impl Pod {
     pub(crate) async fn new(test: &str) -> Option<Self> {
         let world = World::new(test)?;
         world.claim();
-        let outcome = world.places.attacher().attach(&world.places.sandbox()).await.expect("attach");
+        // Down when it is claimed: so it gets the early drop, which the pod is to be kept from taking off.
+        world.host.ip("link set eth7 down");
+        let attacher = world.places.attacher();
+        attacher.protect("c7").await;
+        let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
         let endpoint = outcome.attached.iter().find_map(|it| it.endpoint).expect("an endpoint");
         let address = world.peer.link(WIRE).expect("the wire")["address"].as_str().expect("MAC").to_owned();
         let wire = Wire::listen(&world.peer);

@@ -44,3 +44,48 @@ async fn an_unguarded_pod_gets_its_link_where_that_is_allowed() {
     assert_eq!((outcome.attached.len(), outcome.problems), (1, vec![]));
     assert_eq!(world.links.links_in(&inside("s1")).len(), 1);
 }
+
+/// Whether protecting, then attaching, the claimed link put the early drop on it: after the first, and after both.
+async fn drops_early(world: &World, attacher: &Attacher) -> [bool; 2] {
+    let guarded = || world.datapath.calls().iter().any(|(verb, _)| *verb == Verb::GuardLink);
+    attacher.protect("c1").await;
+    let ahead = guarded();
+    attacher.attach(&sandbox("s1", "web")).await.unwrap();
+    [ahead, guarded()]
+}
+
+#[tokio::test]
+async fn the_early_drop_goes_on_a_link_that_is_down_before_its_sandbox_and_never_else() {
+    let world = World::new();
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    assert_eq!(drops_early(&world, &world.attacher).await, [false, false], "the link is up at home");
+
+    let down = |world: &World| {
+        world.links.spoil(&Namespace::Host, "ens5", |link| link.home.link.up = false);
+    };
+    let world = World::new();
+    down(&world);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    assert_eq!(drops_early(&world, &world.attacher).await, [true, true], "the link is down at home");
+
+    let world = World::new();
+    down(&world);
+    let off = InterfacePlan { early_drop: false, ..plan("ens5", "net1") };
+    world.claim("c1", "web", vec![off]);
+    assert_eq!(drops_early(&world, &world.attacher).await, [false, false], "the configuration says off");
+
+    let world = World::new();
+    down(&world);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    let attacher =
+        Attacher::new(world.links.clone(), world.links.clone(), world.datapath.clone(), world.store.clone());
+    let attacher = attacher.dropping_early(false);
+    assert_eq!(drops_early(&world, &attacher).await, [false, false], "the daemon says off");
+
+    // Not protected ahead: the sandbox does not wait for it.
+    let world = World::new();
+    down(&world);
+    world.claim("c1", "web", vec![plan("ens5", "net1")]);
+    world.attacher.attach(&sandbox("s1", "web")).await.unwrap();
+    assert!(!world.datapath.calls().iter().any(|(verb, _)| *verb == Verb::GuardLink));
+}

@@ -90,6 +90,15 @@ pub(super) fn isolation(value: &Value) -> Read<Isolation> {
     }
 }
 
+pub(super) fn early_drop(value: &Value) -> Read<bool> {
+    match value.as_str() {
+        Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        // YAML 1.1 reads an unquoted word as a boolean, which this names.
+        _ => refuse("earlyDrop", value, "\"on\" or \"off\", in quotes"),
+    }
+}
+
 /// `address/length` and nothing else: no bare address (is it /24 or /32?) and no dotted mask.
 fn cidr(text: &str) -> Option<IpNetwork> {
     let (address, length) = text.split_once('/')?;

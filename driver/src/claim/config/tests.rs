@@ -82,7 +82,7 @@ fn names_field_value_and_what_is_allowed() {
         ),
         (
             json!({"mtus": 1}),
-            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, policy, limits, subInterface",
+            "mtus: this field is not allowed; apiVersion, kind, name, addresses, mtu, hardwareAddr, routes, isolation, earlyDrop, policy, limits, subInterface",
         ),
         (
             json!({"isolation": "none"}),
@@ -290,6 +290,7 @@ fn any_json() -> impl Strategy<Value = Value> {
             "hardwareAddr",
             "routes",
             "isolation",
+            "earlyDrop",
             "policy",
             "limits",
             "ingress",
@@ -375,12 +376,13 @@ fn any_config() -> impl Strategy<Value = InterfaceConfig> {
         option::of(any::<[u8; 5]>().prop_map(|b| MacAddr([2, b[0], b[1], b[2], b[3], b[4]]))),
         option::of(collection::vec(route, 0..4)),
         option::of(prop_oneof![Just(Isolation::Strict), Just(Isolation::BestEffort), Just(Isolation::Off)]),
+        option::of(any::<bool>()),
         option::of(any_policy()),
         option::of(any_limits()),
         option::of(any_sub_interface()),
     )
         .prop_map(
-            |(name, addresses, mtu, hardware_addr, routes, isolation, policy, limits, sub_interface)| {
+            |(name, addresses, mtu, hardware_addr, routes, isolation, early_drop, policy, limits, made)| {
                 InterfaceConfig {
                     name,
                     addresses,
@@ -388,9 +390,10 @@ fn any_config() -> impl Strategy<Value = InterfaceConfig> {
                     hardware_addr,
                     routes,
                     isolation,
+                    early_drop,
                     policy,
                     limits,
-                    sub_interface,
+                    sub_interface: made,
                 }
             },
         )

@@ -367,6 +367,19 @@ fn a_device_has_one_holder() {
 }
 
 #[test]
+fn a_class_turns_the_early_drop_off_and_no_claim_turns_it_on_again() {
+    let early = |source: &str, value: &str| config(source, &[], &json!({"earlyDrop": value}));
+    let plan = |configs: &[Value]| planned(&claim(&[result("a", "ens5")], configs), &inventory(&["ens5"]), &[]);
+    assert!(plan(&[]).unwrap().interfaces[0].early_drop);
+    assert!(!plan(&[early("FromClass", "off")]).unwrap().interfaces[0].early_drop);
+    assert!(!plan(&[early("FromClaim", "off")]).unwrap().interfaces[0].early_drop);
+    let error = plan(&[early("FromClass", "off"), early("FromClaim", "on")]).unwrap_err();
+    assert!(error.contains("earlyDrop: this field is not allowed; it in the device class only"), "{error}");
+    let error = plan(&[early("FromClaim", "none")]).unwrap_err();
+    assert!(error.contains("earlyDrop: \"none\" is not allowed; \"on\" or \"off\""), "{error}");
+}
+
+#[test]
 fn names_are_free_over_all_claims_of_the_pod() {
     let devices = inventory(&["eth0", "ens5", "ens6"]);
     let names = |value: &Value, prepared: &[Checkpoint]| {

@@ -36,6 +36,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
                 addresses: vec!["192.0.2.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()],
                 routes: vec![],
                 isolation: Isolation::Strict,
+                early_drop: true,
                 policy: None,
                 limits: None,
                 made: None,

@@ -84,6 +84,7 @@ pub(super) fn plan(device: &str, name: &str, isolation: Isolation) -> InterfaceP
         addresses: vec!["192.0.2.7/24".parse().unwrap()],
         routes: vec![],
         isolation,
+        early_drop: true,
         policy: None,
         limits: None,
         made: None,
