@@ -22,6 +22,7 @@ pub mod findings;
 pub mod flow_log;
 pub mod follow;
 pub mod holdings;
+mod keyed;
 pub mod http;
 pub mod label;
 pub mod link;

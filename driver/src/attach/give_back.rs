@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{AttachError, Attacher, Outcome, Problem, Reason, crossing, find::Place, namespace_of};
+use super::{
+    AttachError, Attacher, Outcome, Problem, Reason, crossing,
+    find::Place,
+    namespace_of,
+    turns::{Part, Turn},
+};
 use crate::{
-    claim::{Attachment, ClaimRef, InterfacePlan, InterfaceRecord, Made, Step, Upper},
+    claim::{Attachment, Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, Made, Step, Upper},
     link::{Home, Link, LinkError, Namespace},
     telemetry::chain,
 };
@@ -26,16 +31,32 @@ struct Return<'a> {
 }
 
 impl Attacher {
-    /// Bring home everything that the sandbox has. The runtime may leave out the namespace: it is known.
-    /// Errors become problems; what could not be finished is tried again by the next call.
+    /// Bring home everything that the sandbox has, and take the programs off. The runtime may leave out the namespace: it is
+    /// known. Errors become problems; what could not be finished is tried again by the next call.
     pub async fn give_back(&self, sandbox_id: &str) -> Outcome {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn_of_sandbox(sandbox_id).await;
         self.give_back_where(|_, _, attachment| attachment.sandbox.id == sandbox_id).await
+    }
+
+    /// Bring home everything that the sandbox has. Its programs stay on, closed, until
+    /// [`finish_removals`](Self::finish_removals): whoever waits for the end of a sandbox does not wait for that.
+    pub async fn give_back_links(&self, sandbox_id: &str) -> Outcome {
+        let _turn = self.turn_of_sandbox(sandbox_id).await;
+        self.bring_home_where(|_, _, attachment| attachment.sandbox.id == sandbox_id).await
+    }
+
+    async fn turn_of_sandbox(&self, sandbox_id: &str) -> Turn {
+        let parts = || {
+            let mut parts = self.parts_of(|_, attachment| attachment.sandbox.id == sandbox_id);
+            parts.insert(Part::Sandbox(sandbox_id.to_owned()));
+            parts
+        };
+        self.turns.of(parts).await
     }
 
     /// Bring home everything of a claim, wherever it is.
     pub async fn give_back_claim(&self, uid: &str) -> Outcome {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.of(|| self.parts_of_claim(uid)).await;
         let mut outcome = self.give_back_where(|claim, _, _| claim.uid == uid).await;
         if let Err(error) = self.unprotect(uid).await {
             let claim = self.store.get(uid).map(|checkpoint| checkpoint.claim);
@@ -49,44 +70,84 @@ impl Attacher {
     /// finish. containerd reports no stop of a sandbox that is older than its own start (`needsStopping`,
     /// pkg/nri/nri.go, forgets them). Nothing of a pod may stay for long by the namespace that is held for its links.
     pub async fn sweep(&self) -> Outcome {
-        let _turn = self.turn.lock().await;
-        let mut ended = BTreeSet::new();
-        for attachment in self.attachments() {
-            self.hold_again(&attachment.sandbox).await;
-            if attachment.step != Step::Attached || !self.may_live(&attachment.sandbox).await {
-                ended.insert(attachment.sandbox.namespace);
+        let mut outcome = Outcome::default();
+        let mut seen = BTreeSet::new();
+        for Attachment { sandbox, step, .. } in self.attachments() {
+            let fine = step == Step::Attached && self.is_held(&sandbox).await && self.may_live(&sandbox).await;
+            if fine || !seen.insert(sandbox.namespace.clone()) {
+                continue;
+            }
+            let within = |attachment: &Attachment| attachment.sandbox.namespace == sandbox.namespace;
+            let _turn = self.turns.of(|| self.parts_of(|_, attachment| within(attachment))).await;
+            // What was seen before this turn may have been an attach or a return on its way.
+            let mut ended = false;
+            for attachment in self.attachments().iter().filter(|attachment| within(attachment)) {
+                self.hold_again(&attachment.sandbox).await;
+                ended |= attachment.step != Step::Attached || !self.may_live(&attachment.sandbox).await;
+            }
+            if ended {
+                let mut returned = self.give_back_where(|_, _, attachment| within(attachment)).await;
+                outcome.returned.append(&mut returned.returned);
+                outcome.problems.append(&mut returned.problems);
             }
         }
-        if ended.is_empty() {
-            return Outcome::default();
-        }
-        self.give_back_where(|_, _, attachment| ended.contains(&attachment.sandbox.namespace)).await
+        outcome.problems.extend(self.finish_removals().await);
+        outcome
     }
 
-    /// Bring home the interfaces that are wanted, and let go of namespaces that no interface is in any more.
+    /// Bring home the interfaces that are wanted, take the programs off, and let go of namespaces that no interface is in any
+    /// more.
     pub(super) async fn give_back_where(
         &self,
         wanted: impl Fn(&ClaimRef, &InterfaceRecord, &Attachment) -> bool,
     ) -> Outcome {
+        let mut touched = BTreeSet::new();
+        let mut outcome = self.return_where(wanted, &mut touched).await;
+        for uid in touched {
+            outcome.problems.extend(self.finish_removals_of(&uid).await);
+        }
+        outcome
+    }
+
+    async fn bring_home_where(
+        &self,
+        wanted: impl Fn(&ClaimRef, &InterfaceRecord, &Attachment) -> bool,
+    ) -> Outcome {
+        self.return_where(wanted, &mut BTreeSet::new()).await
+    }
+
+    /// Collects the claims with interfaces that were wanted.
+    async fn return_where(
+        &self,
+        wanted: impl Fn(&ClaimRef, &InterfaceRecord, &Attachment) -> bool,
+        claims: &mut BTreeSet<String>,
+    ) -> Outcome {
         let mut outcome = Outcome::default();
         let mut holds = BTreeSet::new();
-        for checkpoint in self.store.all() {
-            let mut touched = false;
+        let concerned = self.store.look(|all| {
+            let concerns = |checkpoint: &&Checkpoint| {
+                let claim = &checkpoint.claim;
+                let mut interfaces = checkpoint.interfaces.iter();
+                interfaces.any(|it| it.attachment.as_ref().is_some_and(|at| wanted(claim, it, at)))
+            };
+            all.values().filter(concerns).cloned().collect::<Vec<_>>()
+        });
+        for checkpoint in concerned {
             // The last one in is the first one out.
             for interface in checkpoint.interfaces.iter().rev() {
                 let Some(attachment) = &interface.attachment else { continue };
                 if wanted(&checkpoint.claim, interface, attachment) {
-                    touched = true;
                     holds.insert(attachment.sandbox.hold.clone());
                     outcome
                         .problems
                         .extend(self.bring_home(&checkpoint.claim, &interface.plan, attachment).await);
                 }
             }
+            claims.insert(checkpoint.claim.uid.clone());
             let home = self.store.get(&checkpoint.claim.uid).is_none_or(|checkpoint| {
                 checkpoint.interfaces.iter().all(|interface| interface.attachment.is_none())
             });
-            if touched && home {
+            if home {
                 outcome.returned.push(checkpoint.claim);
             }
         }
@@ -138,17 +199,14 @@ impl Return<'_> {
             Some(Made::SubInterface(upper)) => self.unmake_upper(&upper).await?,
         }
         stop_at("return-after-restore")?;
-        // Last, so that nothing of ours is ever in a pod unprotected.
-        if let Some(id) = self.attachment.endpoint {
-            let detached = self.attacher.datapath(move |datapath| datapath.detach(id)).await;
-            detached.map_err(|error| (Reason::ProgramsLeft, chain(&error)))?;
-        }
         stop_at("return-before-done")?;
-        let key = self.plan.key();
+        let (key, endpoint) = (self.plan.key(), self.attachment.endpoint);
         let cleared = self.attacher.update(&self.claim, move |checkpoint| {
             if let Some(interface) = checkpoint.interface_mut(&key) {
                 interface.attachment = None;
                 interface.reserved = None;
+                // Last, so that nothing of ours is ever in a pod unprotected.
+                interface.removing = endpoint;
             }
         });
         cleared.await.map(drop).map_err(|error| (Reason::NotReturned, chain(&error)))

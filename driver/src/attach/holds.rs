@@ -11,9 +11,11 @@ use crate::{claim::Sandbox, link::Namespace, netns::NetnsError, telemetry::chain
 impl Attacher {
     /// Namespaces in which links of claims are, by the path at which they are held.
     fn used_holds(&self) -> BTreeSet<PathBuf> {
-        let interfaces = self.store.all().into_iter().flat_map(|checkpoint| checkpoint.interfaces);
-        let held = interfaces.filter_map(|interface| interface.attachment).map(|it| it.sandbox.hold);
-        held.chain(self.attaching().clone()).collect()
+        let held: Vec<_> = self.store.look(|claims| {
+            let interfaces = claims.values().flat_map(|checkpoint| &checkpoint.interfaces);
+            interfaces.filter_map(|it| it.attachment.as_ref()).map(|it| it.sandbox.hold.clone()).collect()
+        });
+        held.into_iter().chain(self.attaching().keys().cloned()).collect()
     }
 
     /// Let go of these namespaces, unless a link of a claim is in them still.
@@ -27,11 +29,13 @@ impl Attacher {
         }
     }
 
+    pub(super) async fn is_held(&self, sandbox: &Sandbox) -> bool {
+        self.namespaces.look(&sandbox.hold).await.is_ok_and(|seen| seen.id == sandbox.namespace)
+    }
+
     /// Hold the namespace of a sandbox again, if somebody has taken the hold away while the sandbox lives.
     pub(super) async fn hold_again(&self, sandbox: &Sandbox) {
-        let is_held =
-            self.namespaces.look(&sandbox.hold).await.is_ok_and(|seen| seen.id == sandbox.namespace);
-        if !is_held
+        if !self.is_held(sandbox).await
             && self.namespaces.look(&sandbox.netns).await.is_ok_and(|seen| seen.id == sandbox.namespace)
             && let Err(error) = self.namespaces.hold(&sandbox.netns).await
         {
@@ -50,7 +54,11 @@ impl Attacher {
 
     /// Look into held namespaces that no checkpoint names, as after a restart, at any time.
     pub async fn clear_unused_holds(&self) -> Vec<Problem> {
-        let _turn = self.turn.lock().await;
+        // Most often there is nothing to do, and nobody waits.
+        if matches!(self.holds().await, Ok((_, unused)) if unused.is_empty()) {
+            return Vec::new();
+        }
+        let _turn = self.turns.of_all().await;
         self.clear_holds().await
     }
 
@@ -104,7 +112,7 @@ impl Attacher {
             };
             self.links.set_up(namespace, link.ifindex, false).await?;
             self.links.move_to(namespace, link.ifindex, &Namespace::Host, &home, None).await?;
-            self.datapath(move |datapath| datapath.detach(id)).await?;
+            self.forget_endpoint(id).await?;
             fetched.push(format!("link {} of a lost checkpoint is home as {home}, down", link.name));
         }
         Ok(fetched)

@@ -32,7 +32,7 @@ impl Attacher {
     /// Attach every interface of the pod's claims to its sandbox. Says what it did even for interfaces that
     /// were there already. On an error what this call has attached is back home, and nothing else has changed.
     pub async fn attach(&self, sandbox: &PodSandbox) -> Result<Outcome, AttachFailed> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.of(|| self.parts_of_pod(&sandbox.pod.uid, &sandbox.id)).await;
         self.attach_in_turn(sandbox).await
     }
 
@@ -48,19 +48,24 @@ impl Attacher {
         let Hold { id: namespace, path: hold } = hold;
         let (id, pod) = (sandbox.id.clone(), sandbox.pod.clone());
         let to = Sandbox { id, pod, netns, namespace, hold };
-        *self.attaching() = Some(to.hold.clone());
+        self.begin_attaching(&to.hold);
         let result = self.attach_to(&to, sandbox.cgroup_parent.as_deref()).await;
-        *self.attaching() = None;
+        self.end_attaching(&to.hold);
         self.release_unused([to.hold]).await;
         result
     }
 
     async fn attach_to(&self, sandbox: &Sandbox, cgroup: Option<&str>) -> Result<Outcome, AttachFailed> {
         let mut outcome = Outcome::default();
-        let others = self.attachments().into_iter().find(|attachment| {
-            attachment.sandbox.namespace == sandbox.namespace && attachment.sandbox.pod.uid != sandbox.pod.uid
+        let other = self.store.look(|claims| {
+            let interfaces = claims.values().flat_map(|checkpoint| &checkpoint.interfaces);
+            let mut others = interfaces.filter_map(|it| it.attachment.as_ref()).filter(|attachment| {
+                attachment.sandbox.namespace == sandbox.namespace
+                    && attachment.sandbox.pod.uid != sandbox.pod.uid
+            });
+            others.next().map(|attachment| attachment.sandbox.pod.clone())
         });
-        if let Some(Attachment { sandbox: Sandbox { pod: holder, .. }, .. }) = others {
+        if let Some(holder) = other {
             let path = sandbox.netns.clone();
             return Err(AttachFailed::of_pod(AttachError::OtherSandbox { path, holder }));
         }
@@ -157,6 +162,9 @@ impl Attacher {
         sandbox: &Sandbox,
     ) -> Result<Job, AttachError> {
         let plan = &interface.plan;
+        if let Some(id) = interface.removing {
+            self.finish_removal(claim, plan.key(), id).await?;
+        }
         let home = match &plan.made {
             None => Some(self.home_of(plan).await?),
             Some(_) => None,

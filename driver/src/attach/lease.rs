@@ -21,7 +21,7 @@ impl Attacher {
         key: &InterfaceKey,
         lost: IpAddr,
     ) -> Result<(), AttachError> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.of(|| self.parts_of_claim(&claim.uid)).await;
         // Closed first, also where the checkpoint cannot be written.
         if let Some(id) = self.endpoint_of(claim, key) {
             self.datapath(move |datapath| datapath.set_ready(id, false)).await?;
@@ -45,7 +45,7 @@ impl Attacher {
         address: IpNetwork,
     ) -> Result<(), AttachError> {
         {
-            let _turn = self.turn.lock().await;
+            let _turn = self.turns.of(|| self.parts_of_claim(&claim.uid)).await;
             let Some(subject) = self.replan(claim, key, vec![address]).await? else { return Ok(()) };
             let host = self.links.list(&Namespace::Host).await?;
             if let Some(wanted) = self.wanted_of(subject.clone(), &host).await {

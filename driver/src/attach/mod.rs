@@ -17,36 +17,39 @@ mod holds;
 mod into_pod;
 mod lease;
 mod movable;
+mod numbers;
 mod outcome;
 mod port;
 mod present;
 mod protect;
 mod recover;
+mod removal;
 mod repair;
 mod restrict;
 mod sub_interface;
+mod turns;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
 };
 
-use netferry_common::{flow::SCOPE_ENDPOINT, maps::MAX_ENDPOINTS, slot};
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
+use self::{
+    numbers::Numbers,
+    turns::{Part, Turns},
+};
 use crate::{
     claim::{
-        Checkpoint, ClaimRef, InterfaceRecord,
+        Attachment, Checkpoint, ClaimRef, InterfaceRecord,
         store::{Store, StoreError},
     },
-    datapath::{Datapath, DatapathError, EndpointId},
+    datapath::{Datapath, EndpointId},
     link::{Links, Namespace, PairKind},
     netns::Namespaces,
     network::peers::PolicyPeers,
@@ -63,7 +66,7 @@ pub use self::{
 
 /// Named points of both ways, in the order of a moved link, where a test can stop the process (`return(abort)`) or let the
 /// step fail (`return`).
-pub const FAILPOINTS: [&str; 11] = [
+pub const FAILPOINTS: [&str; 13] = [
     "attach-after-checkpoint",
     "attach-after-programs",
     "attach-after-guards",
@@ -75,6 +78,8 @@ pub const FAILPOINTS: [&str; 11] = [
     "return-after-move",
     "return-after-restore",
     "return-before-done",
+    "removal-before-programs",
+    "removal-after-programs",
 ];
 
 /// Attaches the claims of sandboxes, and returns their links.
@@ -93,12 +98,10 @@ pub struct Attacher {
     peers: Option<Arc<PolicyPeers>>,
     /// What ports are made of.
     ports: PairKind,
-    /// The namespace that the attach under way needs, although no checkpoint names it yet.
-    attaching: std::sync::Mutex<Option<PathBuf>>,
-    /// One at a time: two pods never race for a name or a device. The kernel's own lock over links is as wide.
-    turn: Mutex<()>,
-    /// Highest endpoint id given out; ids are not used again while the process lives.
-    last_endpoint: AtomicU32,
+    /// The namespaces that attaches under way need, although no checkpoint names them yet: how many need each.
+    attaching: std::sync::Mutex<BTreeMap<PathBuf, u32>>,
+    turns: Turns,
+    numbers: Numbers,
 }
 
 impl Attacher {
@@ -121,8 +124,8 @@ impl Attacher {
             peers: None,
             ports: PairKind::default(),
             attaching: std::sync::Mutex::default(),
-            turn: Mutex::new(()),
-            last_endpoint: AtomicU32::new(0),
+            turns: Turns::default(),
+            numbers: Numbers::default(),
         }
     }
 
@@ -133,14 +136,61 @@ impl Attacher {
         self
     }
 
-    fn attaching(&self) -> std::sync::MutexGuard<'_, Option<PathBuf>> {
+    fn attaching(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, u32>> {
         self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_attaching(&self, hold: &Path) {
+        *self.attaching().entry(hold.to_owned()).or_default() += 1;
+    }
+
+    fn end_attaching(&self, hold: &Path) {
+        let mut attaching = self.attaching();
+        if let Some(count) = attaching.get_mut(hold) {
+            *count -= 1;
+            if *count == 0 {
+                attaching.remove(hold);
+            }
+        }
     }
 
     /// Run a bpf call away from the threads that serve sockets: loading programs takes milliseconds.
     async fn datapath<T: Send + 'static>(&self, call: impl FnOnce(&dyn Datapath) -> T + Send + 'static) -> T {
         let datapath = Arc::clone(&self.datapath);
         blocking(move || call(&*datapath)).await
+    }
+
+    /// The claims of a pod, its sandbox, and itself.
+    fn parts_of_pod(&self, uid: &str, sandbox_id: &str) -> BTreeSet<Part> {
+        let claims = self.store.look(|claims| {
+            let concern = |it: &&Checkpoint| it.is_for(uid) || it.holders().any(|pod| pod.uid == uid);
+            claims.values().filter(concern).map(|it| Part::Claim(it.claim.uid.clone())).collect::<Vec<_>>()
+        });
+        let own = [Part::Pod(uid.to_owned()), Part::Sandbox(sandbox_id.to_owned())];
+        own.into_iter().chain(claims).collect()
+    }
+
+    /// The claims and pods of attachments.
+    fn parts_of(&self, wanted: impl Fn(&ClaimRef, &Attachment) -> bool) -> BTreeSet<Part> {
+        self.store.look(|claims| {
+            let mut parts = BTreeSet::new();
+            for checkpoint in claims.values() {
+                for attachment in checkpoint.interfaces.iter().filter_map(|it| it.attachment.as_ref()) {
+                    if wanted(&checkpoint.claim, attachment) {
+                        parts.insert(Part::Claim(checkpoint.claim.uid.clone()));
+                        parts.insert(Part::Pod(attachment.sandbox.pod.uid.clone()));
+                    }
+                }
+            }
+            parts
+        })
+    }
+
+    /// The claim, and the pods that have interfaces of it.
+    fn parts_of_claim(&self, uid: &str) -> BTreeSet<Part> {
+        let mut parts = self.parts_of(|claim, _| claim.uid == uid);
+        parts.insert(Part::Claim(uid.to_owned()));
+        parts
     }
 
     /// Change a checkpoint; it is on disk when this returns.
@@ -153,37 +203,16 @@ impl Attacher {
         blocking(move || store.update(&uid, change)).await
     }
 
-    /// An id that no checkpoint, pin or map entry has or had, with a slot that is free.
-    async fn new_endpoint(&self) -> Result<EndpointId, DatapathError> {
-        let known = |datapath: &dyn Datapath| Ok((datapath.endpoints()?, datapath.last_endpoint()?));
-        let (mut used, last) = self.datapath(known).await?;
-        used.extend(self.held_endpoints());
-        let slots: BTreeSet<u32> = used.iter().map(|id| slot::of(*id)).collect();
-        let highest = used.into_iter().fold(last, u32::max).max(self.last_endpoint.load(Ordering::Relaxed));
-        let mut id = next_id(highest);
-        for _ in 0..MAX_ENDPOINTS {
-            if !slots.contains(&slot::of(id)) {
-                break;
-            }
-            id = next_id(id);
-        }
-        self.last_endpoint.store(id, Ordering::Relaxed);
-        Ok(id)
-    }
-
     fn held_endpoints(&self) -> BTreeSet<EndpointId> {
-        let checkpoints = self.store.all();
-        let attachments = checkpoints.iter().flat_map(|checkpoint| &checkpoint.interfaces);
         let endpoints = |interface: &InterfaceRecord| {
-            [interface.reserved, interface.attachment.as_ref().and_then(|attachment| attachment.endpoint)]
+            let attached = interface.attachment.as_ref().and_then(|attachment| attachment.endpoint);
+            [interface.reserved, interface.removing, attached]
         };
-        attachments.flat_map(endpoints).flatten().collect()
+        self.store.look(|claims| {
+            let interfaces = claims.values().flat_map(|checkpoint| &checkpoint.interfaces);
+            interfaces.flat_map(endpoints).flatten().collect()
+        })
     }
-}
-
-/// Ids are numbers of 31 bits: the highest one says in a flow whose it is.
-fn next_id(id: EndpointId) -> EndpointId {
-    id.checked_add(1).filter(|id| *id < SCOPE_ENDPOINT).unwrap_or(1)
 }
 
 /// The namespace of a sandbox, as the driver holds it.

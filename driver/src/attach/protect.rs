@@ -15,10 +15,14 @@ impl Attacher {
     /// Put closed programs on the links of a prepared claim. What fails here is left to the attach, which does
     /// it again and tells the error.
     pub async fn protect(&self, claim_uid: &str) {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.of(|| self.parts_of_claim(claim_uid)).await;
+        for problem in self.finish_removals_of(claim_uid).await {
+            tracing::info!(claim = claim_uid, "not protected ahead: {}", problem.note);
+        }
         let Some(checkpoint) = self.store.get(claim_uid) else { return };
         for interface in &checkpoint.interfaces {
             if interface.attachment.is_none()
+                && interface.removing.is_none()
                 && interface.plan.isolation != Isolation::Off
                 && !self.protected_inside(&interface.plan).await
                 && let Err(error) = self.protect_at_home(&checkpoint.claim, interface).await
@@ -89,7 +93,7 @@ impl Attacher {
         let Some(checkpoint) = self.store.get(claim_uid) else { return Ok(()) };
         for interface in checkpoint.interfaces.iter().filter(|interface| interface.attachment.is_none()) {
             if let Some(id) = interface.reserved {
-                self.datapath(move |datapath| datapath.detach(id)).await?;
+                self.forget_endpoint(id).await?;
                 self.set_reserved(&checkpoint.claim, interface.plan.key(), None).await?;
             }
         }

@@ -18,7 +18,7 @@ impl Attacher {
 
     /// [`Attacher::recover`], and what became of each sandbox.
     pub async fn recover_with(&self, listed: &[PodSandbox]) -> (Outcome, Alive) {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.of_all().await;
         for attachment in self.attachments() {
             self.hold_again(&attachment.sandbox).await;
         }
@@ -39,6 +39,7 @@ impl Attacher {
                 }
             }
         }
+        outcome.problems.extend(self.finish_all_removals().await);
         // Last: what a lost checkpoint has left must not keep living pods waiting.
         outcome.problems.extend(self.clear_holds().await);
         outcome.problems.extend(self.detach_orphans().await);
@@ -84,7 +85,7 @@ impl Attacher {
 
     /// As [`Attacher::recover`] does, but at any time: endpoints and map entries that no checkpoint knows.
     pub async fn clear_orphans(&self) -> Vec<Problem> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.of_all().await;
         let mut problems = self.clear_holds().await;
         problems.extend(self.detach_orphans().await);
         problems

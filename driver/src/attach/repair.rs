@@ -106,7 +106,7 @@ impl Attacher {
             if extent == Extent::Host && !maps && host_deviations(&subject).is_empty() {
                 continue;
             }
-            let _turn = self.turn.lock().await;
+            let _turn = self.turns.of(|| self.parts_of_claim(&subject.claim.uid)).await;
             if self.still_attached(&subject) {
                 repairs.extend(self.repair_one(subject, extent, maps).await);
             }

@@ -248,6 +248,9 @@ pub struct InterfaceRecord {
     /// The endpoint whose closed programs are on the link already while it waits at home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved: Option<EndpointId>,
+    /// The endpoint whose closed programs have yet to be taken off the link, which is home again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removing: Option<EndpointId>,
     /// Where the link is; `None` means at home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Attachment>,
@@ -257,7 +260,7 @@ impl InterfaceRecord {
     /// Planned, and nothing done yet.
     #[must_use]
     pub const fn planned(plan: InterfacePlan) -> Self {
-        Self { plan, reserved: None, attachment: None }
+        Self { plan, reserved: None, removing: None, attachment: None }
     }
 }
 
@@ -290,6 +293,20 @@ impl Checkpoint {
     /// The pods in whose sandboxes interfaces of the claim are.
     pub fn holders(&self) -> impl Iterator<Item = &PodRef> {
         self.interfaces.iter().filter_map(|interface| Some(&interface.attachment.as_ref()?.sandbox.pod))
+    }
+
+    /// Whether another checkpoint differs from this one in its steps at most.
+    #[must_use]
+    pub fn plans_as(&self, other: &Self) -> bool {
+        let Self { claim, pods, shareable, since, interfaces } = other;
+        let plans = |interfaces: &[InterfaceRecord], others: &[InterfaceRecord]| {
+            interfaces.iter().map(|it| &it.plan).eq(others.iter().map(|it| &it.plan))
+        };
+        self.claim == *claim
+            && self.pods == *pods
+            && self.shareable == *shareable
+            && self.since == *since
+            && plans(&self.interfaces, interfaces)
     }
 
     /// Whether the claim is reserved for the pod.

@@ -110,7 +110,9 @@ impl ClaimService for Claims {
         // Programs are put on a link right after it was prepared: they may come between the look and the removal.
         for last in [false, false, true] {
             let Some(checkpoint) = self.store.get(&uid) else { break };
-            let engaged = |it: &InterfaceRecord| it.attachment.is_some() || it.reserved.is_some();
+            let engaged = |it: &InterfaceRecord| {
+                it.attachment.is_some() || it.reserved.is_some() || it.removing.is_some()
+            };
             if checkpoint.interfaces.iter().any(engaged) {
                 self.release.release(&uid).await?;
             }

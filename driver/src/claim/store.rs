@@ -1,43 +1,31 @@
-//! The claim store: one checkpoint file a claim, and the same in memory.
+//! The claim store: the checkpoints of claims on disk, and the same in memory.
 //!
-//! Every change is on disk before the call returns: a temporary file in the same folder, fsync, rename, fsync
-//! of the folder. A crash at any line leaves the old file or the new one, never a mixture.
+//! Every change is in the file system before the call returns, whole: a daemon that is killed at any line finds the old
+//! checkpoint or the new one. What a power cut must not take away is synced to the disk as well ([`files`]).
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write as _},
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use self::files::{Durable, Files, TEMPORARY, sync_dir};
 use super::{Checkpoint, ClaimRef, InterfaceRecord, PodRef};
-use crate::link::identity::boot_id;
+use crate::{keyed::Keyed, link::identity::boot_id};
 
+mod files;
 #[cfg(test)]
 mod tests;
 
-/// Layout of the files this build writes; files of another layout are set aside, not guessed at.
-const VERSION: u32 = 2;
-/// Files of an interrupted write start so, and are deleted at the next start.
-const TEMPORARY: &str = ".write-";
 /// Longest UID taken; the API server's are 36 characters.
 const MAX_UID: usize = 128;
-
-/// A checkpoint as it is on disk.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OnDisk<C> {
-    version: u32,
-    /// The boot in which it was written. Attachments, namespaces and programs do not outlive it.
-    boot_id: String,
-    #[serde(flatten)]
-    checkpoint: C,
-}
 
 /// What a store operation can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -101,14 +89,17 @@ pub struct StoreProblem {
     pub problem: String,
 }
 
-/// All checkpoints. Reads are in memory and never wait for the disk; writes are serialised.
+/// All checkpoints. Reads are in memory and never wait for the disk; writes of one claim are serialised.
 #[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
-    boot_id: String,
-    /// Held over a whole write, so that what is checked before it still holds after it.
-    writing: Mutex<()>,
+    files: Files,
+    /// Held over a whole write of a claim, so that what is checked before it still holds after it.
+    writing: Keyed<String>,
+    /// Of the last write.
+    revision: AtomicU64,
     claims: Mutex<BTreeMap<String, Checkpoint>>,
+    /// Checkpoints that are being written: their devices are theirs already. Locked after `claims`.
+    coming: Mutex<BTreeMap<String, Checkpoint>>,
     changed: watch::Sender<()>,
 }
 
@@ -150,13 +141,14 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(io_error("list", dir))?,
         };
+        let files = Files { dir: dir.to_owned(), boot_id: boot_id().to_owned() };
         let mut checkpoints = Vec::new();
         for entry in entries {
             let path = entry.map_err(io_error("list", dir))?.path();
             if let (Some("json"), Some(uid)) =
                 (path.extension().and_then(|e| e.to_str()), path.file_stem().and_then(|stem| stem.to_str()))
             {
-                checkpoints.extend(read(&path, uid, boot_id()).ok());
+                checkpoints.extend(files.read(uid).0.map(|(checkpoint, _)| checkpoint));
             }
         }
         Ok(checkpoints)
@@ -178,29 +170,49 @@ impl Store {
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         // The files tell where pods' links are: nobody but root has to know.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error("set mode of", dir))?;
-        let mut claims = BTreeMap::new();
-        let mut problems = Vec::new();
+        let files = Files { dir: dir.to_owned(), boot_id: boot_id.to_owned() };
+        let (mut planned, mut steps) = (BTreeSet::new(), BTreeSet::new());
         for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
             let path = entry.map_err(io_error("list", dir))?.path();
             let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if file_name.starts_with(TEMPORARY) {
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
-                continue;
+            } else if let Some(uid) = file_name.strip_suffix(".json") {
+                planned.insert(uid.to_owned());
+            } else if let Some(uid) = file_name.strip_suffix(".step") {
+                steps.insert(uid.to_owned());
             }
-            let Some(uid) = file_name.strip_suffix(".json") else { continue };
-            match read(&path, uid, boot_id) {
-                Ok(checkpoint) => {
-                    claims.insert(uid.to_owned(), checkpoint);
-                }
-                Err(problem) => problems.push(StoreProblem { path: set_aside(&path)?, problem }),
+        }
+        for uid in steps.difference(&planned) {
+            files.remove_steps(uid)?;
+        }
+        let (mut claims, mut problems, mut last) = (BTreeMap::new(), Vec::new(), 0);
+        for uid in planned {
+            let (found, wrong) = files.read(&uid);
+            let has_plan = !wrong.iter().any(|(path, _)| *path == files.path(&uid));
+            for (path, problem) in wrong {
+                problems.push(Files::set_aside(&path, problem)?);
             }
+            let Some((checkpoint, revision)) = found else { continue };
+            last = last.max(revision);
+            if !has_plan {
+                // Its steps have it all: so they become what is durable.
+                files.write(&checkpoint, revision, Durable::Yes)?;
+            }
+            claims.insert(uid, checkpoint);
         }
         if !problems.is_empty() {
             sync_dir(dir)?;
         }
-        let (writing, claims, changed) = (Mutex::new(()), Mutex::new(claims), watch::Sender::new(()));
-        let (dir, boot_id) = (dir.to_owned(), boot_id.to_owned());
-        Ok((Self { dir, boot_id, writing, claims, changed }, problems))
+        let store = Self {
+            files,
+            writing: Keyed::default(),
+            revision: AtomicU64::new(last),
+            claims: Mutex::new(claims),
+            coming: Mutex::default(),
+            changed: watch::Sender::new(()),
+        };
+        Ok((store, problems))
     }
 
     /// Told after each change, when reads see it.
@@ -213,6 +225,11 @@ impl Store {
     #[must_use]
     pub fn get(&self, uid: &str) -> Option<Checkpoint> {
         lock(&self.claims).get(uid).cloned()
+    }
+
+    /// Read what is in memory without a copy. `read` must not wait, nor call the store.
+    pub(crate) fn look<T>(&self, read: impl FnOnce(&BTreeMap<String, Checkpoint>) -> T) -> T {
+        read(&lock(&self.claims))
     }
 
     /// Every checkpoint, by claim UID.
@@ -277,30 +294,33 @@ impl Store {
     /// Write the checkpoint of a claim, new or in place of the one there is. Refused if one of its devices is
     /// held by another claim: of two claims prepared at once for one device, the second fails.
     pub fn put(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
-        let _writing = lock(&self.writing);
-        self.write(checkpoint)
+        let _writing = self.writing.lock(&checkpoint.claim.uid);
+        self.write(checkpoint, Durable::Yes)
     }
 
-    /// Change a checkpoint under the store's write lock; returns it as it is on disk now.
+    /// Change a checkpoint under its write lock; returns it as it is on disk now. A change of steps alone, which are void in
+    /// another boot, is there after a kill of the daemon; any other one also after a power cut.
     pub fn update(&self, uid: &str, change: impl FnOnce(&mut Checkpoint)) -> Result<Checkpoint, StoreError> {
-        let _writing = lock(&self.writing);
-        let mut checkpoint = self.get(uid).ok_or_else(|| StoreError::NotFound(uid.to_owned()))?;
+        let _writing = self.writing.lock(&uid.to_owned());
+        let before = self.get(uid).ok_or_else(|| StoreError::NotFound(uid.to_owned()))?;
+        let mut checkpoint = before.clone();
         change(&mut checkpoint);
         if checkpoint.claim.uid != uid {
             return Err(StoreError::UidChanged(uid.to_owned()));
         }
-        self.write(checkpoint.clone())?;
+        let durable = if before.plans_as(&checkpoint) { Durable::No } else { Durable::Yes };
+        self.write(checkpoint.clone(), durable)?;
         Ok(checkpoint)
     }
 
     /// Forget a claim; one that is not there is no error, one with an interface that has an attachment or
     /// programs is.
     pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
-        let _writing = lock(&self.writing);
+        let _writing = self.writing.lock(&uid.to_owned());
         let path = self.path(uid)?;
         if let Some(checkpoint) = self.get(uid) {
             for interface in checkpoint.interfaces {
-                if interface.attachment.is_none() && interface.reserved.is_some() {
+                if interface.removing.is_some() || (interface.attachment.is_none() && interface.reserved.is_some()) {
                     let claim = Box::new(checkpoint.claim);
                     return Err(StoreError::StillProtected { claim, device: interface.plan.device });
                 }
@@ -314,12 +334,7 @@ impl Store {
             }
         }
         crossing("store-before-write", &path)?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &path)(error));
-            }
-            _ => sync_dir(&self.dir)?,
-        }
+        self.files.remove(uid)?;
         lock(&self.claims).remove(uid);
         self.changed.send_replace(());
         crossing("store-after-write", &path)
@@ -330,27 +345,30 @@ impl Store {
         if uid.is_empty() || uid.len() > MAX_UID || uid.starts_with('.') || !uid.bytes().all(allowed) {
             return Err(StoreError::Uid(uid.to_owned()));
         }
-        Ok(self.dir.join(format!("{uid}.json")))
+        Ok(self.files.path(uid))
     }
 
     /// Disk first, then memory: memory never claims what a restart would not find. When only the last fsync
     /// fails, the disk may be one step ahead of memory; a step is written before its action, so that is the
     /// same as a crash right after the write.
-    fn write(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+    fn write(&self, checkpoint: Checkpoint, durable: Durable) -> Result<(), StoreError> {
         let path = self.path(&checkpoint.claim.uid)?;
-        self.refuse_held(&checkpoint)?;
+        let _coming = self.reserve(&checkpoint)?;
         crossing("store-before-write", &path)?;
-        self.replace_file(&path, &checkpoint).map_err(io_error("write", &path))?;
-        sync_dir(&self.dir)?;
+        let revision = self.revision.fetch_add(1, Ordering::Relaxed) + 1;
+        self.files.write(&checkpoint, revision, durable)?;
         lock(&self.claims).insert(checkpoint.claim.uid.clone(), checkpoint);
         self.changed.send_replace(());
         crossing("store-after-write", &path)
     }
 
-    /// A link that is moved has one holder. What is made beside others has none.
-    fn refuse_held(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+    /// Refuse a checkpoint with a device of another claim, also of one that is being written; else take its devices. A link
+    /// that is moved has one holder. What is made beside others has none.
+    fn reserve(&self, checkpoint: &Checkpoint) -> Result<Coming<'_>, StoreError> {
         let claims = lock(&self.claims);
-        for other in claims.values().filter(|other| other.claim.uid != checkpoint.claim.uid) {
+        let mut coming = lock(&self.coming);
+        let uid = &checkpoint.claim.uid;
+        for other in claims.values().chain(coming.values()).filter(|other| other.claim.uid != *uid) {
             for InterfaceRecord { plan, .. } in &checkpoint.interfaces {
                 let conflict = |theirs: &InterfaceRecord| {
                     theirs.plan.device == plan.device && (theirs.plan.made.is_none() || plan.made.is_none())
@@ -361,59 +379,19 @@ impl Store {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn replace_file(&self, path: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(&OnDisk {
-            version: VERSION,
-            boot_id: self.boot_id.clone(),
-            checkpoint,
-        })?;
-        text.push(b'\n');
-        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
-        file.write_all(&text)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
+        coming.insert(uid.clone(), checkpoint.clone());
+        Ok(Coming { coming: &self.coming, uid: uid.clone() })
     }
 }
 
-/// Rename is durable only once its folder is (`rename(2)`, `fsync(2)`).
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|folder| folder.sync_all()).map_err(io_error("fsync", dir))
+/// A checkpoint that is being written.
+struct Coming<'a> {
+    coming: &'a Mutex<BTreeMap<String, Checkpoint>>,
+    uid: String,
 }
 
-fn read(path: &Path, uid: &str, boot_id: &str) -> Result<Checkpoint, String> {
-    let text = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let value: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| format!("is not JSON: {error}"))?;
-    match value.get("version").and_then(serde_json::Value::as_u64) {
-        Some(version) if version == u64::from(VERSION) => {}
-        Some(version) => return Err(format!("version {version} is not known; this build reads {VERSION}")),
-        None => return Err("has no version".to_owned()),
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        lock(self.coming).remove(&self.uid);
     }
-    let mut on_disk: OnDisk<Checkpoint> =
-        serde_json::from_value(value).map_err(|error| format!("is not a checkpoint: {error}"))?;
-    if on_disk.checkpoint.claim.uid != uid {
-        return Err(format!("is of claim UID {:?}, but named {uid}.json", on_disk.checkpoint.claim.uid));
-    }
-    if on_disk.boot_id != boot_id {
-        for interface in &mut on_disk.checkpoint.interfaces {
-            (interface.attachment, interface.reserved) = (None, None);
-        }
-    }
-    Ok(on_disk.checkpoint)
-}
-
-/// Keep a file that cannot be used, under a name that the store does not read.
-fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let mut kept = PathBuf::from(format!("{}.bad", path.display()));
-    let mut number = 1;
-    while kept.exists() {
-        number += 1;
-        kept = PathBuf::from(format!("{}.bad.{number}", path.display()));
-    }
-    fs::rename(path, &kept).map_err(io_error("set aside", path))?;
-    Ok(kept)
 }

@@ -73,7 +73,7 @@ fn checkpoint(step: Option<Step>, endpoint: Option<u32>) -> Checkpoint {
         pods: vec![pod],
         shareable: false,
         since: None,
-        interfaces: vec![InterfaceRecord { plan, reserved: None, attachment }],
+        interfaces: vec![InterfaceRecord { plan, reserved: None, removing: None, attachment }],
     }
 }
 

@@ -100,7 +100,7 @@ pub(crate) fn checkpoint(claim: &ClaimRef, step: Option<Step>) -> Checkpoint {
         limits: None,
         made: None,
     };
-    let interfaces = vec![InterfaceRecord { plan, reserved: None, attachment }];
+    let interfaces = vec![InterfaceRecord { plan, reserved: None, removing: None, attachment }];
     Checkpoint::new(claim.clone(), vec![pod()], interfaces)
 }
 

@@ -24,6 +24,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
         since: None,
         interfaces: vec![InterfaceRecord {
             reserved: None,
+            removing: None,
             plan: InterfacePlan {
                 request: "nic".into(),
                 pool: "node-1".into(),
