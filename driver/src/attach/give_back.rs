@@ -58,6 +58,7 @@ impl Attacher {
     pub async fn give_back_claim(&self, uid: &str) -> Outcome {
         let _turn = self.turns.of(|| self.parts_of_claim(uid)).await;
         let mut outcome = self.give_back_where(|claim, _, _| claim.uid == uid).await;
+        outcome.problems.extend(self.finish_removals_of(uid).await);
         if let Err(error) = self.unprotect(uid).await {
             let claim = self.store.get(uid).map(|checkpoint| checkpoint.claim);
             let note = format!("programs on a link that waits at home: {}", chain(&error));

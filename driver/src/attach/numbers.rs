@@ -94,10 +94,14 @@ impl Attacher {
     /// Close the gate of an endpoint, take its programs off, and forget it.
     pub(super) async fn forget_endpoint(&self, id: EndpointId) -> Result<(), DatapathError> {
         self.datapath(move |datapath| datapath.detach(id)).await?;
+        self.free_number(id).await;
+        Ok(())
+    }
+
+    pub(super) async fn free_number(&self, id: EndpointId) {
         if let Some(known) = &mut *self.numbers.0.lock().await {
             known.free(id);
         }
-        Ok(())
     }
 }
 

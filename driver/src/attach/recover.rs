@@ -135,7 +135,7 @@ impl Attacher {
                 Err(error) => datapath.set_ready(id, false).and(Err(error)),
             });
             match cleared.await {
-                Ok(None) => {}
+                Ok(None) => self.free_number(id).await,
                 Ok(Some(ifindex)) => problems.push(problem(format!(
                     "endpoint {id} has no checkpoint, but its programs are on a link (index {ifindex} in a \
                      namespace that is not known): its gate is closed and they are left"

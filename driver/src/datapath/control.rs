@@ -185,11 +185,11 @@ impl AyaDatapath {
     /// Puts the programs of an endpoint first again, from a thread in the namespace the link is in. A second copy
     /// is attached first before the one that had come behind is detached: no frame passes unjudged.
     pub fn repair_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
-        let mut written = self.written();
+        let _turn = self.turns.lock(&id);
         let mut object = None;
         let filters = self.pins.programs_of(id)?;
         if !filters.is_empty() {
-            self.repair_filters(&mut written, id, ifindex, &filters)?;
+            self.repair_filters(&mut self.written(), id, ifindex, &filters)?;
         }
         for link in self.pins.links_of(id)? {
             let running = sys::query(ifindex, link.hook)
@@ -206,10 +206,10 @@ impl AyaDatapath {
             let first = sys::attach_first(program, ifindex, link.hook)
                 .map_err(|source| bpf_error(format!("attach the program {name} of endpoint {id}"), source))?;
             link.replace(&first)?;
+            let mut written = self.written();
             written.attached.remove(&link.info.program);
             written.remember(&first, id, name)?;
         }
-        drop(written);
         self.verify_inside(id, ifindex)
     }
 }

@@ -53,7 +53,7 @@ impl AyaDatapath {
         ifindex: u32,
         spec: &EndpointSpec,
     ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        let mut written = self.written();
+        let _turn = self.turns.lock(&spec.id);
         let (foreign, ours) = self.survey(ifindex)?;
         refuse_foreign(ifindex, &foreign)?;
         if let Some(other) = ours.iter().find(|other| **other != spec.id) {
@@ -62,8 +62,10 @@ impl AyaDatapath {
                 format!("the link still carries the programs of endpoint {other}"),
             ));
         }
-        self.try_attach_filters(&mut written, ifindex, spec).inspect_err(|_| {
-            if let Err(error) = self.remove(&mut written, spec.id) {
+        let attached = self.try_attach_filters(&mut self.written(), ifindex, spec);
+        let checked = attached.and_then(|()| self.check(spec.id, ifindex, Order::Seen));
+        checked.inspect_err(|_| {
+            if let Err(error) = self.remove(spec.id) {
                 tracing::error!(endpoint = spec.id, %error, "a failed attach could not be undone; it drops everything");
             }
         })
@@ -84,7 +86,7 @@ impl AyaDatapath {
         written: &mut Written,
         ifindex: u32,
         spec: &EndpointSpec,
-    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+    ) -> Result<(), DatapathError> {
         // What an earlier try has left on another device is for nothing: a filter does not travel.
         for pinned in self.pins.programs_of(spec.id)? {
             if pinned.ifindex != ifindex {
@@ -103,7 +105,7 @@ impl AyaDatapath {
             let name = program_name(spec.placement, hook);
             self.put_filter(written, &mut object, (spec.id, ifindex), hook, name)?;
         }
-        self.check(spec.id, ifindex, Order::Seen)
+        Ok(())
     }
 
     /// Runs a program of this process in the filter of a hook: in the place of the one that is there and first, else in
@@ -237,7 +239,11 @@ impl AyaDatapath {
     /// Gives an endpoint whose filters are in this thread's namespace the programs of this process, if it runs those
     /// of an earlier one. Does nothing for tcx links, which [`Self::upgrade`] reaches wherever they are.
     pub fn upgrade_inside(&self, id: EndpointId) -> Result<(), DatapathError> {
+        let _turn = self.turns.lock(&id);
         let mut pinned = self.pins.programs_of(id)?;
+        if pinned.is_empty() {
+            return Ok(());
+        }
         let mut written = self.written();
         pinned.retain(|program| !written.attached.contains_key(&program.id));
         self.upgrade_filters(&mut written, id, &pinned).map(drop)

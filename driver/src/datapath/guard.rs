@@ -138,8 +138,8 @@ impl AyaDatapath {
 
     /// Puts the early drop on a link. `Some`: its driver cannot, and why; there is no other way it would be put on.
     pub(super) fn guard_device(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
-        let written = self.written();
-        let record = written.tables.record(id)?;
+        let _turn = self.turns.lock(&id);
+        let record = self.written().tables.record(id)?;
         let record = record.ok_or_else(|| not_protected(id, "it is not in the map of endpoints"))?;
         if record.ifindex != 0 {
             // There, what the device receives comes from the pod.
@@ -152,7 +152,7 @@ impl AyaDatapath {
             pinned.remove()?;
         }
         let mut object = self.programs.prepare(id)?;
-        let program = match load(&mut object, Guard::Xdp, None) {
+        let program = match load(&mut object, Guard::Xdp, || None) {
             Ok(program) => program,
             // What a kernel that lacks XDP in several buffers says; the programs behind do all this too.
             Err(error) => return Ok(Some(crate::telemetry::chain(&error))),
@@ -172,7 +172,7 @@ impl AyaDatapath {
             bpf_error(format!("guard the pod's cgroup {} for endpoint {id}", cgroup.display()), source)
         };
         let folder = std::fs::File::open(cgroup).map_err(failed)?;
-        let _turn = self.written();
+        let _turn = self.turns.lock(&id);
         let mut programs = self.cgroup_programs.0.lock().unwrap_or_else(PoisonError::into_inner);
         if programs.is_none() {
             *programs = Some(self.programs.prepare(0)?);
@@ -185,7 +185,7 @@ impl AyaDatapath {
                 Some(pinned) => pinned.remove()?,
                 None => {}
             }
-            let attached = load(object, guard, kernel_types(hook).as_ref()).and_then(|program| {
+            let attached = load(object, guard, || kernel_types(hook)).and_then(|program| {
                 sys::attach_cgroup(program, folder.as_fd(), hook)
                     .map_err(failed)
                     .and_then(|link| self.pin_guard(id, guard, &link))
@@ -214,11 +214,11 @@ impl AyaDatapath {
     /// Gives the guards of an endpoint the programs of this process, in place.
     pub(super) fn upgrade_guards(&self, id: EndpointId, object: &mut Ebpf) -> Result<(), DatapathError> {
         for pinned in self.guards_of(id)?.into_iter().filter(|pinned| pinned.info.at != 0) {
-            let types = match pinned.guard {
+            let types = || match pinned.guard {
                 Guard::Xdp => None,
                 Guard::Cgroup(hook) => kernel_types(hook),
             };
-            let program = load(object, pinned.guard, types.as_ref())?;
+            let program = load(object, pinned.guard, types)?;
             sys::update(pinned.fd.as_fd(), program)
                 .map_err(|source| bpf_error(format!("update the link {}", pinned.path.display()), source))?;
         }
@@ -270,7 +270,7 @@ fn kernel_types(hook: CgroupHook) -> Option<Btf> {
 fn load<'a>(
     object: &'a mut Ebpf,
     guard: Guard,
-    types: Option<&Btf>,
+    types: impl FnOnce() -> Option<Btf>,
 ) -> Result<BorrowedFd<'a>, DatapathError> {
     let name = guard.program();
     let failed = |doing| format!("{doing} the program {name}");
@@ -282,8 +282,8 @@ fn load<'a>(
         _ if loaded => Ok(()),
         Program::Xdp(program) => Xdp::load(program),
         Program::CgroupSockopt(program) => CgroupSockopt::load(program),
-        Program::LsmCgroup(program) => match types {
-            Some(types) => LsmCgroup::load(program, "socket_setsockopt", types),
+        Program::LsmCgroup(program) => match types() {
+            Some(types) => LsmCgroup::load(program, "socket_setsockopt", &types),
             None => return Err(bpf_error(failed("load"), "the kernel has no type information")),
         },
         _ => return Err(bpf_error(failed("use"), "it is a program of another kind")),

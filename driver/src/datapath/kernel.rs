@@ -22,6 +22,7 @@ use super::{
     AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
     Placement, bpf_error, limits::Limits, not_protected, refuse_foreign,
 };
+use crate::keyed::Keyed;
 
 /// The programs and maps of this host, found again by their pins after a restart.
 pub struct AyaDatapath {
@@ -29,7 +30,9 @@ pub struct AyaDatapath {
     pub(super) programs: ProgramLoader,
     features: Features,
     pub(super) cgroup_programs: CgroupPrograms,
-    /// One lock makes the verbs that write take turns.
+    /// Verbs about one endpoint take turns: they wait for the kernel's verifier, and for grace periods.
+    pub(super) turns: Keyed<EndpointId>,
+    /// Never held over a wait: all endpoints have these tables.
     written: Mutex<Written>,
 }
 
@@ -87,6 +90,7 @@ impl AyaDatapath {
             programs,
             features,
             cgroup_programs: CgroupPrograms::default(),
+            turns: Keyed::default(),
             written: Mutex::new(Written {
                 tables,
                 policies,
@@ -118,7 +122,7 @@ impl AyaDatapath {
         let tcx = foreign::tcx_programs(ifindex)?;
         let others = foreign::netlink_programs(ifindex)?;
         let ids = tcx.iter().map(|program| program.id).chain(others.iter().map(|program| program.id));
-        let owners = self.pins.owners(&ids.collect::<Vec<_>>())?;
+        let owners = self.owners(&ids.collect::<Vec<_>>())?;
         let (mut foreign, mut ours) = (Vec::new(), Vec::new());
         for TcxProgram { hook, id } in tcx {
             match owners.iter().find(|(program, _)| *program == id) {
@@ -134,6 +138,22 @@ impl AyaDatapath {
             }
         }
         Ok((foreign, ours))
+    }
+
+    /// Which endpoints run these programs. Those of this process are known; for others all pins are read.
+    fn owners(&self, programs: &[u32]) -> Result<Vec<(u32, EndpointId)>, DatapathError> {
+        let (mut owners, mut unknown) = (Vec::new(), Vec::new());
+        {
+            let written = self.written();
+            for program in programs.iter().filter(|program| **program != 0) {
+                match written.attached.get(program) {
+                    Some((endpoint, _)) => owners.push((*program, *endpoint)),
+                    None => unknown.push(*program),
+                }
+            }
+        }
+        owners.extend(self.pins.owners(&unknown)?);
+        Ok(owners)
     }
 
     /// Looks for what an earlier attach has left: links on this device are kept, to be updated in place; links
@@ -166,7 +186,6 @@ impl AyaDatapath {
     fn attach_hook(
         &self,
         object: &mut Option<Ebpf>,
-        written: &mut Written,
         ifindex: u32,
         spec: &EndpointSpec,
         hook: Hook,
@@ -175,17 +194,17 @@ impl AyaDatapath {
         let there = self.pins.link(spec.id, hook)?;
         if there
             .as_ref()
-            .is_some_and(|link| written.attached.get(&link.info.program) == Some(&(spec.id, name)))
+            .is_some_and(|link| self.written().attached.get(&link.info.program) == Some(&(spec.id, name)))
         {
             return Ok(());
         }
         if object.is_none() {
-            let preloaded = written.preloaded.remove(&spec.id);
+            let preloaded = self.written().preloaded.remove(&spec.id);
             *object = Some(preloaded.map_or_else(|| self.programs.prepare(spec.id), Ok)?);
         }
         let Some(object) = object else { return Ok(()) };
         if let Some(link) = there {
-            return update(&link, object, name, spec.id, written);
+            return update(&link, object, name, spec.id, &mut self.written());
         }
         let program = load(object, name, spec.id)?;
         let failed =
@@ -193,34 +212,33 @@ impl AyaDatapath {
         let link = sys::attach_first(program, ifindex, hook)
             .map_err(|source| bpf_error(failed("attach"), source))?;
         self.pins.pin(spec.id, hook, &link)?;
-        written.remember(&link, spec.id, name)
+        self.written().remember(&link, spec.id, name)
     }
 
-    fn try_attach(
-        &self,
-        written: &mut Written,
-        ifindex: u32,
-        spec: &EndpointSpec,
-    ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        written.forget(spec.id)?;
-        written.tables.write(ifindex, spec)?;
+    fn try_attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
+        {
+            let mut written = self.written();
+            written.forget(spec.id)?;
+            written.tables.write(ifindex, spec)?;
+        }
         fail_point("datapath::attach::written")?;
         let mut object = None;
-        self.attach_hook(&mut object, written, ifindex, spec, Hook::Ingress)?;
+        self.attach_hook(&mut object, ifindex, spec, Hook::Ingress)?;
         fail_point("datapath::attach::ingress")?;
-        self.attach_hook(&mut object, written, ifindex, spec, Hook::Egress)?;
+        self.attach_hook(&mut object, ifindex, spec, Hook::Egress)?;
         fail_point("datapath::attach::egress")?;
         self.check(spec.id, ifindex, Order::Seen)
     }
 
-    /// Detach, unpin and forget.
-    pub(super) fn remove(&self, written: &mut Written, id: EndpointId) -> Result<(), DatapathError> {
-        written.tables.set_ready(id, false)?;
+    /// Detach, unpin and forget. The caller has the endpoint's turn.
+    pub(super) fn remove(&self, id: EndpointId) -> Result<(), DatapathError> {
+        self.written().tables.set_ready(id, false)?;
         self.remove_guards(id)?;
         for filter in self.pins.programs_of(id)? {
             unpin_filter(&filter)?;
         }
         self.pins.remove(id)?;
+        let mut written = self.written();
         written.attached.retain(|_, (endpoint, _)| *endpoint != id);
         written.preloaded.remove(&id);
         written.forget(id)
@@ -323,12 +341,12 @@ impl Datapath for AyaDatapath {
                               is possible)",
             });
         }
-        let mut written = self.written();
+        let _turn = self.turns.lock(&spec.id);
         let (foreign, ours) = self.survey(ifindex)?;
         refuse_foreign(ifindex, &foreign)?;
         self.sort_leftovers(spec.id, ifindex, &ours)?;
-        self.try_attach(&mut written, ifindex, spec).inspect_err(|_| {
-            if let Err(error) = self.remove(&mut written, spec.id) {
+        self.try_attach(ifindex, spec).inspect_err(|_| {
+            if let Err(error) = self.remove(spec.id) {
                 tracing::error!(endpoint = spec.id, %error, "a failed attach could not be undone; it drops everything");
             }
         })
@@ -416,7 +434,10 @@ impl Datapath for AyaDatapath {
     }
 
     fn detach(&self, id: EndpointId) -> Result<(), DatapathError> {
-        self.remove(&mut self.written(), id)?;
+        {
+            let _turn = self.turns.lock(&id);
+            self.remove(id)?;
+        }
         self.reclaim()
     }
 

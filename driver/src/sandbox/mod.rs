@@ -129,9 +129,12 @@ impl Sandboxes {
     }
 
     async fn give_back(&self, sandbox_id: &str) {
-        let outcome = self.attacher.give_back(sandbox_id).await;
+        let outcome = self.attacher.give_back_links(sandbox_id).await;
         self.after_return(&outcome);
         self.wake.notify_one();
+        // What fails is tried again by the next attach of its link, and by the sweep, which reports it.
+        let attacher = Arc::clone(&self.attacher);
+        tokio::spawn(async move { attacher.finish_removals().await });
     }
 }
 

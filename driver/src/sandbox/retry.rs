@@ -72,13 +72,15 @@ impl Sandboxes {
     /// and which claims are prepared.
     pub(super) fn waits_for(&self, sandbox: &PodSandbox) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for checkpoint in self.store.all() {
-            checkpoint.claim.uid.hash(&mut hasher);
-            for interface in checkpoint.interfaces {
-                let other = interface.attachment.map(|attachment| attachment.sandbox.id);
-                other.filter(|id| *id != sandbox.id).hash(&mut hasher);
+        self.store.look(|claims| {
+            for checkpoint in claims.values() {
+                checkpoint.claim.uid.hash(&mut hasher);
+                for interface in &checkpoint.interfaces {
+                    let other = interface.attachment.as_ref().map(|attachment| &attachment.sandbox.id);
+                    other.filter(|id| **id != sandbox.id).hash(&mut hasher);
+                }
             }
-        }
+        });
         hasher.finish()
     }
 
