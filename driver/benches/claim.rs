@@ -2,8 +2,12 @@
 //!
 //! `cargo xtask bench` runs it; the numbers are in docs/benchmarks.md.
 
+#[path = "wire/machine.rs"]
+mod cpu;
 #[path = "claim/host.rs"]
 mod host;
+#[path = "claim/many.rs"]
+mod many;
 #[path = "../tests/support/netns.rs"]
 #[allow(dead_code, missing_docs, reason = "shared with the tests, which use more of it")]
 mod netns;
@@ -24,8 +28,8 @@ use host::Host;
 use prepare::Node;
 use spread::Spread;
 
-/// Attaches and prepares of the pass that looks at the slowest ones.
-const PASS: usize = 600;
+/// Rounds of the pass that looks at the slowest ones.
+const PASS: usize = 300;
 
 fn main() {
     if !nix::unistd::geteuid().is_root() {
@@ -41,9 +45,15 @@ fn main() {
         .measurement_time(Duration::from_secs(8))
         .sample_size(50)
         .configure_from_args();
+    cpu::print();
     prepare(&mut criterion, &runtime);
-    attach(&mut criterion, &runtime);
+    let listed = attach(&mut criterion, &runtime);
+    many::run(&runtime);
     criterion.final_summary();
+    if let Err(why) = listed {
+        eprintln!("claim: {why}");
+        std::process::exit(1);
+    }
 }
 
 fn prepare(criterion: &mut Criterion, runtime: &Runtime) {
@@ -58,27 +68,46 @@ fn prepare(criterion: &mut Criterion, runtime: &Runtime) {
     spread.print("prepare (claim read from memory, one checkpoint written)");
 }
 
-fn attach(criterion: &mut Criterion, runtime: &Runtime) {
+fn attach(criterion: &mut Criterion, runtime: &Runtime) -> Result<(), String> {
     let host = Host::new(runtime);
     criterion.bench_function("attach", |bencher| {
         bencher.iter_custom(|times| {
-            runtime.block_on(async { host.pass(times).await.iter().map(|(attach, _)| *attach).sum() })
+            runtime.block_on(async { host.pass(times).await.iter().map(|round| round.attach).sum() })
         });
     });
     criterion.bench_function("return", |bencher| {
         bencher.iter_custom(|times| {
-            runtime.block_on(async { host.pass(times).await.iter().map(|(_, home)| *home).sum() })
+            runtime.block_on(async { host.pass(times).await.iter().map(|round| round.home).sum() })
         });
     });
     let mut spread = Spread::default();
-    for (attach, home) in runtime.block_on(host.pass(PASS as u64)) {
-        spread.add("attach", attach);
-        spread.add("return", home);
+    for round in runtime.block_on(host.pass(PASS as u64)) {
+        spread.add("bare move", round.bare[0]);
+        spread.add("attach", round.attach);
+        spread.add("bare move home", round.bare[1]);
+        spread.add("return", round.home);
+        spread.add("programs on (at prepare)", round.protect);
+        spread.add("programs off (later)", round.programs_off);
     }
-    spread.print("one link, strict isolation, two addresses, three routes");
+    spread.print("one link, strict isolation, two addresses, three routes; in turn");
+    spread.print_ratio("attach", "bare move");
+    spread.print_ratio("return", "bare move home");
     for (title, stages) in runtime.block_on(host.stages(PASS / 4)) {
         stages.print(title);
+        agree(title, stages.at(host::WITH, 50), stages.at(host::WITHOUT, 50))?;
     }
+    Ok(())
+}
+
+/// A list of steps is worth nothing if the pass that has it does other things than the one that has not.
+fn agree(title: &str, with: Duration, without: Duration) -> Result<(), String> {
+    let apart = with.abs_diff(without);
+    if apart > without / 4 + Duration::from_millis(2) {
+        return Err(format!(
+            "{title}: the medians with and without the list, {with:?} and {without:?}, disagree"
+        ));
+    }
+    Ok(())
 }
 
 async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {

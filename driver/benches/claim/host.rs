@@ -4,15 +4,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use netferry::{
-    attach::Attacher,
+    attach::{Attacher, PodGuard, Unguarded},
     claim::{Checkpoint, ClaimRef, InterfacePlan, InterfaceRecord, PodRef, store::Store},
-    datapath::{AyaDatapath, Isolation},
-    link::{MacAddr, Route, Scope, kernel::KernelLinks},
+    datapath::{AyaDatapath, Isolation, cgroup},
+    link::{LinkRef, Links as _, MacAddr, Namespace, Route, Scope, kernel::KernelLinks},
     netns::KernelNamespaces,
     nri::PodSandbox,
 };
@@ -23,23 +23,38 @@ use crate::{
     netns::{NetNs, unique},
     spread::Spread,
     timed,
-    watched::{Steps, Watched},
+    watched::{Listed, Steps, Watched},
 };
 
 pub(crate) struct Host {
     _peer: NetNs,
     pod: NetNs,
     pins: PathBuf,
-    store: Arc<Store>,
-    namespaces: Arc<KernelNamespaces>,
     links: Arc<KernelLinks>,
     datapath: Option<Arc<AyaDatapath>>,
-    attacher: Option<Attacher>,
+    /// Plain, and with a clock beside every call of the seams.
+    attacher: Option<[Attacher; 2]>,
+    steps: Steps,
+    /// The pod's, where there is a hierarchy of version 2: then the pod is guarded, as a node does.
+    cgroup: Option<PathBuf>,
     _disk: TempDir,
+}
+
+/// How long the parts of one round took.
+pub(crate) struct Round {
+    /// The link moved into the pod by one request, as it is, and back: by the same netlink code.
+    pub(crate) bare: [Duration; 2],
+    pub(crate) protect: Duration,
+    pub(crate) attach: Duration,
+    pub(crate) home: Duration,
+    pub(crate) programs_off: Duration,
 }
 
 /// The claim whose link goes to and fro.
 const CLAIM: &str = "c7";
+/// Whole passes with the clocks and without them: they must agree, or a step is not seen.
+pub(crate) const WITH: &str = "whole";
+pub(crate) const WITHOUT: &str = "whole, steps not listed";
 
 impl Host {
     /// In the namespace of the process.
@@ -68,58 +83,90 @@ impl Host {
         let links = Arc::new(KernelLinks::new());
         let datapath = Arc::new(AyaDatapath::open(&pins).expect("datapath"));
         let namespaces = Arc::new(KernelNamespaces::new(disk.path().join("netns")));
-        let attacher = Attacher::new(
+        let cgroup =
+            cgroup::unified(Path::new(cgroup::DEFAULT_CGROUPS)).ok().map(|root| root.join(unique("bench")));
+        let guard = |attacher: Attacher| match &cgroup {
+            Some(folder) => {
+                fs::create_dir_all(folder).expect("a cgroup");
+                let cgroups = cgroup::DEFAULT_CGROUPS.into();
+                attacher.guarding(PodGuard { cgroups, unguarded: Unguarded::Refuse })
+            }
+            None => attacher,
+        };
+        let steps = Steps::default();
+        let plain = Attacher::new(
             Arc::clone(&links) as _,
             Arc::clone(&namespaces) as _,
             Arc::clone(&datapath) as _,
             Arc::clone(&store),
         );
-        let (attacher, datapath) = (Some(attacher), Some(datapath));
-        Self { _peer: peer, pod, pins, store, namespaces, links, datapath, attacher, _disk: disk }
+        let watched = Attacher::new(
+            Arc::new(Watched::new(Arc::clone(&links), &steps)),
+            namespaces,
+            Arc::new(Watched::new(Arc::clone(&datapath), &steps)),
+            store,
+        );
+        let attacher = Some([guard(plain), guard(watched)]);
+        Self { _peer: peer, pod, pins, links, datapath: Some(datapath), attacher, steps, cgroup, _disk: disk }
     }
 
-    /// Attach and return so many times; how long each took.
-    pub(crate) async fn pass(&self, times: u64) -> Vec<(Duration, Duration)> {
-        let attacher = self.attacher.as_ref().expect("open");
+    /// Attach and return so many times, by the plain attacher.
+    pub(crate) async fn pass(&self, times: u64) -> Vec<Round> {
+        let [plain, _] = self.attacher.as_ref().expect("open");
         let mut took = Vec::new();
         for _ in 0..times {
-            took.push(self.round(attacher).await);
+            took.push(self.round(plain).await.0);
         }
         took
     }
 
-    /// The steps of an attach and of a return, as the two seams and the store see them.
+    /// The steps of an attach and of a return, as the two seams see them, and the whole of both in turn without the clocks.
     pub(crate) async fn stages(&self, times: usize) -> [(&'static str, Spread); 2] {
-        let steps: Steps = Arc::new(Mutex::default());
-        let links = Watched::new(Arc::clone(&self.links), &steps);
-        let datapath = Watched::new(Arc::clone(self.datapath.as_ref().expect("open")), &steps);
-        let attacher = Attacher::new(
-            Arc::new(links),
-            Arc::clone(&self.namespaces) as _,
-            Arc::new(datapath),
-            Arc::clone(&self.store),
-        );
-        let taken = || std::mem::take(&mut *steps.lock().expect("steps"));
+        let [plain, watched] = self.attacher.as_ref().expect("open");
         let (mut way_in, mut way_home) = (Spread::default(), Spread::default());
         for _ in 0..times {
-            attacher.protect(CLAIM).await;
-            let (whole, outcome) = timed(attacher.attach(&self.sandbox())).await;
-            assert_eq!(outcome.expect("attach").attached.len(), 1);
-            way_in.add_run(&with_rest(taken(), whole));
-            let (whole, _) = timed(attacher.give_back("s1")).await;
-            way_home.add_run(&with_rest(taken(), whole));
+            let (round, [attach, home]) = self.round(watched).await;
+            way_in.add_run(&with_rest(attach, round.attach));
+            way_home.add_run(&with_rest(home, round.home));
+            let (round, _) = self.round(plain).await;
+            way_in.add(WITHOUT, round.attach);
+            way_home.add(WITHOUT, round.home);
         }
         [("steps of an attach", way_in), ("steps of a return", way_home)]
     }
 
-    async fn round(&self, attacher: &Attacher) -> (Duration, Duration) {
+    /// And the steps of attach and return, if the attacher lists them.
+    async fn round(&self, attacher: &Attacher) -> (Round, [Listed; 2]) {
+        let bare = self.bare_move().await;
         // As on a node: the programs go on when the kubelet has its answer.
-        attacher.protect(CLAIM).await;
+        let (protect, ()) = timed(attacher.protect(CLAIM)).await;
+        let _ = self.taken();
         let (attach, outcome) = timed(attacher.attach(&self.sandbox())).await;
         assert_eq!(outcome.expect("attach").attached.len(), 1);
-        let (home, outcome) = timed(attacher.give_back("s1")).await;
+        let in_steps = self.taken();
+        let (home, outcome) = timed(attacher.give_back_links("s1")).await;
         assert_eq!(outcome.problems, []);
-        (attach, home)
+        let home_steps = self.taken();
+        let (programs_off, problems) = timed(attacher.finish_removals()).await;
+        assert_eq!(problems, []);
+        (Round { bare, protect, attach, home, programs_off }, [in_steps, home_steps])
+    }
+
+    /// There and back, up as it is at home; what it loses on the way is put back after.
+    async fn bare_move(&self) -> [Duration; 2] {
+        let (host, pod) = (Namespace::Host, Namespace::at(&self.pod.path));
+        let link = self.links.get(&host, &LinkRef::Name("eth7".into())).await.expect("eth7");
+        let home = self.links.home(&host, link.ifindex).await.expect("its home");
+        let (there, index) = timed(self.links.move_to(&host, link.ifindex, &pod, "net1", None)).await;
+        let index = index.expect("move");
+        self.links.set_up(&pod, index, true).await.expect("up, as it is when a pod ends");
+        let (back, index) = timed(self.links.move_to(&pod, index, &host, "eth7", Some(link.ifindex))).await;
+        self.links.restore(index.expect("move"), &home).await.expect("restore");
+        [there, back]
+    }
+
+    fn taken(&self) -> Listed {
+        std::mem::take(&mut *self.steps.lock().expect("steps"))
     }
 
     fn sandbox(&self) -> PodSandbox {
@@ -128,7 +175,7 @@ impl Host {
             id: "s1".into(),
             pod: pod_ref(),
             netns,
-            cgroup_parent: None,
+            cgroup_parent: self.cgroup_name(),
             pid: Some(1),
             is_static: false,
             has_containers: false,
@@ -136,22 +183,31 @@ impl Host {
     }
 }
 
+impl Host {
+    fn cgroup_name(&self) -> Option<String> {
+        Some(format!("/{}", self.cgroup.as_ref()?.file_name()?.to_string_lossy()))
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         (self.attacher, self.datapath) = (None, None);
+        if let Some(folder) = &self.cgroup {
+            let _ = fs::remove_dir(folder);
+        }
         let _ = fs::remove_dir_all(&self.pins);
     }
 }
 
-/// What is no call of a seam: the two checkpoints, and the way between threads.
-fn with_rest(mut steps: Vec<(&'static str, Duration)>, whole: Duration) -> Vec<(&'static str, Duration)> {
+/// What is no call of these seams: checkpoints, the hold of the namespace, and the way between threads.
+fn with_rest(mut steps: Listed, whole: Duration) -> Listed {
     let seen: Duration = steps.iter().map(|(_, took)| *took).sum();
-    steps.push(("checkpoints and the rest", whole.saturating_sub(seen)));
-    steps.push(("whole", whole));
+    steps.push(("checkpoints, hold and rest", whole.saturating_sub(seen)));
+    steps.push((WITH, whole));
     steps
 }
 
-fn ip(words: &str) {
+pub(crate) fn ip(words: &str) {
     let done = Command::new("ip").args(words.split(' ')).status().expect("ip");
     assert!(done.success(), "ip {words}");
 }
@@ -160,7 +216,7 @@ fn pod_ref() -> PodRef {
     PodRef { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() }
 }
 
-fn plan() -> InterfacePlan {
+pub(crate) fn plan() -> InterfacePlan {
     let route = |destination: &str, gateway: Option<&str>| Route {
         destination: destination.parse().expect("network"),
         gateway: gateway.map(|gateway| gateway.parse().expect("address")),

@@ -31,6 +31,20 @@ impl Spread {
         }
     }
 
+    /// Of the times by this name, in percent of them: the nearest rank.
+    pub(crate) fn at(&self, name: &str, percent: usize) -> Duration {
+        let times = self.rows.iter().find(|(had, _)| *had == name).map(|(_, times)| times.clone());
+        let mut times = times.unwrap_or_default();
+        times.sort_unstable();
+        times.get((times.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or_default()
+    }
+
+    /// How many times the one takes the other, at the median and at 99 %.
+    pub(crate) fn print_ratio(&self, name: &str, over: &str) {
+        let ratio = |percent| self.at(name, percent).as_secs_f64() / self.at(over, percent).as_secs_f64();
+        println!("{name} / {over}: {:.2} at the median, {:.2} at 99 %", ratio(50), ratio(99));
+    }
+
     pub(crate) fn print(&self, title: &str) {
         println!("\n{title}");
         println!("{:<28}{:>7}{:>10}{:>10}{:>10}{:>10}{:>10}", "", "runs", "min", "p50", "p90", "p99", "max");

@@ -14,6 +14,7 @@ use netferry::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
         limits::Limits,
         policy::{Policy, Resolved},
+        state::{MapPart, Wanted},
     },
     link::{
         Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
@@ -22,7 +23,9 @@ use netferry::{
 };
 
 /// Calls in their order, with how long each took.
-pub(crate) type Steps = Arc<Mutex<Vec<(&'static str, Duration)>>>;
+pub(crate) type Steps = Arc<Mutex<Listed>>;
+/// The calls of one way.
+pub(crate) type Listed = Vec<(&'static str, Duration)>;
 
 pub(crate) struct Watched<T> {
     inner: Arc<T>,
@@ -53,6 +56,15 @@ impl<T: Links> Links for Watched<T> {
     async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError> {
         let start = Instant::now();
         self.note("link home", start, self.inner.home(namespace, ifindex).await)
+    }
+    async fn look(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &[&'static str],
+    ) -> Result<Home, LinkError> {
+        let start = Instant::now();
+        self.note("link look", start, self.inner.look(namespace, ifindex, sysctls).await)
     }
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
         let start = Instant::now();
@@ -169,6 +181,46 @@ impl<T: Datapath> Datapath for Watched<T> {
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
         let start = Instant::now();
         self.note("programs attach", start, self.inner.attach(ifindex, spec))
+    }
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs preload", start, self.inner.preload(spec))
+    }
+    fn travels(&self) -> bool {
+        self.inner.travels()
+    }
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs attach_inside", start, self.inner.attach_inside(netns, ifindex, spec))
+    }
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs set_policy", start, self.inner.set_policy(id, policy))
+    }
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs guard_link", start, self.inner.guard_link(id, ifindex))
+    }
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs guard_pod", start, self.inner.guard_pod(id, cgroup))
+    }
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs guards", start, self.inner.guards(id))
+    }
+    fn compare(&self, wanted: &[Wanted]) -> Result<BTreeMap<EndpointId, Vec<MapPart>>, DatapathError> {
+        let start = Instant::now();
+        self.note("programs compare", start, self.inner.compare(wanted))
+    }
+    fn mend(&self, wanted: &Wanted) -> Result<(), DatapathError> {
+        let start = Instant::now();
+        self.note("programs mend", start, self.inner.mend(wanted))
     }
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         let start = Instant::now();

@@ -74,7 +74,8 @@ impl Attacher {
         let mut outcome = Outcome::default();
         let mut seen = BTreeSet::new();
         for Attachment { sandbox, step, .. } in self.attachments() {
-            let fine = step == Step::Attached && self.is_held(&sandbox).await && self.may_live(&sandbox).await;
+            let fine =
+                step == Step::Attached && self.is_held(&sandbox).await && self.may_live(&sandbox).await;
             if fine || !seen.insert(sandbox.namespace.clone()) {
                 continue;
             }

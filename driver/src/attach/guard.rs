@@ -61,7 +61,9 @@ impl Attacher {
             return;
         }
         let why = match self.links.get(&Namespace::Host, &LinkRef::Index(ifindex)).await {
-            Ok(link) if link.up => Some("it is up; it can be had on a link that is down when it is claimed".to_owned()),
+            Ok(link) if link.up => {
+                Some("it is up; it can be had on a link that is down when it is claimed".to_owned())
+            }
             Ok(_) => match self.datapath(move |datapath| datapath.guard_link(id, ifindex)).await {
                 Ok(why) => why,
                 Err(error) => Some(chain(&error)),

@@ -26,7 +26,8 @@ impl Attacher {
 
     fn claims_with_removals(&self) -> Vec<String> {
         self.store.look(|claims| {
-            let unfinished = claims.values().filter(|it| it.interfaces.iter().any(|it| it.removing.is_some()));
+            let unfinished =
+                claims.values().filter(|it| it.interfaces.iter().any(|it| it.removing.is_some()));
             unfinished.map(|checkpoint| checkpoint.claim.uid.clone()).collect()
         })
     }

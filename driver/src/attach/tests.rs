@@ -188,10 +188,9 @@ async fn a_failure_of_any_change_undoes_everything() {
 
 #[tokio::test]
 async fn a_failure_of_the_programs_undoes_everything() {
-    for verb in
-        [Verb::ForeignPrograms, Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady]
-    {
-        for nth in 0..3 {
+    for verb in [Verb::ForeignPrograms, Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady] {
+        // Numbers are read from the datapath once, by two calls.
+        for nth in 0..if verb == Verb::Endpoints { 2 } else { 3 } {
             let world = World::new();
             two_claims(&world);
             let before = world.links.links_in(&Namespace::Host);

@@ -320,7 +320,9 @@ impl Store {
         let path = self.path(uid)?;
         if let Some(checkpoint) = self.get(uid) {
             for interface in checkpoint.interfaces {
-                if interface.removing.is_some() || (interface.attachment.is_none() && interface.reserved.is_some()) {
+                if interface.removing.is_some()
+                    || (interface.attachment.is_none() && interface.reserved.is_some())
+                {
                     let claim = Box::new(checkpoint.claim);
                     return Err(StoreError::StillProtected { claim, device: interface.plan.device });
                 }

@@ -11,6 +11,7 @@ use super::{
     not_protected,
     policy::{Policy, Resolved},
     refuse_foreign,
+    state::{MapPart, Wanted},
 };
 
 /// One verb of [`Datapath`], to say where to fail.
@@ -186,6 +187,23 @@ impl Datapath for FakeDatapath {
         Ok(programs)
     }
 
+    fn preload(&self, _: &EndpointSpec) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
+    fn travels(&self) -> bool {
+        true
+    }
+
+    fn attach_inside(
+        &self,
+        _: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.attach(ifindex, spec)
+    }
+
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         let state = self.enter(Verb::Verify, Some(id))?;
         let endpoint =
@@ -197,8 +215,16 @@ impl Datapath for FakeDatapath {
         }
     }
 
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.verify(id, ifindex)
+    }
+
     fn serves(&self, id: EndpointId, _: &Path, ifindex: u32) -> Result<bool, DatapathError> {
         Ok(self.state().endpoints.get(&id).is_some_and(|endpoint| endpoint.ifindex == Some(ifindex)))
+    }
+
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.set_policy_for(id, policy, &Resolved::default())
     }
 
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, _: &Resolved) -> Result<(), DatapathError> {
@@ -225,6 +251,19 @@ impl Datapath for FakeDatapath {
         let Some(endpoint) = state.endpoints.get_mut(&id) else { return Err(not_protected(id, UNKNOWN)) };
         endpoint.guarded = Some(cgroup.to_owned());
         Ok(())
+    }
+
+    fn guards(&self, _: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    /// Its maps are always as wanted.
+    fn compare(&self, _: &[Wanted]) -> Result<BTreeMap<EndpointId, Vec<MapPart>>, DatapathError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn mend(&self, wanted: &Wanted) -> Result<(), DatapathError> {
+        self.set_ready(wanted.spec.id, wanted.open)
     }
 
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError> {

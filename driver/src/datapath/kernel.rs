@@ -393,6 +393,10 @@ impl Datapath for AyaDatapath {
         Ok(within(netns, || self.check(id, ifindex, Order::Seen))?.is_ok())
     }
 
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.set_policy_for(id, policy, &Resolved::default())
+    }
+
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
         self.compile_and_set(id, policy, peers)
     }

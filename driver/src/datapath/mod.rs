@@ -237,15 +237,10 @@ pub trait Datapath: Send + Sync {
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError>;
     /// Load ahead, without a link, what attach would load: most of its time is the kernel's verifier. For the time
     /// between the kubelet's prepare and the sandbox; an attach without it works too. A detach forgets it.
-    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
-        let _ = spec;
-        Ok(())
-    }
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError>;
     /// Whether programs stay on a device that moves to another namespace. Where they do not, an attach to a moved
     /// link is refused, and [`Datapath::attach_inside`] is all there is for it.
-    fn travels(&self) -> bool {
-        true
-    }
+    fn travels(&self) -> bool;
     /// As [`Datapath::attach`], after the move: on a link, still down, in the namespace at `netns`, with its index
     /// there. Whoever may change links in that namespace can take the programs off.
     fn attach_inside(
@@ -253,27 +248,20 @@ pub trait Datapath: Send + Sync {
         netns: &Path,
         ifindex: u32,
         spec: &EndpointSpec,
-    ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        let _ = netns;
-        self.attach(ifindex, spec)
-    }
+    ) -> Result<Vec<AttachedProgram>, DatapathError>;
     /// Check that both programs are pinned, attached to `ifindex` (as numbered in the namespace the link is in
     /// now) and, where the kernel can tell, first.
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;
     /// As [`Datapath::verify`], from a thread in the namespace the link is in now: there the kernel tells the
     /// order, and it must be ours first.
-    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
-        self.verify(id, ifindex)
-    }
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError>;
     /// Whether the programs of an endpoint are on the link with this index in the namespace at `netns`.
     fn serves(&self, id: EndpointId, netns: &Path, ifindex: u32) -> Result<bool, DatapathError>;
     /// Put a policy in force for an attached endpoint, in the place of the one before: a frame is judged by one
     /// of them whole. Nothing is changed if it does not fit into the maps. Peers with a name are not known: a rule that
     /// allows is for none of them, one that denies for everybody.
     /// It is pinned with the endpoint, and goes with it at detach.
-    fn set_policy(&self, id: EndpointId, policy: &policy::Policy) -> Result<(), DatapathError> {
-        self.set_policy_for(id, policy, &policy::Resolved::default())
-    }
+    fn set_policy(&self, id: EndpointId, policy: &policy::Policy) -> Result<(), DatapathError>;
     /// As [`Datapath::set_policy`], with who the peers with a name are.
     fn set_policy_for(
         &self,
@@ -287,32 +275,19 @@ pub trait Datapath: Send + Sync {
     /// Put the early drop (XDP) on the host link of an attached endpoint, in the link's driver. `Some` if that cannot be
     /// had, and why: all that it drops the other programs drop too. It is pinned with the endpoint, moves with the link,
     /// and goes at detach.
-    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError> {
-        let _ = (id, ifindex);
-        Ok(Some("this datapath has none".to_owned()))
-    }
+    fn guard_link(&self, id: EndpointId, ifindex: u32) -> Result<Option<String>, DatapathError>;
     /// Refuse the sockets of the pod with this cgroup (a folder of the unified hierarchy) that send around the programs of
     /// an attached endpoint. May be called again; goes at detach.
-    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError> {
-        Err(not_protected(id, format!("this datapath cannot guard {}", cgroup.display())))
-    }
+    fn guard_pod(&self, id: EndpointId, cgroup: &Path) -> Result<(), DatapathError>;
     /// The guards of an endpoint that are in force: `xdp`, `cgroup/setsockopt`, `cgroup/lsm`.
-    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
-        let _ = id;
-        Ok(Vec::new())
-    }
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError>;
     /// The parts of what the maps hold that are not as wanted, of the endpoints of which any is not.
     fn compare(
         &self,
         wanted: &[state::Wanted],
-    ) -> Result<BTreeMap<EndpointId, Vec<state::MapPart>>, DatapathError> {
-        let _ = wanted;
-        Ok(BTreeMap::new())
-    }
+    ) -> Result<BTreeMap<EndpointId, Vec<state::MapPart>>, DatapathError>;
     /// Put right what the maps hold for an attached endpoint, and its gate. Its counters go on.
-    fn mend(&self, wanted: &state::Wanted) -> Result<(), DatapathError> {
-        self.set_ready(wanted.spec.id, wanted.open)
-    }
+    fn mend(&self, wanted: &state::Wanted) -> Result<(), DatapathError>;
     /// Open or close the gate of an endpoint.
     fn set_ready(&self, id: EndpointId, ready: bool) -> Result<(), DatapathError>;
     /// The interface index the endpoint's pinned links are attached to now, in whatever namespace the device

@@ -269,6 +269,17 @@ impl Links for FakeLinks {
         Ok(home)
     }
 
+    async fn look(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &[&'static str],
+    ) -> Result<Home, LinkError> {
+        let mut home = self.home(namespace, ifindex).await?;
+        home.sysctls.retain(|name, _| sysctls.contains(&name.as_str()));
+        Ok(home)
+    }
+
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
         let mut state = self.change(namespace, ifindex, format!("set {}", if up { "up" } else { "down" }))?;
         let link = state.link(namespace, ifindex)?;

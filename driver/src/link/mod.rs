@@ -333,11 +333,7 @@ pub trait Links: Send + Sync {
         namespace: &Namespace,
         ifindex: u32,
         sysctls: &[&'static str],
-    ) -> Result<Home, LinkError> {
-        let mut home = self.home(namespace, ifindex).await?;
-        home.sysctls.retain(|name, _| sysctls.contains(&name.as_str()));
-        Ok(home)
-    }
+    ) -> Result<Home, LinkError>;
     /// Administrative state.
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError>;
     /// Rename; the link must be down on older kernels.

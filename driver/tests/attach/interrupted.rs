@@ -13,6 +13,7 @@ use netferry::{
         AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
         limits::Limits,
         policy::{Policy, Resolved},
+        state::{MapPart, Wanted},
     },
     link::{
         Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
@@ -64,6 +65,14 @@ impl<T: Links> Links for Interrupted<T> {
     async fn home(&self, namespace: &Namespace, ifindex: u32) -> Result<Home, LinkError> {
         self.link(namespace, "home")?;
         self.inner.home(namespace, ifindex).await
+    }
+    async fn look(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        sysctls: &[&'static str],
+    ) -> Result<Home, LinkError> {
+        self.inner.look(namespace, ifindex, sysctls).await
     }
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
         self.link(namespace, "set_up")?;
@@ -159,6 +168,36 @@ impl<T: Datapath> Datapath for Interrupted<T> {
     fn attach(&self, ifindex: u32, spec: &EndpointSpec) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.bpf("attach")?;
         self.inner.attach(ifindex, spec)
+    }
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        self.inner.preload(spec)
+    }
+    fn travels(&self) -> bool {
+        self.inner.travels()
+    }
+    fn attach_inside(
+        &self,
+        netns: &Path,
+        ifindex: u32,
+        spec: &EndpointSpec,
+    ) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.inner.attach_inside(netns, ifindex, spec)
+    }
+    fn verify_inside(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.inner.verify_inside(id, ifindex)
+    }
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.bpf("set_policy")?;
+        self.inner.set_policy(id, policy)
+    }
+    fn guards(&self, id: EndpointId) -> Result<Vec<AttachedProgram>, DatapathError> {
+        self.inner.guards(id)
+    }
+    fn compare(&self, wanted: &[Wanted]) -> Result<BTreeMap<EndpointId, Vec<MapPart>>, DatapathError> {
+        self.inner.compare(wanted)
+    }
+    fn mend(&self, wanted: &Wanted) -> Result<(), DatapathError> {
+        self.inner.mend(wanted)
     }
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.bpf("verify")?;

@@ -353,6 +353,12 @@ impl Datapath for InHost {
     fn verify(&self, id: EndpointId, ifindex: u32) -> Result<Vec<AttachedProgram>, DatapathError> {
         self.call(|datapath| datapath.verify(id, ifindex))
     }
+    fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.preload(spec))
+    }
+    fn set_policy(&self, id: EndpointId, policy: &Policy) -> Result<(), DatapathError> {
+        self.call(|datapath| datapath.set_policy(id, policy))
+    }
     fn set_policy_for(&self, id: EndpointId, policy: &Policy, peers: &Resolved) -> Result<(), DatapathError> {
         self.call(|datapath| datapath.set_policy_for(id, policy, peers))
     }

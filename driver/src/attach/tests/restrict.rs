@@ -22,11 +22,8 @@ async fn policy_and_limits_are_in_force_before_the_gate_opens() {
         let calls = world.datapath.calls().into_iter();
         calls.filter(|(_, of)| *of == Some(id)).map(|(verb, _)| verb).collect()
     };
-    assert_eq!(
-        verbs(with),
-        [Verb::Attach, Verb::SetPolicy, Verb::SetLimits, Verb::GuardLink, Verb::Verify, Verb::SetReady]
-    );
-    assert_eq!(verbs(without), [Verb::Attach, Verb::GuardLink, Verb::Verify, Verb::SetReady]);
+    assert_eq!(verbs(with), [Verb::Attach, Verb::SetPolicy, Verb::SetLimits, Verb::Verify, Verb::SetReady]);
+    assert_eq!(verbs(without), [Verb::Attach, Verb::Verify, Verb::SetReady]);
     let asked = restricted("ens5", "net1");
     let in_force = world.datapath.endpoint(with).unwrap();
     assert_eq!((in_force.policy, in_force.limits), (asked.policy, asked.limits));

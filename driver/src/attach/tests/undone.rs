@@ -19,7 +19,8 @@ pub(super) async fn every_failure_is_undone(claims: fn(&World)) {
     }
     assert!(failures > 30, "only {failures} changes were tried");
     for verb in [Verb::Endpoints, Verb::Attach, Verb::Verify, Verb::SetReady] {
-        for nth in 0..4 {
+        // Numbers are read from the datapath once, by two calls.
+        for nth in 0..if verb == Verb::Endpoints { 2 } else { 4 } {
             let world = World::new();
             claims(&world);
             let before = world.links.links_in(&Namespace::Host);

@@ -369,7 +369,8 @@ fn a_device_has_one_holder() {
 #[test]
 fn a_class_turns_the_early_drop_off_and_no_claim_turns_it_on_again() {
     let early = |source: &str, value: &str| config(source, &[], &json!({"earlyDrop": value}));
-    let plan = |configs: &[Value]| planned(&claim(&[result("a", "ens5")], configs), &inventory(&["ens5"]), &[]);
+    let plan =
+        |configs: &[Value]| planned(&claim(&[result("a", "ens5")], configs), &inventory(&["ens5"]), &[]);
     assert!(plan(&[]).unwrap().interfaces[0].early_drop);
     assert!(!plan(&[early("FromClass", "off")]).unwrap().interfaces[0].early_drop);
     assert!(!plan(&[early("FromClaim", "off")]).unwrap().interfaces[0].early_drop);

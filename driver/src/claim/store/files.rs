@@ -64,7 +64,8 @@ impl Files {
         let mut newest: Option<OnDisk<Checkpoint>> = None;
         for path in [self.path(uid), self.step_path(uid)] {
             match read(&path, uid) {
-                Ok(found) if path.extension().is_some_and(|it| it == "step") && found.boot_id != self.boot_id => {}
+                Ok(found)
+                    if path.extension().is_some_and(|it| it == "step") && found.boot_id != self.boot_id => {}
                 Ok(found) if newest.as_ref().is_none_or(|newest| newest.revision <= found.revision) => {
                     newest = Some(found);
                 }
@@ -85,7 +86,12 @@ impl Files {
     }
 
     /// Replace a checkpoint. A crash at any line leaves the old one or the new one, never a mixture.
-    pub(super) fn write(&self, checkpoint: &Checkpoint, revision: u64, durable: Durable) -> Result<(), StoreError> {
+    pub(super) fn write(
+        &self,
+        checkpoint: &Checkpoint,
+        revision: u64,
+        durable: Durable,
+    ) -> Result<(), StoreError> {
         let uid = &checkpoint.claim.uid;
         let path = if durable == Durable::Yes { self.path(uid) } else { self.step_path(uid) };
         let replace = || {
