@@ -255,9 +255,13 @@ impl Parts {
             .ports
             .choose()
             .context("--ports netkit: no such pair can be made here; allowed are veth and auto")?;
-        let attacher = Arc::new(attacher
-            .guarding(config.guards.pod_guard())
-            .dropping_early(config.guards.early_drop == EarlyDrop::On).knowing(Arc::clone(&peers)).making(made_of));
+        let attacher = Arc::new(
+            attacher
+                .guarding(config.guards.pod_guard())
+                .dropping_early(config.guards.early_drop == EarlyDrop::On)
+                .knowing(Arc::clone(&peers))
+                .making(made_of),
+        );
         tasks.spawn("policy peers", peers.run(Arc::clone(&watching), stop.clone()));
         let (reached, management) = watch::channel(Management::default());
         tasks.spawn("node addresses", {
