@@ -205,10 +205,7 @@ fn the_first_port_is_told_and_not_looked_for() {
 
 fn over_a_vlan(id: u32, name: &'static str, vlan: u16) -> Net {
     let selector = format!(r#"device.attributes["netferry.dev"].ifName == "{UPLINK}""#);
-    let mut uplink = json!({"selector": selector});
-    if let Some(vlan) = vlan {
-        uplink["vlan"] = vlan.into();
-    }
+    let uplink = json!({"selector": selector, "vlan": vlan});
     Net { id, name, transport: json!({"uplink": uplink}) }
 }
 
