@@ -223,8 +223,8 @@ async fn a_failure_on_the_way_leaves_neither_policy_nor_limits() {
     }
     assert_eq!(
         failed.len(),
-        9,
-        "foreign programs, endpoints, last endpoint, attach, policy, limits, guard the link, verify, ready: {failed:?}"
+        8,
+        "foreign programs, endpoints, last endpoint, attach, policy, limits, verify, ready: {failed:?}"
     );
     assert!(failed[4].contains("set_policy") && failed[5].contains("set_limits"), "{failed:?}");
 }

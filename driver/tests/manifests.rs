@@ -7,12 +7,12 @@
 mod alerts;
 #[path = "manifests/monitoring.rs"]
 mod monitoring;
+#[path = "manifests/operator.rs"]
+mod operator;
 #[path = "manifests/rights.rs"]
 mod rights;
 #[path = "support/skip.rs"]
 mod skip;
-#[path = "manifests/operator.rs"]
-mod operator;
 
 use std::{
     collections::BTreeMap,
@@ -109,12 +109,18 @@ fn strict<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T, Vec<Stri
     if found.is_empty() { Ok(typed) } else { Err(found) }
 }
 
-/// The one object of its type in the base, but for the admission of claims to networks.
+/// The one object of its type in the base, but for what is admitted about networks.
 fn one<T: DeserializeOwned + Serialize>(kind: &str) -> T {
     let mut objects: Vec<_> = files(&folder().join("base"))
         .iter()
         .flat_map(|file| documents(file))
-        .filter(|object| object["kind"] == kind && object["metadata"]["name"] != "netferry-networks")
+        .filter(|object| object["kind"] == kind)
+        .filter(|object| {
+            !matches!(
+                object["metadata"]["name"].as_str(),
+                Some("netferry-networks" | "netferry-network-finalizer")
+            )
+        })
         .collect();
     assert_eq!(objects.len(), 1, "{kind}");
     strict(&objects.remove(0)).unwrap_or_else(|errors| panic!("{kind}: {errors:#?}"))

@@ -25,8 +25,8 @@ use crate::{
     network::{access::Members, offer::Offer},
 };
 
-mod moved;
 pub mod follow;
+mod moved;
 mod narrow;
 mod port;
 mod results;

@@ -2,8 +2,8 @@
 
 mod errors;
 mod events;
-mod in_use;
 pub mod examine;
+mod in_use;
 mod lease;
 mod networks;
 mod nodes;

@@ -36,13 +36,11 @@ pub const RIGHTS: &[Right] = &[
         ..all("resource.k8s.io", "resourceclaims", &["associated-node:patch", "associated-node:update"])
     },
     Right { name: "kubernetes", ..all("discovery.k8s.io", "endpointslices", &["get"]) },
-    all("netferry.dev", "networks", &["get", "list", "watch"]),
+    all("netferry.dev", "networks", &["get", "list", "watch", "patch"]),
     Right { subresource: "status", ..all("netferry.dev", "networks", &["patch"]) },
     all("events.k8s.io", "events", &["create", "patch"]),
-    Right { own_namespace: true, ..all("coordination.k8s.io", "leases", &["create"]) },
     Right {
         own_namespace: true,
-        name: "netferry-addresses",
-        ..all("coordination.k8s.io", "leases", &["get", "update"])
+        ..all("coordination.k8s.io", "leases", &["create", "get", "list", "update"])
     },
 ];

@@ -106,7 +106,7 @@ impl AyaDatapath {
     }
 
     pub(super) fn write_limits(&self, id: EndpointId, limits: &Limits) -> Result<(), DatapathError> {
-        limits.validate().map_err(|source| bpf_error(format!("set the limits of endpoint {id}"), source))?;
+        limits.in_range().map_err(|source| bpf_error(format!("set the limits of endpoint {id}"), source))?;
         let mut written = self.written();
         if written.tables.record(id)?.is_none() {
             return Err(not_protected(id, "it is not in the map of endpoints, so it can have no limits"));

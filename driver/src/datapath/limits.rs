@@ -85,6 +85,11 @@ impl Limits {
                 return Err(empty(name));
             }
         }
+        self.in_range()
+    }
+
+    /// Whether every limit that there is, is one that can be enforced. There may be none.
+    pub(super) fn in_range(&self) -> Result<(), LimitError> {
         if let Some(value) = self.open_flows
             && !(1..=10_000_000).contains(&value)
         {

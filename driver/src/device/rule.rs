@@ -99,9 +99,8 @@ impl Rule {
 
     /// The same rule, with the expression (`--share`) that says which of the devices may be allocated several times.
     pub fn sharing(self, expression: Option<&str>) -> Result<Self, NotCel> {
-        let compile = |text: &str| {
-            Ok((text.to_owned(), Selector::compile(&self.driver, Devices::Links, text)?))
-        };
+        let compile =
+            |text: &str| Ok((text.to_owned(), Selector::compile(&self.driver, Devices::Links, text)?));
         let share = expression.map(compile).transpose()?;
         Ok(Self { share, ..self })
     }

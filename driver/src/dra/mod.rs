@@ -133,7 +133,8 @@ impl Bound {
     /// Serve until `stop`, then let running calls end and remove the sockets. With `leaving` the registration socket goes,
     /// so that the kubelet calls another instance from then on.
     pub async fn serve(self, leaving: CancellationToken, stop: CancellationToken) {
-        let Self { dra: Dra { driver, sockets, claims, health, state, refused }, plugin, registration } = self;
+        let Self { dra: Dra { driver, sockets, claims, health, state, refused }, plugin, registration } =
+            self;
         let service = Arc::new(Plugin::new(claims, stop.clone()));
         let health = HealthService::new(health, stop.clone());
         let services = Routes::new(V1Server::from_arc(Arc::clone(&service)))
