@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
 mod cleanup;
 mod connection;
@@ -16,25 +16,26 @@ mod descriptors;
 mod handover;
 mod lock;
 mod management;
+mod parts;
 mod parts_ready;
 pub mod runtime_note;
 mod tasks;
 mod upgrade;
 
 use handover::{Handover, Stop, stop_on_signal};
+use parts::Parts;
 use parts_ready::{tell_kubelet, tell_publisher, tell_runtime};
 use tasks::Tasks;
-use upgrade::upgrade;
 
 use crate::{
     attach::Attacher,
     claim::{Checkpoint, service::Claims, store::Store, wait::LONGEST},
     cluster::{
-        Cluster, WholeCluster,
+        Cluster,
         watch::{SlicesOf, Watch},
     },
     config::{EarlyDrop, RunConfig},
-    counted::{counts, network_drops},
+    counted::counts,
     datapath::{AyaDatapath, Datapath as _, sweep::FlowSweeper},
     device::{
         Device,
@@ -48,18 +49,15 @@ use crate::{
     findings::Findings,
     flow_log::{self, FlowLog},
     follow::PortFollow,
-    holdings::holdings,
     http,
     link::kernel::KernelLinks,
     local_socket::LocalSocket,
     measured::Measured,
-    metrics::{Metrics, Sources},
     netns::KernelNamespaces,
     network::{
-        NetworkRef, Networks,
+        NetworkRef,
         demand::ports_here,
-        follow::{FollowStats, SharedTable},
-        identity::Identities,
+        follow::SharedTable,
         members::MemberTable,
         offer::Offers,
         peers::PolicyPeers,
@@ -71,11 +69,10 @@ use crate::{
         watch::{Held, NetworkWatch},
     },
     nri::session::{NriConfig, SessionStatus},
-    publish::publisher::{self, HasForeign, PublishOptions, PublishStats},
+    publish::publisher::{self, HasForeign, PublishOptions},
     query::server as query,
-    readiness::Readiness,
     repair::{self, RepairWatch},
-    sandbox::{self, Sandboxes},
+    sandbox::Sandboxes,
     status::{Backoff, Reporter},
 };
 
@@ -119,73 +116,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
     parts.run(&config, &node, rule, handover, stop).await
 }
 
-/// What must be there before anything is served.
-struct Parts {
-    cluster: Arc<dyn WholeCluster>,
-    store: Arc<Store>,
-    datapath: Arc<AyaDatapath>,
-    readiness: Arc<Readiness>,
-    metrics: Arc<Metrics>,
-    published: Arc<PublishStats>,
-    followed: Arc<FollowStats>,
-    networks: Arc<Networks>,
-    identities: Identities,
-    registry: Arc<sandbox::Registry>,
-}
-
 impl Parts {
-    fn open(config: &RunConfig, cluster: Arc<dyn WholeCluster>) -> Result<Self> {
-        let claims = config.state.claims_dir();
-        let (store, problems) = Store::open(&claims).context("cannot read the checkpoints")?;
-        for problem in problems {
-            error!(path = %problem.path.display(), "checkpoint set aside: {}", problem.problem);
-        }
-        let store = Arc::new(store);
-        let datapath =
-            Arc::new(AyaDatapath::open(&config.state.pin_root()).context("cannot set up the datapath")?);
-        upgrade(&datapath)?;
-        let readiness = Arc::new(Readiness::new());
-        let published = Arc::new(PublishStats::default());
-        let followed = Arc::new(FollowStats::default());
-        let networks = Arc::new(Networks::default());
-        let registry = Arc::new(sandbox::Registry::default());
-        let sources = Sources {
-            followed: Arc::clone(&followed),
-            network_drops: network_drops(&networks, &datapath),
-            readiness: Arc::clone(&readiness),
-            publisher: Arc::clone(&published),
-            pods_waiting: {
-                let registry = Arc::clone(&registry);
-                Box::new(move || registry.held_count())
-            },
-            namespaces_held: {
-                let folder = config.state.netns_dir();
-                Box::new(move || std::fs::read_dir(&folder).map_or(0, Iterator::count))
-            },
-            holdings: {
-                let (store, datapath) = (Arc::clone(&store), Arc::clone(&datapath));
-                Box::new(move || holdings(&store.all(), &*datapath))
-            },
-        };
-        let metrics = Arc::new(Metrics::new(sources));
-        let identities =
-            Identities::open(&config.state.networks_file()).context("cannot read the numbers of networks")?;
-        let known = identities.list();
-        networks.replace_all(known.networks, known.retired);
-        Ok(Self {
-            cluster,
-            store,
-            datapath,
-            readiness,
-            metrics,
-            published,
-            followed,
-            networks,
-            identities,
-            registry,
-        })
-    }
-
     #[expect(clippy::too_many_lines, reason = "one list of parts, in the order in which they start")]
     async fn run(
         self,

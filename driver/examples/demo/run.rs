@@ -110,7 +110,9 @@ pub(crate) fn sweep_others() -> usize {
         .into_iter()
         .filter(|path| id(path).is_some_and(|id| id != own && !waits(id)))
         .collect();
-    left.iter().for_each(|run| remove(run));
+    for run in &left {
+        remove(run);
+    }
     left.len()
 }
 

@@ -68,7 +68,7 @@ pub struct FieldError {
     /// What is allowed.
     pub allowed: String,
     /// Who has what was asked for, where that is all that is wrong: it may be given back.
-    pub holder: Option<Holder>,
+    pub holder: Option<Box<Holder>>,
 }
 
 impl FieldError {
@@ -90,7 +90,7 @@ impl FieldError {
     /// The same error, of a value that only this holder keeps from being taken.
     #[must_use]
     pub fn held_by(mut self, holder: Holder) -> Self {
-        self.holder = Some(holder);
+        self.holder = Some(Box::new(holder));
         self
     }
 

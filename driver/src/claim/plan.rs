@@ -246,6 +246,7 @@ fn merged_config(
 /// What a claim's configuration takes off its class's. Classes are written by administrators, claims by users:
 /// protection that a class asks for in so many words is not for a user to take off. Whether one policy lets more
 /// through than another is more than a reader should have to work out, so the class's stands alone.
+#[must_use]
 pub fn weaker(of_class: &InterfaceConfig, claim: &InterfaceConfig) -> Vec<PlanError> {
     let mut errors = Vec::new();
     if let (Some(class), Some(own)) = (of_class.isolation, claim.isolation)

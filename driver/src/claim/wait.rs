@@ -50,7 +50,7 @@ impl From<String> for Refusal {
 impl From<Vec<FieldError>> for Refusal {
     fn from(errors: Vec<FieldError>) -> Self {
         let why = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        let holders: Option<_> = errors.into_iter().map(|error| error.holder).collect();
+        let holders: Option<_> = errors.into_iter().map(|error| error.holder.map(|holder| *holder)).collect();
         Self { why, holders: holders.unwrap_or_default() }
     }
 }

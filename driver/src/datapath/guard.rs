@@ -267,11 +267,11 @@ fn kernel_types(hook: CgroupHook) -> Option<Btf> {
 }
 
 /// Loads one program into the kernel. It stays as long as `object`, or a link that runs it.
-fn load<'a>(
-    object: &'a mut Ebpf,
+fn load(
+    object: &mut Ebpf,
     guard: Guard,
     types: impl FnOnce() -> Option<Btf>,
-) -> Result<BorrowedFd<'a>, DatapathError> {
+) -> Result<BorrowedFd<'_>, DatapathError> {
     let name = guard.program();
     let failed = |doing| format!("{doing} the program {name}");
     let program = object

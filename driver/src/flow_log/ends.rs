@@ -92,7 +92,7 @@ impl Ends {
         }
         let [_, receiver] = self.both(event);
         // Between two endpoints of a node, the sender's program asks both policies, the sender's first.
-        let receiver = receiver.filter(|_| from_pod && !self.sender_denies(event, denies));
+        let receiver = receiver.filter(|_| from_pod && !sender_denies(event, denies));
         let (id, side) = match receiver {
             Some(receiver) => (receiver, "ingress"),
             None => (event.endpoint, if from_pod { "egress" } else { "ingress" }),
@@ -105,20 +105,20 @@ impl Ends {
         let by = if reason == "not_member" { "membership" } else { "policy" };
         decision(id, &format!("{side} {by}"), rule)
     }
+}
 
-    /// Whether the sender's own policy denies the flow. In doubt it does: it is the one that is asked first.
-    fn sender_denies(&self, event: &FlowEvent, denies: &Denies) -> bool {
-        let (Some(peer), Ok(protocol)) = (event.destination, u8::try_from(event.protocol)) else {
-            return true;
-        };
-        // An event has no type of an ICMP message: what opens a flow is nearly always an echo request.
-        let port = match protocol {
-            1 => 8 << 8,
-            58 => 128 << 8,
-            _ => event.destination_port,
-        };
-        denies(event.endpoint, Direction::FromPod, peer, protocol, port).unwrap_or(true)
-    }
+/// Whether the sender's own policy denies the flow. In doubt it does: it is the one that is asked first.
+fn sender_denies(event: &FlowEvent, denies: &Denies) -> bool {
+    let (Some(peer), Ok(protocol)) = (event.destination, u8::try_from(event.protocol)) else {
+        return true;
+    };
+    // An event has no type of an ICMP message: what opens a flow is nearly always an echo request.
+    let port = match protocol {
+        1 => 8 << 8,
+        58 => 128 << 8,
+        _ => event.destination_port,
+    };
+    denies(event.endpoint, Direction::FromPod, peer, protocol, port).unwrap_or(true)
 }
 
 #[cfg(test)]

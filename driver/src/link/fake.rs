@@ -56,14 +56,6 @@ impl FakeLink {
         };
         Self { home, mtu_range: (68, 9000) }
     }
-
-    /// The same as a made link.
-    #[must_use]
-    pub fn of_kind(mut self, kind: &str) -> Self {
-        self.home.link.kind = Some(kind.to_owned());
-        self.home.link.permanent_mac = None;
-        self
-    }
 }
 
 #[derive(Default)]

@@ -192,7 +192,7 @@ impl Checker<'_> {
     }
 
     /// `of[key]`, where `of` is no optional value.
-    pub(super) fn index(&mut self, at: &IdedExpr, of: Kind, key: &IdedExpr) -> Result<Kind, Fault> {
+    pub(super) fn index(&mut self, at: &IdedExpr, of: &Kind, key: &IdedExpr) -> Result<Kind, Fault> {
         let key_kind = self.kind(key)?;
         let takes = |wanted: &Kind| {
             let message = || format!("{of} has {wanted} as key, not {key_kind}");
@@ -340,7 +340,7 @@ impl operators::Kinds for Checker<'_> {
     }
 
     fn indexed(&mut self, at: &IdedExpr, of: Kind, key: &IdedExpr) -> Result<Kind, Fault> {
-        self.index(at, of, key)
+        self.index(at, &of, key)
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) fn kind(
             ordered(at, &kinds.kind_of(one)?, &kinds.kind_of(other)?)?
         }
         (op::ADD | op::SUBSTRACT | op::MULTIPLY | op::DIVIDE | op::MODULO, [one, other]) => {
-            computed(at, name, kinds.kind_of(one)?, kinds.kind_of(other)?)?
+            computed(at, name, kinds.kind_of(one)?, &kinds.kind_of(other)?)?
         }
         (op::NEGATE, [one]) => match kinds.kind_of(one)? {
             kind @ (Kind::Dyn | Kind::Int | Kind::Double) => kind,
@@ -93,9 +93,9 @@ fn ordered(at: &IdedExpr, one: &Kind, other: &Kind) -> Result<Kind, Fault> {
     }
 }
 
-fn computed(at: &IdedExpr, operator: &str, one: Kind, other: Kind) -> Result<Kind, Fault> {
-    let joins = matches!((&one, &other), (Kind::String, Kind::String) | (Kind::Bytes, Kind::Bytes));
-    match (&one, &other) {
+fn computed(at: &IdedExpr, operator: &str, one: Kind, other: &Kind) -> Result<Kind, Fault> {
+    let joins = matches!((&one, other), (Kind::String, Kind::String) | (Kind::Bytes, Kind::Bytes));
+    match (&one, other) {
         (Kind::List(a), Kind::List(b)) if operator == op::ADD => {
             // An empty list has no type of its own.
             let element = match (&**a, &**b) {
@@ -105,7 +105,7 @@ fn computed(at: &IdedExpr, operator: &str, one: Kind, other: Kind) -> Result<Kin
             Ok(Kind::list(element))
         }
         (Kind::Dyn, _) | (_, Kind::Dyn) => Ok(Kind::Dyn),
-        _ if one == other && one.is_number() && !(operator == op::MODULO && one == Kind::Double) => Ok(one),
+        _ if one == *other && one.is_number() && !(operator == op::MODULO && one == Kind::Double) => Ok(one),
         _ if joins && operator == op::ADD => Ok(one),
         _ => {
             let sign = operator.trim_matches('_');

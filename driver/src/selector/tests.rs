@@ -118,6 +118,7 @@ fn what_is_no_selector_is_refused() {
 
 /// Each with the whole message, after the place.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of cases")]
 fn types_are_checked_before_any_device_is_seen() {
     const ALL: &str = "address, alias, defaultRoute, driver, family, foreignPrograms, ifName, ipv4, ipv6, kind, mac, master, mtu, network, notMovable, \
                        numaNode, parent, rdma, rdmaDevice, speedMbps, sriov, sriovMaxVFs, sriovPF, sriovVFIndex, sriovVFs, \

@@ -31,9 +31,9 @@ fn of_pool(server: &ApiServer, pool: &str) -> Vec<Value> {
 }
 
 fn delete(server: &ApiServer, slices: &[Value]) {
-    slices
-        .iter()
-        .for_each(|slice| server.remove("resourceslices", slice["metadata"]["name"].as_str().unwrap()));
+    for slice in slices {
+        server.remove("resourceslices", slice["metadata"]["name"].as_str().unwrap());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

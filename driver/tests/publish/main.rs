@@ -242,7 +242,9 @@ async fn runs_through_failures_keeps_slices_on_stop_and_cleans_up_when_told() {
     eventually("readiness", || *stats.standing.borrow() == Standing::InPlace).await;
     let names: Vec<_> = fake.slices().into_iter().filter_map(|slice| slice.metadata.name).collect();
     fake.state().slices.clear();
-    names.iter().for_each(|name| news.unbounded_send(Seen::Gone(name.clone())).expect("watched"));
+    for name in names {
+        news.unbounded_send(Seen::Gone(name)).expect("watched");
+    }
     eventually("slices", || whole(&fake, 200, 9000)).await;
     eventually("readiness", || *stats.standing.borrow() == Standing::InPlace).await;
 

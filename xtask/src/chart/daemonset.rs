@@ -42,7 +42,7 @@ pub(crate) fn edit(object: &mut Value, template: &mut Template) -> Result<()> {
         }
     });
     let strategy = map(template, "updateStrategy", ".Values.updateStrategy");
-    swap(get_mut(object, &["spec"])?, "updateStrategy", strategy)?;
+    swap(get_mut(object, &["spec"])?, "updateStrategy", &strategy)?;
     let metadata = get_mut(object, &["spec", "template", "metadata", "annotations"])?;
     let more = template.block("{{- with .Values.podAnnotations }}\n{{- toYaml . | nindent %0 }}\n{{- end }}");
     metadata.insert(more, Value::Null);
@@ -50,7 +50,7 @@ pub(crate) fn edit(object: &mut Value, template: &mut Template) -> Result<()> {
     let pod = get_mut(object, &["spec", "template", "spec"])?;
     for name in ["tolerations", "nodeSelector"] {
         let block = map(template, name, &format!(".Values.{name}"));
-        swap(pod, name, block)?;
+        swap(pod, name, &block)?;
     }
     for name in ["affinity", "imagePullSecrets"] {
         let block = map(template, name, &format!(".Values.{name}"));
@@ -88,7 +88,7 @@ fn daemon(container: &mut Value, template: &mut Template) -> Result<()> {
     env.push(template.block("{{- with .Values.extraEnv }}\n{{- toYaml . | nindent %0 }}\n{{- end }}"));
     ports(container, port, &template.block("{{ .Values.httpPort }}"));
     let resources = map(template, "resources", ".Values.resources");
-    swap(container.as_mapping_mut().context("a container")?, "resources", resources)
+    swap(container.as_mapping_mut().context("a container")?, "resources", &resources)
 }
 
 /// The port of the daemon's `--http-address`.
@@ -134,7 +134,7 @@ fn map(template: &mut Template, field: &str, value: &str) -> Value {
 }
 
 /// Puts a block where a field is, in its place.
-fn swap(fields: &mut Mapping, field: &str, block: Value) -> Result<()> {
+fn swap(fields: &mut Mapping, field: &str, block: &Value) -> Result<()> {
     let old = std::mem::take(fields);
     anyhow::ensure!(old.contains_key(field), "the base has no {field}");
     for (name, value) in old {

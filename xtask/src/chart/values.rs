@@ -1,5 +1,7 @@
 //! The chart's values with their schema, and what of the chart has no counterpart in the base.
 
+use std::fmt::Write as _;
+
 use anyhow::Result;
 use serde_json::json;
 use serde_yaml_ng::Value;
@@ -102,9 +104,9 @@ affinity: {{}}
         let nested = matches!(&value, Value::Mapping(_) | Value::Sequence(_));
         if nested {
             let lines: Vec<String> = yaml.lines().map(|line| format!("  {line}")).collect();
-            text += &format!("{name}:\n{}\n", lines.join("\n"));
+            let _ = writeln!(text, "{name}:\n{}", lines.join("\n"));
         } else {
-            text += &format!("{name}: {yaml}");
+            let _ = write!(text, "{name}: {yaml}");
         }
     }
     Ok(text)

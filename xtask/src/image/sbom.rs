@@ -48,6 +48,7 @@ struct Kind {
 }
 
 /// An SPDX document.
+#[expect(clippy::struct_field_names, reason = "the names of SPDX")]
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Document {
@@ -85,6 +86,7 @@ struct Item {
     external_refs: Vec<Reference>,
 }
 
+#[expect(clippy::struct_field_names, reason = "the names of SPDX")]
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Reference {
@@ -93,6 +95,7 @@ struct Reference {
     reference_locator: String,
 }
 
+#[expect(clippy::struct_field_names, reason = "the names of SPDX")]
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Relationship {

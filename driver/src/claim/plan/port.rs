@@ -109,7 +109,10 @@ pub(super) fn complete(
             usable(network, *address).map_err(|why| (why, None)).and_then(|()| held())
         {
             let allowed = lease.map_or(allowed.clone(), |lease| of_server(lease, &allowed));
-            refuse(PlanError { holder, ..PlanError::new("addresses", address, allowed) });
+            refuse(PlanError {
+                holder: holder.map(Box::new),
+                ..PlanError::new("addresses", address, allowed)
+            });
         }
     }
     match addresses.len() {

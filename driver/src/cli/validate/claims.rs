@@ -43,7 +43,9 @@ impl<'a> All<'a> {
                         let ours = config.opaque.filter(|opaque| opaque.driver == driver);
                         let parsed =
                             ours.and_then(|opaque| InterfaceConfig::parse(&opaque.parameters.0).ok());
-                        parsed.into_iter().for_each(|config| merged.merge(config));
+                        if let Some(config) = parsed {
+                            merged.merge(config);
+                        }
                     }
                     all.classes.insert(name, merged);
                 }
@@ -122,7 +124,7 @@ fn selectors(path: &str, of: Option<&[DeviceSelector]>, all: &All<'_>, problems:
         let field = format!("{path}.selectors[{index}].cel.expression");
         match &selector.cel {
             None => {
-                problems.push(Problem::error(FieldError::missing(field, "a CEL expression over `device`")))
+                problems.push(Problem::error(FieldError::missing(field, "a CEL expression over `device`")));
             }
             Some(cel) => {
                 if let Err(wrong) = Selector::check(all.driver, &cel.expression) {

@@ -130,13 +130,11 @@ fn classify(value: Value) -> (Value, Kind, Vec<Problem>) {
         ("", "Pod") | ("apps" | "batch", _) => return (value, Kind::Pod, Vec::new()),
         _ => return (value, Kind::Other, Vec::new()),
     };
-    match ApiVersion::parse(version) {
-        Some(version) => (versions::from_wire(version, value), known, Vec::new()),
-        None => {
-            let allowed = "resource.k8s.io/v1, resource.k8s.io/v1beta2, resource.k8s.io/v1beta1";
-            (value, Kind::Other, wrong(FieldError::new("apiVersion", api_version, allowed)))
-        }
+    if let Some(version) = ApiVersion::parse(version) {
+        return (versions::from_wire(version, value), known, Vec::new());
     }
+    let allowed = "resource.k8s.io/v1, resource.k8s.io/v1beta2, resource.k8s.io/v1beta1";
+    (value, Kind::Other, wrong(FieldError::new("apiVersion", api_version, allowed)))
 }
 
 /// Of two objects of one kind and name, the later would replace the earlier.

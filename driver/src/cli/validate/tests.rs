@@ -37,6 +37,7 @@ const LOCAL: &str = "subnets: [10.1.0.0/16], transport: {local: {}}";
 
 /// What is written, and all that is said of it.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of cases")]
 fn each_mistake_is_named_with_file_document_object_field_and_what_is_allowed() {
     let of = |rest: &str| network("blue", &format!("{LOCAL}, {rest}"));
     let (n, c) = ("f: document 1: Network blue: ", "f: document 1: ResourceClaim default/c: ");

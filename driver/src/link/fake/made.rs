@@ -4,6 +4,14 @@ use super::{FakeLink, FakeLinks};
 use crate::link::{Home, KindData, Link, LinkError, Namespace, Recipe, Upper};
 
 impl FakeLink {
+    /// The same as a made link.
+    #[must_use]
+    pub fn of_kind(mut self, kind: &str) -> Self {
+        self.home.link.kind = Some(kind.to_owned());
+        self.home.link.permanent_mac = None;
+        self
+    }
+
     /// The same with a record of how it was made, as [`Home::recipe`] is read where its parent is.
     #[must_use]
     pub fn made_by(mut self, recipe: Recipe) -> Self {
