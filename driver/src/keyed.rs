@@ -80,7 +80,9 @@ mod tests {
             .collect();
         inside.fetch_sub(1, Ordering::SeqCst);
         drop(one);
-        waiting.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        for thread in waiting {
+            thread.join().expect("no panic");
+        }
         assert_eq!(most.load(Ordering::SeqCst), 1);
     }
 }

@@ -98,7 +98,7 @@ async fn bare(pods: &[NetNs]) -> Duration {
 
 async fn attach(attacher: &Attacher, pods: &[NetNs], together: bool) -> Duration {
     let start = Instant::now();
-    let attaches = pods.iter().enumerate().map(|(number, pod)| async move {
+    let pending = pods.iter().enumerate().map(|(number, pod)| async move {
         let sandbox = PodSandbox {
             id: name(number),
             pod: pod_ref(number),
@@ -111,7 +111,7 @@ async fn attach(attacher: &Attacher, pods: &[NetNs], together: bool) -> Duration
         assert_eq!(attacher.attach(&sandbox).await.expect("attach").attached.len(), 1);
     });
     if together {
-        join_all(attaches).await;
+        join_all(pending).await;
     } else {
         for attach in attaches {
             attach.await;

@@ -111,8 +111,8 @@ mod tests {
         let more = Arc::new(AtomicBool::new(false));
         let (waiting, named) = (Arc::clone(&turns), Arc::clone(&more));
         let mut third = tokio::spawn(async move {
-            let names = || if named.load(Ordering::SeqCst) { parts(&["a", "b"]) } else { parts(&["a"]) };
-            drop(waiting.of(names).await);
+            let wanted = || if named.load(Ordering::SeqCst) { parts(&["a", "b"]) } else { parts(&["a"]) };
+            drop(waiting.of(wanted).await);
         });
         tokio::task::yield_now().await;
         more.store(true, Ordering::SeqCst);
