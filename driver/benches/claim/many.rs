@@ -113,7 +113,7 @@ async fn attach(attacher: &Attacher, pods: &[NetNs], together: bool) -> Duration
     if together {
         join_all(pending).await;
     } else {
-        for attach in attaches {
+        for attach in pending {
             attach.await;
         }
     }
