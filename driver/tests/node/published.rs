@@ -100,8 +100,16 @@ async fn slices_that_others_delete_or_edit_come_back_at_once() {
         asked.into_iter().filter(|request| !request.query.contains_key("watch")).count()
     };
     server.until("readiness", |_| has_metric(&daemon, READY)).await;
-    let before = lists(&server);
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert_eq!(lists(&server), before);
+    // A link of this machine that comes or goes meanwhile is a reason.
+    let mut quiet = false;
+    for _ in 0..10 {
+        let before = lists(&server);
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        quiet = lists(&server) == before;
+        if quiet {
+            break;
+        }
+    }
+    assert!(quiet, "the slices are listed again and again");
     assert!(block_in_place(|| daemon.stop()).success());
 }

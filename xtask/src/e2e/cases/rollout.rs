@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::restarts::{meanwhile, running};
+use super::restarts::{UPDATED, meanwhile, running};
 use crate::e2e::{story::Story, wait::until};
 
 /// Running pods lose nothing, and a pod that is made between the two daemons starts with the new one.
@@ -21,7 +21,7 @@ pub(crate) fn rollout(story: &Story<'_>) -> Result<String> {
         Ok(now) if now["metadata"]["uid"] == *uid => bail!("it runs"),
         _ => Ok(()),
     })?;
-    let measured = meanwhile(story, &before)?;
+    let measured = meanwhile(story, &before, UPDATED)?;
     let status = ["rollout", "status", &set, "-n", &world.driver_namespace, "--timeout=600s"];
     world.kubectl.call(&status, None, Duration::from_mins(10))?;
     Ok(measured)
