@@ -86,9 +86,9 @@ pub const MAX_FRAGMENTS: usize = 8192;
 pub const MAX_BLOCKED: usize = 65_536;
 /// Bytes of the ring of events: a power of 2 and of whole pages.
 pub const EVENT_BYTES: usize = 1 << 19;
-/// Bytes of events that wait for the reader to come by itself. Beyond, it is woken at each event.
+/// Bytes of events that wait for the reader, which is woken by the first of them. Beyond, it is woken at each event.
 pub const EVENTS_WAIT: u64 = EVENT_BYTES as u64 / 4;
-/// Milliseconds after which the reader looks for events that nobody woke it for.
+/// Milliseconds for which the reader that was woken waits for more events before it reads.
 pub const EVENTS_EVERY: u64 = 50;
 
 const _: () = {

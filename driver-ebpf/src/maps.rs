@@ -3,9 +3,7 @@
 //! Macros take names as literals only; a test of the loaded object compares them with `netferry_common::maps`.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{
-    BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
-};
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ringbuf_query};
@@ -403,14 +401,15 @@ fn is_held(event: &Event) -> bool {
     Maps.take(&key, event.time, 1) == Some(false)
 }
 
-/// How the reader is told of an event. Waking it costs more than all else about a short connection, so it comes by itself
-/// every now and then, and is woken only if the ring fills faster than that.
+/// How the reader is woken for an event. Waking it costs more than all else about a short connection, so the kernel does so
+/// (with no flag) only for the first event after the reader has read all others; the reader then waits for more before it
+/// reads. It is woken out of this wait if the ring fills faster than that.
 #[inline(always)]
 fn wake() -> u64 {
     // SAFETY: the helper reads two counters of the map.
     let waiting =
         unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
-    u64::from(if waiting < EVENTS_WAIT { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP })
+    if waiting < EVENTS_WAIT { 0 } else { u64::from(BPF_RB_FORCE_WAKEUP) }
 }
 
 #[inline(always)]

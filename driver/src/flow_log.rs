@@ -42,7 +42,7 @@ use crate::{
 /// Events that a reader may be behind before it is dropped.
 const BACKLOG: usize = 4096;
 /// How often the kernel's count of lost events is read.
-const LOST: Duration = Duration::from_secs(1);
+const LOST: Duration = Duration::from_secs(5);
 /// How often flows that are over are taken out of the table.
 const CLEAN: Duration = Duration::from_secs(10);
 /// How old the names of endpoints may be: an id is not used again while the daemon lives, but a new one is.

@@ -9,9 +9,14 @@ use futures::Stream;
 use netferry_common::{Addr, Direction, Event, Flow, FlowKey, Reason, event, flow, maps};
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 use super::{DatapathError, EndpointId, bpf_error, sys};
+
+/// How long the reader that was woken waits for more events.
+const GATHER: Duration = Duration::from_millis(maps::EVENTS_EVERY);
+/// How long it waits for a wake-up: programs of an earlier version wake it only when the ring is a quarter full.
+const UNWOKEN: Duration = Duration::from_secs(5);
 
 /// Something that happened to a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -77,8 +82,8 @@ fn direction(number: u32) -> &'static str {
 /// Reads events. An event goes to one reader only: the daemon reads, and hands on.
 pub struct FlowEvents {
     ring: AsyncFd<RingBuf<MapData>>,
-    /// The programs wake nobody for a few events.
-    looks: Interval,
+    /// When to read what has woken the reader: the programs do not wake it again for a few more events.
+    read_at: Option<Instant>,
     lost: PerCpuArray<MapData, u64>,
 }
 
@@ -90,9 +95,7 @@ impl FlowEvents {
         let lost = PerCpuArray::try_from(Map::PerCpuArray(pinned(root, maps::LOST)?))
             .map_err(|source| bpf_error("use the counter of lost events", source))?;
         let ring = sys::watch(ring).map_err(|source| bpf_error("wait for events", source))?;
-        let mut looks = interval(Duration::from_millis(maps::EVENTS_EVERY));
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { ring, looks, lost })
+        Ok(Self { ring, read_at: None, lost })
     }
 
     /// The next event, when there is one: at most [`maps::EVENTS_EVERY`] after it happened. Cancel safe.
@@ -100,18 +103,25 @@ impl FlowEvents {
         loop {
             // Where events never end, others have their turn too.
             tokio::task::consume_budget().await;
-            while let Some(item) = self.ring.get_mut().next() {
-                // Another size would be another version's event.
-                if let Ok(event) = bytemuck::try_pod_read_unaligned::<Event>(&item) {
-                    return Ok(FlowEvent::from(&event));
+            if self.read_at.is_none_or(|at| at <= Instant::now()) {
+                while let Some(item) = self.ring.get_mut().next() {
+                    // Another size would be another version's event.
+                    if let Ok(event) = bytemuck::try_pod_read_unaligned::<Event>(&item) {
+                        return Ok(FlowEvent::from(&event));
+                    }
                 }
+                self.read_at = None;
             }
+            let at = self.read_at.unwrap_or_else(|| Instant::now() + UNWOKEN);
             tokio::select! {
                 ready = self.ring.readable_mut() => {
-                    // What came since is found by the next look at the latest.
+                    // What comes from now on, before the ring is read, is read with it.
                     ready.map_err(|source| bpf_error("wait for events", source))?.clear_ready();
+                    // Woken before that time, the ring fills faster than it is read.
+                    let gather = if self.read_at.is_none() { GATHER } else { Duration::ZERO };
+                    self.read_at = Some(Instant::now() + gather);
                 }
-                _ = self.looks.tick() => {}
+                () = sleep_until(at) => {}
             }
         }
     }
