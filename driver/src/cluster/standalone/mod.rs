@@ -17,6 +17,7 @@ mod in_use;
 mod lease;
 mod networks;
 mod pools;
+mod stamp;
 mod watch;
 mod written;
 
@@ -41,6 +42,7 @@ use crate::{
     network::{Declared, NetworkRef, spec::NetworkStatus},
 };
 use folder::Folder;
+use stamp::Stamp;
 
 pub use claims::{RESERVED_FOR, derived_uid};
 
@@ -57,6 +59,8 @@ struct Shared {
     /// One call at a time: an allocation must see the one before it, and a resourceVersion must be compared and
     /// written in one go. Only one daemon runs on a folder, as on a node.
     turn: Mutex<()>,
+    /// Whether the folder may have changed.
+    stamps: stamp::Stamps,
     /// By name.
     leases: Mutex<BTreeMap<String, Lease>>,
 }
@@ -70,7 +74,14 @@ impl Standalone {
         }
         let (driver, node, root) = (driver.to_owned(), node.to_owned(), root.to_owned());
         let cluster = Self {
-            shared: Arc::new(Shared { root, driver, node, turn: Mutex::new(()), leases: Mutex::default() }),
+            shared: Arc::new(Shared {
+                root,
+                driver,
+                node,
+                turn: Mutex::new(()),
+                stamps: stamp::Stamps::default(),
+                leases: Mutex::default(),
+            }),
         };
         for problem in cluster.problems() {
             tracing::warn!("{problem}");
@@ -92,6 +103,22 @@ impl Standalone {
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<String, Lease>> {
         self.shared.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Like a turn, unless nothing in the folder can have changed since `before`; with the stamp to compare next.
+    async fn turn_if_changed<T: Send + 'static>(
+        &self,
+        before: Option<Stamp>,
+        work: impl FnOnce(&Shared) -> Result<T, ClusterError> + Send + 'static,
+    ) -> Result<(Option<T>, Option<Stamp>), ClusterError> {
+        self.turn(move |shared| {
+            let now = shared.stamps.take(&shared.root);
+            if now.is_some() && now == before {
+                return Ok((None, now));
+            }
+            work(shared).map(|found| (Some(found), now))
+        })
+        .await
     }
 
     /// Files are read and synced off the async threads.

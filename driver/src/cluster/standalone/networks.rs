@@ -22,18 +22,20 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Every network, now and after each change.
 pub(super) fn watch(cluster: Standalone) -> BoxStream<'static, Result<Vec<Declared>, ClusterError>> {
-    let start = (cluster, None::<Vec<Declared>>);
-    stream::unfold(start, |(cluster, before)| async move {
+    let start = (cluster, None::<Vec<Declared>>, None);
+    stream::unfold(start, |(cluster, before, mut stamp)| async move {
         loop {
             if before.is_some() {
                 tokio::time::sleep(LOOK).await;
             }
-            match cluster.turn(Shared::networks).await {
-                Ok(now) if before.as_ref() == Some(&now) => {}
-                Ok(now) => return Some((Ok(now.clone()), (cluster, Some(now)))),
+            match cluster.turn_if_changed(stamp, Shared::networks).await {
+                Ok((Some(now), stamp)) if before.as_ref() != Some(&now) => {
+                    return Some((Ok(now.clone()), (cluster, Some(now), stamp)));
+                }
+                Ok((_, read)) => stamp = read,
                 Err(error) => {
                     tokio::time::sleep(LOOK).await;
-                    return Some((Err(error), (cluster, before)));
+                    return Some((Err(error), (cluster, before, None)));
                 }
             }
         }

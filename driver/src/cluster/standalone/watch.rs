@@ -1,4 +1,5 @@
-//! A folder's claims and nodes. It is read again every second: an edit counts as fast as with a watch.
+//! A folder's claims and nodes. It is looked at every second, and read again if a file has changed: an edit counts as fast
+//! as with a watch.
 //!
 //! Members on other nodes are claims in the folder with an allocation to them and with `status.devices`, and `Node`
 //! objects with an `InternalIP`.
@@ -141,15 +142,19 @@ fn looked<T: Clone + PartialEq + Send + 'static>(
     cluster: Arc<Standalone>,
     read: impl Fn(&Shared) -> Result<Facts<T>, ClusterError> + Clone + Send + 'static,
 ) -> BoxStream<'static, Seen<T, String>> {
-    let looks = stream::unfold(None::<Facts<T>>, move |before| {
+    let looks = stream::unfold((None::<Facts<T>>, None), move |(before, mut stamp)| {
         let (cluster, read) = (Arc::clone(&cluster), read.clone());
         async move {
             if before.is_some() {
                 tokio::time::sleep(LOOK).await;
             }
             loop {
-                match cluster.turn(read.clone()).await {
-                    Ok(now) => return Some((stream::iter(difference(before.as_ref(), &now)), Some(now))),
+                match cluster.turn_if_changed(stamp, read.clone()).await {
+                    Ok((Some(now), stamp)) => {
+                        let news = stream::iter(difference(before.as_ref(), &now));
+                        return Some((news, (Some(now), stamp)));
+                    }
+                    Ok((None, same)) => stamp = same,
                     Err(error) => debug!(%error, "the folder cannot be read now"),
                 }
                 tokio::time::sleep(LOOK).await;
