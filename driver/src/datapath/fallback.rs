@@ -11,11 +11,12 @@ use aya::Ebpf;
 use nix::sched::{CloneFlags, setns};
 
 use super::clsact::{self, Filter};
-use super::kernel::{AyaDatapath, Order, Written};
+use super::kernel::{AyaDatapath, Written};
 use super::load::load;
 use super::object::program_name;
 use super::pins::PinnedProgram;
 use super::sys::Hook;
+use super::verify::Order;
 use super::{
     AttachedProgram, DatapathError, EndpointId, EndpointSpec, bpf_error, not_protected, refuse_foreign,
 };

@@ -13,11 +13,12 @@ use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
 use super::load::{load, update};
 use super::object::{ProgramLoader, check_pinned, program_name};
-use super::pins::{PinnedLink, Pins};
+use super::pins::Pins;
 use super::policy::{Policy, PolicyTables, Resolved};
 use super::state::{MapPart, Wanted};
 use super::sys::{self, Hook};
 use super::tables::Tables;
+use super::verify::Order;
 use super::{
     AttachedProgram, Datapath, DatapathError, EndpointId, EndpointSpec, EndpointStats, ForeignProgram,
     Placement, bpf_error, limits::Limits, not_protected, refuse_foreign,
@@ -243,64 +244,6 @@ impl AyaDatapath {
         written.preloaded.remove(&id);
         written.forget(id)
     }
-
-    pub(super) fn check(
-        &self,
-        id: EndpointId,
-        ifindex: u32,
-        order: Order,
-    ) -> Result<Vec<AttachedProgram>, DatapathError> {
-        let filters = self.pins.programs_of(id)?;
-        if !filters.is_empty() {
-            return self.check_filters(id, ifindex, order, filters);
-        }
-        let links = self.pins.links_of(id)?;
-        if let Some(hook) = Hook::BOTH.iter().find(|hook| links.iter().all(|link| link.hook != **hook)) {
-            return Err(not_protected(id, format!("its {} link is not pinned", hook.name())));
-        }
-        for PinnedLink { hook, path, info, .. } in &links {
-            let name = hook.name();
-            if info.hook != Some(*hook) {
-                return Err(not_protected(id, format!("{} is not a {name} link", path.display())));
-            }
-            match info.ifindex {
-                0 => return Err(not_protected(id, format!("the device of its {name} link is gone"))),
-                at if at != ifindex => {
-                    return Err(not_protected(
-                        id,
-                        format!("its {name} link is on interface {at}, not {ifindex}"),
-                    ));
-                }
-                _ => {}
-            }
-            // The same index may be another device in this namespace: then our program is not in its list.
-            let running = sys::query(ifindex, *hook).unwrap_or_default();
-            match running.iter().position(|program| *program == info.program) {
-                Some(0) => {}
-                Some(place) => {
-                    return Err(not_protected(
-                        id,
-                        format!("{place} programs of others run before its {name} program"),
-                    ));
-                }
-                None if order == Order::Seen => {
-                    return Err(not_protected(
-                        id,
-                        format!("interface {ifindex} here does not run its {name} program"),
-                    ));
-                }
-                None => {}
-            }
-        }
-        Ok(links.into_iter().map(AttachedProgram::from).collect())
-    }
-}
-
-/// Whether the order of programs must be seen. It can only be asked in the namespace the device is in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
-    Seen,
-    IfVisible,
 }
 
 /// A place at which a test can make an attach fail, or kill the process.

@@ -26,6 +26,7 @@ pub mod sweep;
 mod sys;
 mod tables;
 mod upgrade;
+mod verify;
 
 pub use control::NetworkMember;
 pub use explain::Explanation;
