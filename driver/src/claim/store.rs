@@ -22,6 +22,8 @@ use crate::{keyed::Keyed, link::identity::boot_id};
 
 mod files;
 #[cfg(test)]
+mod steps_tests;
+#[cfg(test)]
 mod tests;
 
 /// Longest UID taken; the API server's are 36 characters.

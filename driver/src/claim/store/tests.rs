@@ -16,7 +16,7 @@ fn pod(uid: &str) -> PodRef {
     PodRef { namespace: "default".into(), name: format!("pod-{uid}"), uid: uid.into() }
 }
 
-fn checkpoint(uid: &str, device: &str) -> Checkpoint {
+pub(super) fn checkpoint(uid: &str, device: &str) -> Checkpoint {
     Checkpoint {
         claim: claim(uid),
         pods: vec![pod("p1")],
@@ -47,7 +47,7 @@ fn checkpoint(uid: &str, device: &str) -> Checkpoint {
     }
 }
 
-fn attachment(pod_uid: &str) -> Attachment {
+pub(super) fn attachment(pod_uid: &str) -> Attachment {
     Attachment {
         step: Step::Attaching,
         sandbox: Sandbox {
