@@ -23,6 +23,7 @@ mod lease;
 mod movable;
 mod port;
 mod remake;
+mod removal;
 mod restrict;
 mod sandboxes;
 mod sub_interface;
