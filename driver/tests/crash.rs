@@ -14,7 +14,10 @@ mod world;
 
 use std::{env, path::PathBuf, process::Command};
 
-use netferry::attach::FAILPOINTS;
+use netferry::{
+    attach::FAILPOINTS,
+    claim::store::{Store, StoreError},
+};
 use ports::port_sandbox;
 use world::{Places, World};
 
@@ -101,14 +104,45 @@ async fn a_death_on_the_way_home_is_finished() {
     let Some(world) = World::new("a_death_on_the_way_home_is_finished") else { return };
     world.claim();
     let mut deaths = 0;
-    for point in points("return") {
+    for point in points("return").chain(points("removal")) {
         world.places.attacher().attach(&world.places.sandbox()).await.expect("attach");
         deaths += u32::from(dies(&world.places, "return", &point));
         let outcome = world.places.attacher().recover(&[]).await;
         assert_eq!(outcome.problems, [], "{point}");
         world.assert_home(&point);
     }
-    assert!(deaths >= 14, "only {deaths} deaths");
+    assert!(deaths >= 16, "only {deaths} deaths");
+}
+
+/// The link is home and its programs are not off yet when the daemon dies: the next one takes them off before the link is
+/// attached again, or when the claim is unprepared.
+#[tokio::test]
+async fn a_death_between_the_return_and_the_end_of_the_programs_holds_up_nothing() {
+    let Some(world) = World::new("a_death_between_the_return_and_the_end_of_the_programs_holds_up_nothing")
+    else {
+        return;
+    };
+    world.claim();
+    for point in ["removal-before-programs", "removal-after-programs"] {
+        for is_attached_again in [true, false] {
+            world.places.attacher().attach(&world.places.sandbox()).await.expect("attach");
+            assert!(dies(&world.places, "return", &format!("{point}=return(abort)")), "{point}");
+            let left = |store: &Store| store.get("c7").expect("c7").interfaces[0].removing;
+            assert!(left(&world.places.store()).is_some(), "{point}");
+            let attacher = world.places.attacher();
+            if is_attached_again {
+                let attached = attacher.attach(&world.places.sandbox()).await.expect("attach").attached;
+                assert_eq!(attached.len(), 2, "{point}");
+                assert_eq!(left(&world.places.store()), None, "{point}");
+                world.pod.exec("ping -c 1 -W 2 198.51.100.1");
+                assert_eq!(attacher.give_back("s1").await.problems, [], "{point}");
+            } else {
+                assert!(matches!(world.places.store().remove("c7"), Err(StoreError::StillProtected { .. })));
+                assert_eq!(attacher.give_back_claim("c7").await.problems, [], "{point}");
+            }
+            world.assert_home(point);
+        }
+    }
 }
 
 #[tokio::test]
@@ -124,7 +158,7 @@ async fn a_death_in_the_recovery_is_recovered_from() {
         assert_eq!(world.places.attacher().give_back("s1").await.problems, [], "{point}");
         world.assert_home(&point);
     }
-    assert_eq!(deaths, 11);
+    assert_eq!(deaths, 13);
 }
 
 /// Programs that wait on a link at home, between prepare and the sandbox, or until unprepare.

@@ -278,6 +278,9 @@ fn the_command_line_keeps_the_block_list() {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     };
+    let error = netferry("add 192.0.2.7").unwrap_err();
+    assert!(error.contains("Netferry does not run on this node"), "{error}");
+    let _daemon = AyaDatapath::open(&world.root.join("v1")).unwrap();
     netferry("add 192.0.2.7 2001:db8::/32").unwrap();
     let listed = netferry("list").unwrap();
     let lines: Vec<_> = listed.lines().map(str::trim).collect();

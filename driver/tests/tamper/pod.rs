@@ -51,10 +51,12 @@ pub(crate) struct Pod {
 impl Pod {
     /// `None`, and the reason printed, where the machine cannot.
     pub(crate) async fn new(test: &str) -> Option<Self> {
-        let world = World::new(test)?;
+        let mut world = World::new(test)?;
         world.claim();
-        // Down when it is claimed: so it gets the early drop, which the pod is to be kept from taking off.
+        // Down when it is claimed: so it gets the early drop, which the pod is to be kept from taking off. This is its home
+        // then: without the routes and IPv6 addresses that it loses when it goes down.
         world.host.ip("link set eth7 down");
+        world.before = world.host.snapshot();
         let attacher = world.places.attacher();
         attacher.protect("c7").await;
         let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
