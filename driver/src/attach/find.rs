@@ -1,7 +1,7 @@
 //! Where is the link? A pod may rename it, change its MAC, delete it or push it on; a namespace that dies
 //! gives hardware back and takes made links with it.
 
-use super::{Attacher, namespace_of};
+use super::{Attacher, namespace_of, stray::LONGEST_WAY_HOME};
 use crate::{
     claim::{Attachment, InterfacePlan},
     link::{Link, LinkError},
@@ -63,7 +63,13 @@ impl Attacher {
             // and the pod that is to end must not wait for it for ever.
             (None, true) => gone,
             // Hardware is sent back to the first namespace, a moment after the last process is gone
-            // (`default_device_exit_net`, net/core/dev.c).
+            // (`default_device_exit_net`, net/core/dev.c). What was unplugged meanwhile never comes, and nothing tells so.
+            (None, false) if self.strays.gone_for(plan, attachment) >= LONGEST_WAY_HOME => {
+                Place::Gone(format!(
+                    "link {name} has not come back from its network namespace within {} s",
+                    LONGEST_WAY_HOME.as_secs()
+                ))
+            }
             _ => Place::Elsewhere(format!("link {name} has not come back from its network namespace yet")),
         })
     }
@@ -98,7 +104,7 @@ fn in_sandbox(
 
 /// Of a link found at home, two facts out of name, index and MAC must be the link's: each alone may belong to
 /// a link that was made since.
-fn at_home(link: &Link, plan: &InterfacePlan, home: &Link, tracked: Option<u32>) -> bool {
+pub(super) fn at_home(link: &Link, plan: &InterfacePlan, home: &Link, tracked: Option<u32>) -> bool {
     let index = link.ifindex == home.ifindex;
     let name = link.name == home.name || link.name == plan.name;
     let mac = same_mac(link, plan, home);

@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     AttachError, Attacher, Outcome, Problem, Reason, crossing,
-    find::Place,
+    find::{Place, at_home},
     namespace_of,
+    stray::Stray,
     turns::{Part, Turn},
 };
 use crate::{
@@ -93,8 +94,29 @@ impl Attacher {
                 outcome.problems.append(&mut returned.problems);
             }
         }
+        outcome.problems.extend(self.restore_strays().await);
         outcome.problems.extend(self.finish_removals().await);
         outcome
+    }
+
+    /// Put right what was given up as gone and is in the host's namespace after all.
+    async fn restore_strays(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for Stray { claim, plan, attachment } in self.strays() {
+            let Some(home) = attachment.home.clone() else { continue };
+            let _turn = self.turns.of_all().await;
+            let Ok(host) = self.links.list(&Namespace::Host).await else { return problems };
+            let Some(link) = host.into_iter().find(|link| at_home(link, &plan, &home.link, None)) else {
+                continue;
+            };
+            let mut the_return = Return { attacher: self, claim, plan, attachment, problems: Vec::new() };
+            let home = the_return.home_under_a_free_name(&home, Some(&link)).await;
+            the_return.restore(link.ifindex, &home).await;
+            self.is_home(&the_return.plan, &the_return.attachment);
+            tracing::info!(link = home.link.name, "a link that was given up is home again, as it was");
+            problems.append(&mut the_return.problems);
+        }
+        problems
     }
 
     /// Bring home the interfaces that are wanted, take the programs off, and let go of namespaces that no interface is in any
@@ -226,12 +248,18 @@ impl Return<'_> {
                 let home = self.home_under_a_free_name(&home, Some(&link)).await;
                 Some((link.ifindex, home))
             }
-            Place::Gone(note) => self.remake(home, note).await,
+            Place::Gone(note) => {
+                if home.link.kind.is_none() {
+                    self.attacher.give_up(&self.claim, &self.plan, &self.attachment);
+                }
+                self.remake(home, note).await
+            }
             Place::Elsewhere(note) => return Err((Reason::NotReturned, note)),
         };
         stop_at("return-after-move")?;
         if let Some((ifindex, home)) = arrived {
             self.restore(ifindex, &home).await;
+            self.attacher.is_home(&self.plan, &self.attachment);
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ mod recover;
 mod removal;
 mod repair;
 mod restrict;
+mod stray;
 mod sub_interface;
 mod turns;
 
@@ -42,6 +43,7 @@ use tokio::task::spawn_blocking;
 
 use self::{
     numbers::Numbers,
+    stray::Strays,
     turns::{Part, Turns},
 };
 use crate::{
@@ -102,6 +104,7 @@ pub struct Attacher {
     attaching: std::sync::Mutex<BTreeMap<PathBuf, u32>>,
     turns: Turns,
     numbers: Numbers,
+    strays: Strays,
 }
 
 impl Attacher {
@@ -126,6 +129,7 @@ impl Attacher {
             attaching: std::sync::Mutex::default(),
             turns: Turns::default(),
             numbers: Numbers::default(),
+            strays: Strays::default(),
         }
     }
 

@@ -1,17 +1,18 @@
-//! Whether a link can be moved as it is now, asked before its claim is prepared.
+//! Whether a link can be moved, or something be made on it, as it is now: asked before its claim is prepared.
 
-use super::Attacher;
+use super::{AttachError, Attacher};
 use crate::{
-    claim::InterfacePlan,
+    claim::{InterfacePlan, Made},
     link::{LinkError, LinkRef, Namespace},
     telemetry::chain,
 };
 
 impl Attacher {
     /// Why the link of this plan cannot be moved into a pod as it is now: it is not on the host, programs of others are on
-    /// it, or something of it could not be put back. `None` for an interface that is made. The attach checks it all again.
+    /// it, or something of it could not be put back. Of a sub-interface: why nothing can be made on its parent now. `None` for
+    /// a port. The attach checks it all again.
     pub async fn not_movable_now(&self, plan: &InterfacePlan) -> Option<String> {
-        if plan.made.is_some() {
+        if plan.port().is_some() {
             return None;
         }
         let link = match self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await {
@@ -21,6 +22,9 @@ impl Attacher {
             }
             Err(error) => return Some(chain(&error)),
         };
+        if let Some(Made::SubInterface(_)) = plan.made {
+            return (!link.up).then(|| chain(&AttachError::ParentDown(link.name)));
+        }
         if let Err(error) = self.no_foreign_programs(&link).await {
             return Some(chain(&error));
         }

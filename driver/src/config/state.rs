@@ -52,6 +52,18 @@ impl StateArgs {
         self.state_dir.join("claims")
     }
 
+    /// Where it is written which hardware was given up, and has yet to be put right if it comes home.
+    #[must_use]
+    pub fn strays_file(&self) -> PathBuf {
+        self.state_dir.join("strays.json")
+    }
+
+    /// Where it is written by which addresses the node was reached last.
+    #[must_use]
+    pub fn management_file(&self) -> PathBuf {
+        self.state_dir.join("management.json")
+    }
+
     /// Where it is written which links were made promiscuous.
     #[must_use]
     pub fn promiscuous_file(&self) -> PathBuf {
