@@ -13,6 +13,7 @@ use tracing::info;
 mod cleanup;
 mod connection;
 mod descriptors;
+mod foreign;
 mod handover;
 mod lock;
 mod management;
@@ -22,6 +23,7 @@ pub mod runtime_note;
 mod tasks;
 mod upgrade;
 
+use foreign::has_foreign_programs;
 use handover::{Handover, Stop, stop_on_signal};
 use parts::Parts;
 use parts_ready::{tell_kubelet, tell_publisher, tell_runtime};
@@ -36,9 +38,8 @@ use crate::{
     },
     config::{EarlyDrop, RunConfig},
     counted::counts,
-    datapath::{AyaDatapath, Datapath as _, sweep::FlowSweeper},
+    datapath::{AyaDatapath, sweep::FlowSweeper},
     device::{
-        Device,
         management::Management,
         rule::Rule,
         watch::{WatchOptions, Watcher},
@@ -69,7 +70,7 @@ use crate::{
         watch::{Held, NetworkWatch},
     },
     nri::session::{NriConfig, SessionStatus},
-    publish::publisher::{self, HasForeign, PublishOptions},
+    publish::publisher::{self, PublishOptions},
     query::server as query,
     repair::{self, RepairWatch},
     sandbox::Sandboxes,
@@ -191,14 +192,18 @@ impl Parts {
                 .guarding(config.guards.pod_guard())
                 .dropping_early(config.guards.early_drop == EarlyDrop::On)
                 .knowing(Arc::clone(&peers))
-                .making(made_of),
+                .making(made_of)
+                .remembering(&config.state.strays_file()),
         );
         tasks.spawn("policy peers", peers.run(Arc::clone(&watching), stop.clone()));
-        let (reached, management) = watch::channel(Management::default());
+        let (overlay, file) = (config.overlay.overlay_address, config.state.management_file());
+        let at_start = management::at_start(whole.api_servers_by_configuration(), overlay, &file);
+        let (reached, management) = watch::channel(at_start);
         tasks.spawn("node addresses", {
             let own = table.lock().unwrap_or_else(PoisonError::into_inner).own_address_changes();
-            management::follow(whole, config.overlay.overlay_address, own, reached, stop.clone())
+            management::follow(whole, overlay, own, reached, file, stop.clone())
         });
+        management::first_answer(&management).await;
         let watcher = discover(config, &store, management, stop.clone()).await?;
         let sandboxes = Arc::new(Sandboxes {
             attacher: Arc::clone(&attacher),
@@ -381,15 +386,6 @@ async fn discover(
     let store = Arc::clone(store);
     let held = move || store.held_devices().into_keys().collect();
     crate::device::watch::start(options, Arc::new(held), stop).await.context("cannot read this node's links")
-}
-
-/// Whether programs of others are on a link that is at home. One that a claim holds has none, or it would not hold it.
-fn has_foreign_programs(store: &Arc<Store>, datapath: &Arc<AyaDatapath>) -> Arc<HasForeign> {
-    let (store, datapath) = (Arc::clone(store), Arc::clone(datapath));
-    Arc::new(move |device: &Device| {
-        !store.held_devices().contains_key(&device.name)
-            && datapath.foreign_programs(device.ifindex).is_ok_and(|programs| !programs.is_empty())
-    })
 }
 
 /// Whether a claim that is prepared has a port on a network.

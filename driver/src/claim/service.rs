@@ -42,7 +42,8 @@ pub trait Release: Send + Sync {
     async fn release(&self, claim_uid: &str) -> Result<(), String>;
     /// Why an interface planned like this can never be attached on this node, if so: then its claim is refused.
     fn unattachable(&self, plan: &InterfacePlan) -> Option<String>;
-    /// Why the link of this plan cannot be moved as it is now, if so: then its claim is refused, too.
+    /// Why the link of this plan cannot be moved as it is now, or be the parent of a sub-interface, if so: then its claim is
+    /// refused, too.
     async fn not_movable_now(&self, plan: &InterfacePlan) -> Option<String>;
 }
 
@@ -181,7 +182,7 @@ impl Claims {
         None
     }
 
-    /// Look at the links that are to be moved, as the kernel has them now. A claim that is refused for another reason is
+    /// Look at the links that are to be moved, and at parents of sub-interfaces, as the kernel has them now. A claim that is refused for another reason is
     /// left to the plan that counts.
     async fn check_links(
         &self,

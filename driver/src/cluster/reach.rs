@@ -21,6 +21,8 @@ pub struct Addresses {
 pub trait Reach: Send + Sync {
     /// The addresses now. An error if the Node or the name of the API server cannot be read.
     async fn addresses(&self) -> Result<Addresses, ClusterError>;
+    /// The API server's addresses that are known without asking anybody: one that the connection names as an address.
+    fn api_servers_by_configuration(&self) -> BTreeSet<IpAddr>;
 }
 
 /// Each `InternalIP` of a Node.

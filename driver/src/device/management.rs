@@ -23,6 +23,11 @@ pub enum NotMovable {
     Underlay,
     /// The kernel keeps links of its kind in the network namespace they were made in.
     NamespaceLocal,
+    /// A network's uplink stands on it.
+    Uplink,
+    /// By which addresses the node is reached was never learnt, and it has an address or a default route, or is below a
+    /// link that does.
+    Unknown,
 }
 
 impl NotMovable {
@@ -34,6 +39,8 @@ impl NotMovable {
             Self::ApiServer => "api-server",
             Self::Underlay => "underlay",
             Self::NamespaceLocal => "namespace-local",
+            Self::Uplink => "uplink",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -47,11 +54,16 @@ impl fmt::Display for NotMovable {
             Self::NamespaceLocal => {
                 "the kernel does not move a link of this kind to another network namespace"
             }
+            Self::Uplink => "a network's uplink stands on it",
+            Self::Unknown => {
+                "it has an address or a default route, and the node's own addresses are not known yet: the API server has \
+                 not reported the Node since Netferry was installed"
+            }
         })
     }
 }
 
-/// Addresses by which the node is reached and reaches others.
+/// Addresses by which the node is reached and reaches others. Those of the default are none, as on a node without a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Management {
     /// Each `InternalIP` of the Node.
@@ -60,6 +72,8 @@ pub struct Management {
     pub api_servers: BTreeSet<IpAddr>,
     /// The address that tunnels of overlay networks leave from (`--overlay-address`).
     pub underlay: BTreeSet<IpAddr>,
+    /// Whether the Node was never read: then each link with an address or a default route may be the node's own.
+    pub unknown: bool,
 }
 
 /// Kinds whose links carry `NETIF_F_NETNS_LOCAL` (`netns_immutable` since Linux 6.15), for kernels that do not report it
@@ -84,11 +98,17 @@ pub(super) fn not_movable(
     // An API server on this very node is reached through the loopback link, and by others through its address.
     let mut api_servers = with(&management.api_servers);
     api_servers.extend(&facts.ways);
+    let mut maybe = BTreeSet::new();
+    if management.unknown {
+        maybe.extend(facts.addresses.keys());
+        maybe.extend(facts.default_routes.iter().map(|route| route.ifindex));
+    }
     let mut found = BTreeMap::new();
     for (links, why) in [
         (with(&management.node), NotMovable::NodeAddress),
         (api_servers, NotMovable::ApiServer),
         (with(&management.underlay), NotMovable::Underlay),
+        (maybe, NotMovable::Unknown),
     ] {
         for index in with_lower(links, stacked) {
             found.entry(index).or_insert(why);
@@ -98,7 +118,10 @@ pub(super) fn not_movable(
         let of_kind = || link.kind.as_deref().is_some_and(|kind| LOCAL_KINDS.contains(&kind));
         let local = link.netns_immutable.unwrap_or_else(of_kind);
         if local || link.loopback || FALLBACK_DEVICES.contains(&link.name.as_str()) {
-            found.entry(link.ifindex).or_insert(NotMovable::NamespaceLocal);
+            let why = found.entry(link.ifindex).or_insert(NotMovable::NamespaceLocal);
+            if *why == NotMovable::Unknown {
+                *why = NotMovable::NamespaceLocal;
+            }
         }
     }
     found

@@ -10,11 +10,17 @@ pub mod keep;
 pub mod management;
 pub mod names;
 pub mod netlink;
+mod nexthops;
 pub mod rule;
 pub mod sysfs;
 pub mod watch;
+mod ways;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -27,6 +33,25 @@ use crate::link::MacAddr;
 pub struct Inventory {
     /// Device name (a DNS label, see [`Device::name`]) to device.
     pub devices: BTreeMap<String, Device>,
+}
+
+impl Inventory {
+    /// Names of the devices that a device stands on, directly or by others: ports of a bond or bridge, the parent of a VLAN.
+    #[must_use]
+    pub fn below(&self, name: &str) -> BTreeSet<&str> {
+        let mut below = BTreeSet::new();
+        let mut uppers: Vec<&Device> = self.devices.get(name).into_iter().collect();
+        while let Some(upper) = uppers.pop() {
+            for lower in self.devices.values() {
+                let stands_on = upper.parent.as_ref() == Some(&lower.ifname)
+                    || lower.master.as_ref() == Some(&upper.ifname);
+                if stands_on && lower.name != name && below.insert(lower.name.as_str()) {
+                    uppers.push(lower);
+                }
+            }
+        }
+        below
+    }
 }
 
 /// One host link and the facts a claim can select on.

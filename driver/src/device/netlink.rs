@@ -5,18 +5,17 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures::{StreamExt as _, TryStreamExt};
+use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{DefaultNla, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
+use netlink_packet_core::{DefaultNla, Nla as _};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::MtuRange;
+use super::{MtuRange, ways};
 use crate::link::MacAddr;
 
 /// `linux/if_link.h`, since Linux 6.15.
@@ -86,8 +85,11 @@ pub struct Facts {
     pub addresses: BTreeMap<u32, Vec<IpNetwork>>,
     /// Default routes of both families and of every table: a table of its own does not make a link idle.
     pub default_routes: BTreeSet<DefaultRoute>,
-    /// Links through which the addresses that were asked for are reached.
+    /// Links through which the addresses that were asked for are reached, all next hops of a route, and those with the
+    /// addresses that packets there come from.
     pub ways: BTreeSet<u32>,
+    /// Addresses that were asked for and that no way leads to, or whose way could not be found out; each with the reason.
+    pub unreached: BTreeMap<IpAddr, String>,
 }
 
 /// Dump links, addresses and default routes of the network namespace of the calling thread, and look up the routes to
@@ -101,7 +103,16 @@ pub async fn dump(addresses: &BTreeSet<IpAddr>) -> Result<Facts, DumpError> {
     let mut facts = dump_with(&handle).await;
     if let Ok(facts) = &mut facts {
         for address in addresses {
-            facts.ways.extend(way(&handle, *address).await);
+            match ways::to(&handle, *address).await {
+                Ok(found) => {
+                    facts.ways.extend(found.links);
+                    let has = |on: &Vec<IpNetwork>| on.iter().any(|it| found.sources.contains(&it.ip()));
+                    facts
+                        .ways
+                        .extend(facts.addresses.iter().filter(|(_, on)| has(on)).map(|(index, _)| *index));
+                }
+                Err(error) => drop(facts.unreached.insert(*address, error)),
+            }
         }
     }
     connection.abort();
@@ -131,30 +142,6 @@ async fn dump_with(handle: &Handle) -> Result<Facts, DumpError> {
         }
     }
     Ok(facts)
-}
-
-/// The link through which the kernel sends to an address; `None` if it does not.
-async fn way(handle: &Handle, address: IpAddr) -> Option<u32> {
-    let mut route = RouteMessage::default();
-    let (family, length, destination) = match address {
-        IpAddr::V4(ip) => (AddressFamily::Inet, 32, RouteAddress::Inet(ip)),
-        IpAddr::V6(ip) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(ip)),
-    };
-    route.header.address_family = family;
-    route.header.destination_prefix_length = length;
-    route.attributes = vec![RouteAttribute::Destination(destination)];
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(route));
-    request.header.flags = NLM_F_REQUEST;
-    let mut answers = handle.clone().request(request).ok()?;
-    while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = answer.payload {
-            return route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
-        }
-    }
-    None
 }
 
 fn link_facts(message: &LinkMessage) -> LinkFacts {

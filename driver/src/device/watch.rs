@@ -1,7 +1,9 @@
 //! Keeps the inventory current: netlink events, debounced, and a timed resync.
 
 use std::{
+    collections::BTreeMap,
     io,
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -130,6 +132,7 @@ pub async fn start(
         held,
         stats: Arc::clone(&stats),
         management: options.management.clone(),
+        unreached: BTreeMap::new(),
     };
     let first = builder.build().await?;
     let (sender, inventory) = watch::channel(Arc::new(first));
@@ -156,6 +159,8 @@ struct Builder {
     held: Arc<dyn Held>,
     stats: Arc<WatchStats>,
     management: watch::Receiver<Management>,
+    /// What was said of addresses that no way leads to.
+    unreached: BTreeMap<IpAddr, String>,
 }
 
 impl Builder {
@@ -164,6 +169,10 @@ impl Builder {
         let mut held = self.held.held();
         let management = self.management.borrow_and_update().clone();
         let facts = netlink::dump(&management.api_servers).await?;
+        for (address, why) in facts.unreached.iter().filter(|it| self.unreached.get(it.0) != Some(it.1)) {
+            warn!(%address, "through which link the API server is reached is not known: {why}");
+        }
+        self.unreached.clone_from(&facts.unreached);
         let sysfs = self.sysfs.clone();
         // Reading the speed takes the kernel's RTNL lock, and saving waits for the disk.
         let fresh = blocking(move || join(&facts, &management, |ifname| sysfs.facts(ifname))).await;

@@ -24,6 +24,13 @@ pub(super) fn check(
         let allowed = format!("a link that is no network's uplink: network {network} uses it; {INSTEAD}");
         errors.push(PlanError::new(field(), &result.device, allowed));
     }
+    let on_it =
+        |(uplink, _): &(&String, &String)| place.inventory.below(uplink).contains(device.name.as_str());
+    if let Some((uplink, network)) = place.uplinks.iter().find(on_it) {
+        let allowed =
+            format!("a link that no network's uplink stands on: network {network} uses {uplink}, which does");
+        errors.push(PlanError::new(field(), &result.device, allowed));
+    }
     let range = device.mtu_range;
     let fits = |mtu: u32| mtu >= range.least && (range.greatest == 0 || mtu <= range.greatest);
     if let Some(mtu) = config.mtu.filter(|mtu| !fits(*mtu)) {

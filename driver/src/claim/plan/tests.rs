@@ -294,6 +294,7 @@ fn a_link_that_stays_on_the_host_is_not_moved() {
         (NotMovable::NodeAddress, "the node's InternalIP is on it"),
         (NotMovable::ApiServer, "the node reaches its API server through it"),
         (NotMovable::Underlay, "the tunnels of overlay networks leave through it"),
+        (NotMovable::Uplink, "a network's uplink stands on it"),
         (
             NotMovable::NamespaceLocal,
             "the kernel does not move a link of this kind to another network namespace",
@@ -330,6 +331,15 @@ fn an_uplink_is_not_moved() {
     };
     let errors = plan(&value, &asked(), &place).unwrap_err();
     assert!(errors[0].to_string().contains("network blue uses it"), "{errors:?}");
+
+    // Nor is what an uplink stands on.
+    let mut stacked = inventory(&["ens5", "bond0", "vlan7"]);
+    stacked.devices.get_mut("ens5").unwrap().master = Some("bond0".to_owned());
+    stacked.devices.get_mut("vlan7").unwrap().parent = Some("bond0".to_owned());
+    let uplinks = BTreeMap::from([("vlan7".to_owned(), "blue".to_owned())]);
+    let errors =
+        plan(&value, &asked(), &Place { inventory: &stacked, uplinks: &uplinks, ..place }).unwrap_err();
+    assert!(errors[0].to_string().contains("network blue uses vlan7, which does"), "{errors:?}");
 }
 
 #[test]

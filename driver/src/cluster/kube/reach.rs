@@ -26,6 +26,11 @@ impl Reach for KubeCluster {
         api_servers.extend(self.behind_the_service().await);
         Ok(Addresses { node: internal(node.status.as_ref()), api_servers })
     }
+
+    fn api_servers_by_configuration(&self) -> BTreeSet<IpAddr> {
+        let host = self.server.0.trim_start_matches('[').trim_end_matches(']');
+        host.parse().into_iter().collect()
+    }
 }
 
 impl KubeCluster {

@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     hash::Hash,
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -132,6 +133,10 @@ impl Reach for Standalone {
             Ok(Addresses { node, api_servers: BTreeSet::new() })
         };
         self.turn(own).await
+    }
+
+    fn api_servers_by_configuration(&self) -> BTreeSet<IpAddr> {
+        BTreeSet::new()
     }
 }
 
