@@ -38,7 +38,7 @@ use crate::{
     },
     config::{EarlyDrop, RunConfig},
     counted::counts,
-    datapath::{AyaDatapath, sweep::FlowSweeper},
+    datapath::sweep::FlowSweeper,
     device::{
         management::Management,
         rule::Rule,

@@ -3,6 +3,8 @@
 #[path = "attach/interrupted.rs"]
 mod interrupted;
 mod support;
+#[path = "attach/vanished.rs"]
+mod vanished;
 #[path = "attach/without_tcx.rs"]
 mod without_tcx;
 #[path = "attach/world.rs"]

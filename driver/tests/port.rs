@@ -247,3 +247,20 @@ async fn the_watch_over_programs_looks_at_the_hosts_end() {
     assert_eq!(attacher.give_back("s0").await.problems, []);
     pods.assert_nothing_left("after the return");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_whose_host_end_is_deleted_keeps_no_pod_from_ending() {
+    let Some(pods) = Node::new("a_port_whose_host_end_is_deleted_keeps_no_pod_from_ending", 1) else {
+        return;
+    };
+    let plan = port("c0", BLUE, 7, "net1");
+    pods.claim("c0", 0, vec![plan.clone()]);
+    let attacher = pods.places.attacher();
+    pods.attach_all(&attacher).await;
+    pods.host.ip(&format!("link del {}", plan.host_link));
+    assert_eq!(pods.pods[0].links(), Vec::<String>::new());
+    assert_eq!(attacher.give_back("s0").await.problems, []);
+    assert_eq!(attacher.give_back_claim("c0").await.problems, []);
+    pods.places.store().remove("c0").expect("unprepared");
+    pods.assert_nothing_left("after the unprepare");
+}

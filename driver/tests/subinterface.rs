@@ -290,3 +290,22 @@ async fn a_parent_that_is_down_is_told() {
     assert!(failed.to_string().contains("link eth8 is down"), "{failed}");
     world.assert_home("after the refusal");
 }
+
+#[tokio::test]
+async fn a_parent_that_vanishes_keeps_no_pod_from_ending() {
+    let Some(world) = World::new("a_parent_that_vanishes_keeps_no_pod_from_ending") else { return };
+    let (sub_interface, _) = cases().remove(0);
+    if !supported(&world, "a_parent_that_vanishes_keeps_no_pod_from_ending", sub_interface).await {
+        return;
+    }
+    claim(&world, "c7", pod_ref(), plan("c7", sub_interface, 7));
+    let attacher = world.places.attacher();
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    world.peer.ip("link del far7");
+    assert_eq!(world.pod.links(), Vec::<String>::new(), "the kernel deletes what is on a link with it");
+    assert_eq!(attacher.give_back("s1").await.problems, []);
+    assert_eq!(attacher.give_back_claim("c7").await.problems, []);
+    forget(&world, &["c7"]);
+    assert_eq!(world.host.links(), ["eth8"]);
+    world.assert_nothing_left("after the unprepare");
+}

@@ -45,14 +45,12 @@ impl Ways {
     fn add(&mut self, route: &RouteMessage) {
         for attribute in &route.attributes {
             match attribute {
-                RouteAttribute::Oif(index) => drop(self.links.insert(*index)),
+                RouteAttribute::Oif(index) => self.links.extend([*index]),
                 RouteAttribute::MultiPath(hops) => {
                     self.links.extend(hops.iter().map(|hop| hop.interface_index));
                 }
-                RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => drop(self.sources.insert((*ip).into())),
-                RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => {
-                    drop(self.sources.insert((*ip).into()))
-                }
+                RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => self.sources.extend([IpAddr::V4(*ip)]),
+                RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => self.sources.extend([IpAddr::V6(*ip)]),
                 _ => {}
             }
         }

@@ -60,3 +60,92 @@ fn links_by_which_the_node_is_reached_are_not_movable() {
         stop.cancel();
     });
 }
+
+#[test]
+fn every_next_hop_of_the_way_to_the_api_server_stays() {
+    for (compat, objects) in [("1", false), ("1", true), ("0", true)] {
+        in_netns(move || async move {
+            ip("link add nf-a type dummy
+                link add nf-b type dummy
+                link add nf-c type dummy
+                addr add 192.0.2.2/24 dev nf-a
+                addr add 2001:db8:a::2/64 dev nf-a nodad
+                addr add 198.51.100.2/24 dev nf-b
+                addr add 2001:db8:b::2/64 dev nf-b nodad
+                addr add 192.0.2.130/32 dev nf-c
+                link set nf-a up
+                link set nf-b up
+                link set nf-c up
+                ");
+            std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", compat).expect("sysctl");
+            if objects {
+                ip("nexthop add id 1 via 192.0.2.1 dev nf-a
+                    nexthop add id 2 via 198.51.100.1 dev nf-b
+                    nexthop add id 3 group 1/2
+                    nexthop add id 4 via 2001:db8:a::1 dev nf-a
+                    nexthop add id 5 via 2001:db8:b::1 dev nf-b
+                    nexthop add id 6 group 4/5
+                    route add 203.0.113.0/24 nhid 3
+                    route add 2001:db8:f::/64 nhid 6
+                    ");
+            } else {
+                ip("route add 203.0.113.0/24 nexthop via 192.0.2.1 dev nf-a nexthop via 198.51.100.1 dev nf-b
+                    route add 2001:db8:f::/64 nexthop via 2001:db8:a::1 dev nf-a nexthop via 2001:db8:b::1 dev nf-b
+                    ");
+            }
+            // Packets leave through nf-a, and come from the address of nf-c.
+            ip("route add 203.0.114.0/24 via 192.0.2.1 dev nf-a src 192.0.2.130");
+            for (server, expected) in [
+                ("203.0.113.10", ["nf-a", "nf-b"]),
+                ("2001:db8:f::10", ["nf-a", "nf-b"]),
+                ("203.0.114.10", ["nf-a", "nf-c"]),
+            ] {
+                let servers = [server.parse().expect("an IP address")].into();
+                let facts = netferry::device::netlink::dump(&servers).await.expect("dumped");
+                let names = facts.ways.iter().map(|index| facts.links[index].name.as_str());
+                assert_eq!(
+                    names.collect::<Vec<_>>(),
+                    expected,
+                    "{server}, compat {compat}, objects {objects}"
+                );
+                assert!(facts.unreached.is_empty(), "{:?}", facts.unreached);
+            }
+            let nowhere = "203.0.115.10".parse().expect("an IP address");
+            let facts = netferry::device::netlink::dump(&[nowhere].into()).await.expect("dumped");
+            assert!(facts.unreached[&nowhere].contains("unreachable"), "{:?}", facts.unreached);
+        });
+    }
+}
+
+#[test]
+fn links_with_addresses_stay_until_the_nodes_own_are_known() {
+    in_netns(|| async {
+        ip("link add nf-a type dummy
+            link add nf-b type dummy
+            link add link nf-b name nf-v type vlan id 7
+            link add nf-c type dummy
+            link add nf-d type dummy
+            addr add 192.0.2.7/24 dev nf-a
+            addr add 198.51.100.7/24 dev nf-v
+            link set nf-c up
+            route add default dev nf-c
+            ");
+        let (sender, management) =
+            tokio::sync::watch::channel(Management { unknown: true, ..Management::default() });
+        let stays = |inventory: &Inventory| -> BTreeSet<(String, &'static str)> {
+            let devices = inventory.devices.values().filter(|device| device.ifname.starts_with("nf-"));
+            devices.filter_map(|it| Some((it.ifname.clone(), it.not_movable?.as_str()))).collect()
+        };
+        let options = WatchOptions { management, ..WatchOptions::default() };
+        let (watcher, stop) = watch(options, &HeldNames::default()).await;
+        let first = ["nf-a", "nf-b", "nf-c", "nf-v"].map(|name| (name.to_owned(), "unknown")).into();
+        assert_eq!(stays(&watcher.inventory.borrow()), first);
+        sender.send_replace(Management {
+            node: ["192.0.2.7".parse().expect("an IP address")].into(),
+            ..Management::default()
+        });
+        let known = [("nf-a".to_owned(), "node-address")].into();
+        until(&watcher, "the node's address", |inventory| stays(inventory) == known).await;
+        stop.cancel();
+    });
+}

@@ -96,6 +96,20 @@ async fn writes_only_differences() {
 }
 
 #[tokio::test]
+async fn programs_of_others_on_a_link_are_published() {
+    let fake = Fake::new();
+    let (publisher, _) = publisher(&fake);
+    let mut publisher =
+        publisher.with_foreign_programs(Arc::new(|device: &Device| device.ifname == "nf0001"));
+    publisher.sync(&inventory(3, 1500, &[])).await.expect("published");
+    let devices = fake.slices().into_iter().flat_map(|slice| slice.spec.devices.unwrap_or_default());
+    let foreign: Vec<_> = devices
+        .filter_map(|device| Some((device.name, device.attributes?.remove("foreignPrograms")?.bool)))
+        .collect();
+    assert_eq!(foreign, [("nf0001".to_owned(), Some(true))]);
+}
+
+#[tokio::test]
 async fn a_restarted_publisher_writes_nothing() {
     let fake = Fake::new();
     publisher(&fake).0.sync(&inventory(200, 1500, &[])).await.expect("published");

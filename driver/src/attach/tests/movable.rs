@@ -1,6 +1,10 @@
 //! What is found out about a link before its claim is prepared.
 
 use super::*;
+use crate::{
+    claim::{Made, Upper},
+    link::{SubInterface, Vlan},
+};
 
 #[tokio::test]
 async fn a_link_is_looked_at_as_it_is_now() {
@@ -23,6 +27,29 @@ async fn a_link_is_looked_at_as_it_is_now() {
         None,
         "there is no link yet"
     );
+}
+
+#[tokio::test]
+async fn a_parent_that_is_gone_or_down_is_named() {
+    let world = World::new();
+    let on = |parent: &str| InterfacePlan {
+        host_link: parent.into(),
+        made: Some(Made::SubInterface(Upper {
+            host_name: "nf0123456789abc".into(),
+            sub_interface: SubInterface::Vlan(Vlan { id: 7 }),
+        })),
+        ..plan("ens5", "net1")
+    };
+    // Programs of others on a parent are not in the way.
+    let program = ForeignProgram { hook: "tcx/ingress".into(), id: 9, name: "cil_from_netdev".into() };
+    world.datapath.set_foreign(5, vec![program]);
+    world.links.spoil(&Namespace::Host, "ens5", |link| link.home.link.up = true);
+    assert_eq!(world.attacher.not_movable_now(&on("ens5")).await, None);
+    world.links.spoil(&Namespace::Host, "ens5", |link| link.home.link.up = false);
+    let why = world.attacher.not_movable_now(&on("ens5")).await.expect("refused");
+    assert!(why.starts_with("link ens5 is down"), "{why}");
+    let why = world.attacher.not_movable_now(&on("ens9")).await.expect("refused");
+    assert_eq!(why, "link ens9 is not on the host now");
 }
 
 #[tokio::test]
