@@ -131,8 +131,8 @@ async fn a_death_between_the_return_and_the_end_of_the_programs_holds_up_nothing
             assert!(left(&world.places.store()).is_some(), "{point}");
             let attacher = world.places.attacher();
             if is_attached_again {
-                let attached = attacher.attach(&world.places.sandbox()).await.expect("attach").attached;
-                assert_eq!(attached.len(), 2, "{point}");
+                let outcome = attacher.attach(&world.places.sandbox()).await.expect("attach");
+                assert_eq!(outcome.attached.len(), 2, "{point}");
                 assert_eq!(left(&world.places.store()), None, "{point}");
                 world.pod.exec("ping -c 1 -W 2 198.51.100.1");
                 assert_eq!(attacher.give_back("s1").await.problems, [], "{point}");

@@ -52,16 +52,15 @@ impl Attacher {
         let with_namespace = if alive { "in the pod" } else { "with the pod's network namespace" };
         let gone = Place::Gone(format!("link {name} was deleted {with_namespace}"));
         Ok(match (tracked, alive) {
-            // The programs' device is gone, and nothing else says where the link could be.
-            (Some(None), _) => gone,
+            // The programs' device is gone, and nothing else says where the link could be. Or there are no programs, and
+            // hardware left its namespace while that lives: it was unplugged, or its pod moved it on. Nothing can tell which,
+            // and the pod that is to end must not wait for it for ever.
+            (Some(None), _) | (None, true) => gone,
             (Some(Some(_)), true) => Place::Elsewhere(format!(
                 "link {name} is neither in its sandbox nor at home: the pod has moved it to another namespace"
             )),
             // Without programs on it nothing tells. A made link does not outlive its namespace.
             (None, _) if home.kind.is_some() => gone,
-            // Hardware that left the namespace while that lives was unplugged, or moved on by the pod. Nothing can tell which,
-            // and the pod that is to end must not wait for it for ever.
-            (None, true) => gone,
             // Hardware is sent back to the first namespace, a moment after the last process is gone
             // (`default_device_exit_net`, net/core/dev.c). What was unplugged meanwhile never comes, and nothing tells so.
             (None, false) if self.strays.gone_for(plan, attachment) >= LONGEST_WAY_HOME => {

@@ -18,7 +18,7 @@ use crate::claim::{Attachment, ClaimRef, InterfacePlan};
 
 /// How long hardware may take from the end of its network namespace until it is in the host's. The kernel's worker needs
 /// some grace periods for it; a device that was unplugged meanwhile never comes.
-pub(super) const LONGEST_WAY_HOME: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_WAY_HOME: Duration = Duration::from_mins(1);
 
 /// Version of the file's layout.
 const VERSION: u32 = 1;

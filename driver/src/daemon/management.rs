@@ -132,7 +132,7 @@ pub(super) async fn follow(
                     match write(&file, &known) {
                         Ok(()) => written = Some(known),
                         Err(error) => {
-                            warn!(path = %file.display(), %error, "the node's addresses cannot be saved")
+                            warn!(path = %file.display(), %error, "the node's addresses cannot be saved");
                         }
                     }
                 }

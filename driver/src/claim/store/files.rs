@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Checkpoint, StoreError, StoreProblem, io_error};
 
+/// Files that cannot be used, each with the reason.
+pub(super) type Unusable = Vec<(PathBuf, String)>;
+
 /// Layout of the files this build writes; files of another layout are set aside, not guessed at.
 pub(super) const VERSION: u32 = 2;
 /// Files of an interrupted write start so, and are deleted at the next start.
@@ -59,17 +62,18 @@ impl Files {
     }
 
     /// What is there of a claim, and its revision. Of a file that cannot be used: which, and why.
-    pub(super) fn read(&self, uid: &str) -> (Option<(Checkpoint, u64)>, Vec<(PathBuf, String)>) {
+    pub(super) fn read(&self, uid: &str) -> (Option<(Checkpoint, u64)>, Unusable) {
         let mut problems = Vec::new();
         let mut newest: Option<OnDisk<Checkpoint>> = None;
         for path in [self.path(uid), self.step_path(uid)] {
             match read(&path, uid) {
-                Ok(found)
-                    if path.extension().is_some_and(|it| it == "step") && found.boot_id != self.boot_id => {}
-                Ok(found) if newest.as_ref().is_none_or(|newest| newest.revision <= found.revision) => {
-                    newest = Some(found);
+                Ok(found) => {
+                    let is_step = path.extension().is_some_and(|it| it == "step");
+                    let is_void = is_step && found.boot_id != self.boot_id;
+                    if !is_void && newest.as_ref().is_none_or(|newest| newest.revision <= found.revision) {
+                        newest = Some(found);
+                    }
                 }
-                Ok(_) => {}
                 Err(Unreadable::Missing) => {}
                 Err(Unreadable::Wrong(problem)) => problems.push((path, problem)),
             }
