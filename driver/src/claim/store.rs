@@ -178,7 +178,7 @@ impl Store {
             let path = entry.map_err(io_error("list", dir))?.path();
             let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if file_name.starts_with(TEMPORARY) {
-                fs::remove_file(&path).map_err(io_error("remove", &path))?;
+                files::absent(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
             } else if let Some(uid) = file_name.strip_suffix(".json") {
                 planned.insert(uid.to_owned());
             } else if let Some(uid) = file_name.strip_suffix(".step") {

@@ -146,7 +146,7 @@ impl Files {
 }
 
 /// A removal of what is not there has succeeded.
-fn absent(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

@@ -161,6 +161,8 @@ impl World {
             return;
         }
         self.forget_devices();
+        // A daemon that is killed writes nothing afterwards; what its one blocking thread is at here ends first.
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
         let boot = self.links.boot_id();
         let store = Arc::new(Store::open_in_boot(self.disk.path(), &boot).unwrap().0);
         let attacher = Attacher::new(
