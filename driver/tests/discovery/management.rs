@@ -65,9 +65,9 @@ fn links_by_which_the_node_is_reached_are_not_movable() {
 fn every_next_hop_of_the_way_to_the_api_server_stays() {
     for (compat, objects) in [("1", false), ("1", true), ("0", true)] {
         in_netns(move || async move {
-            ip("link add nf-a type dummy
-                link add nf-b type dummy
-                link add nf-c type dummy
+            ip("link add nf-a type veth peer name xa
+                link add nf-b type veth peer name xb
+                link add nf-c type veth peer name xc
                 addr add 192.0.2.2/24 dev nf-a
                 addr add 2001:db8:a::2/64 dev nf-a nodad
                 addr add 198.51.100.2/24 dev nf-b
@@ -76,6 +76,9 @@ fn every_next_hop_of_the_way_to_the_api_server_stays() {
                 link set nf-a up
                 link set nf-b up
                 link set nf-c up
+                link set xa up
+                link set xb up
+                link set xc up
                 ");
             std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", compat).expect("sysctl");
             if objects {
@@ -120,14 +123,15 @@ fn every_next_hop_of_the_way_to_the_api_server_stays() {
 #[test]
 fn links_with_addresses_stay_until_the_nodes_own_are_known() {
     in_netns(|| async {
-        ip("link add nf-a type dummy
-            link add nf-b type dummy
-            link add link nf-b name nf-v type vlan id 7
-            link add nf-c type dummy
-            link add nf-d type dummy
+        ip("link add nf-a type veth peer name xa
+            link add nf-b type veth peer name xb
+            link add link nf-b name nf-v type macvlan mode bridge
+            link add nf-c type veth peer name xc
+            link add nf-d type veth peer name xd
             addr add 192.0.2.7/24 dev nf-a
             addr add 198.51.100.7/24 dev nf-v
             link set nf-c up
+            link set xc up
             route add default dev nf-c
             ");
         let (sender, management) =
