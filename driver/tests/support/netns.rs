@@ -119,7 +119,10 @@ impl NetNs {
             "ip -j rule show",
             "ip token list",
         ];
-        let text = |show: &&str| ((*show).to_owned(), self.exec(show));
+        // A link that is down has the queueing discipline of its last time up, or none where it was never up in this
+        // namespace: nothing that anybody has set.
+        let exec = |show: &str| self.exec(show).replace(r#""qdisc":"noop""#, r#""qdisc":"noqueue""#);
+        let text = |show: &&str| ((*show).to_owned(), exec(show));
         Snapshot(shows.iter().map(text).collect())
     }
 
