@@ -73,6 +73,22 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
         .with_context(|| format!("cannot install packages; try: {}", advice(packages)))
 }
 
+/// Unpacks a package into a folder, without installing it.
+pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
+    println!("fetching {package}, to unpack it into {}", folder.display());
+    update()?;
+    std::fs::create_dir_all(folder)?;
+    run(apt_get().args(["download", package]).current_dir(folder))?;
+    let archives = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let archive = archives
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|it| it == "deb"))
+        .with_context(|| format!("apt-get download {package} left no archive"))?;
+    run(Command::new("dpkg").arg("-x").arg(&archive).arg(folder))?;
+    std::fs::remove_file(archive)?;
+    Ok(())
+}
+
 /// The packages that a simulated run of apt would replace: `Inst NAME [OLD] (NEW …)`; a new one has no version before.
 fn upgrades(plan: &str) -> Vec<&str> {
     let installs = plan.lines().filter_map(|line| line.strip_prefix("Inst "));

@@ -15,6 +15,7 @@ mod leftovers;
 mod linker;
 mod lint;
 mod manifests;
+mod promtool;
 mod setup;
 mod tally;
 mod task;

@@ -16,7 +16,7 @@ use crate::{
     build_ebpf,
     command::{cargo, is_root, root},
     leftovers::Leftovers,
-    setup,
+    promtool, setup,
     tally::{self, Tally},
     vm,
 };
@@ -67,8 +67,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let mut tally = Tally::default();
     let mut good = true;
+    let path = if whole { promtool::path()? } else { env::var_os("PATH").unwrap_or_default() };
     for mut cargo in plan(options, whole) {
-        cargo.env("NETFERRY_SKIP_LOG", &log);
+        cargo.env("NETFERRY_SKIP_LOG", &log).env("PATH", &path);
         good &= tally::run(&mut cargo, &mut tally)?;
     }
     // A filter chooses among the tests of this machine.
