@@ -143,7 +143,9 @@ impl Claims {
             return Err(on_host_network(&pod).into());
         }
         let networks = Arc::new(self.networks_of(&claim, &asked.namespace).await);
-        self.check_links(&claim, asked, &networks).await?;
+        if let Err(why) = self.check_links(&claim, asked, &networks).await {
+            return self.after_refusal(asked, why.into()).await;
+        }
         let claim = Arc::new(claim);
         let draft = self.checkpoint(&claim, asked, &networks, BTreeMap::new()).await;
         let lacking = match draft {
@@ -182,8 +184,8 @@ impl Claims {
         None
     }
 
-    /// Look at the links that are to be moved, and at parents of sub-interfaces, as the kernel has them now. A claim that is refused for another reason is
-    /// left to the plan that counts.
+    /// Check the links that the claim moves, and the parents of its sub-interfaces, as the kernel has them now. A claim that is
+    /// refused for another reason is left to the plan that is written down.
     async fn check_links(
         &self,
         claim: &ResourceClaim,
