@@ -189,6 +189,22 @@ async fn prepares_ports_of_networks_that_may_be_joined() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_cannot_be_moved_now_is_refused_and_nothing_is_written_down() {
+    let root = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(root.path());
+    let driver = Kubelet::new(root.path()).wait_for_driver(DRIVER).await;
+    let claim = daemon.add("fast", "u1", "ens5", &json!({}));
+    let claim = std::slice::from_ref(&claim);
+    daemon.home.stuck.lock().unwrap().insert("ens5".into(), "it has a program of others".into());
+    let refused = driver.prepare(claim).await.unwrap()["u1"].clone().unwrap_err();
+    assert!(refused.contains("device ens5: it has a program of others"), "{refused}");
+    assert_eq!(daemon.store.all(), []);
+    daemon.home.stuck.lock().unwrap().clear();
+    assert!(driver.prepare(claim).await.unwrap()["u1"].is_ok());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_is_out_comes_home_before_the_claim_is_forgotten() {
     let root = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(root.path());
