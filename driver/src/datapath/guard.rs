@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use aya::programs::{CgroupSockopt, LsmCgroup, Program, Xdp};
 use aya::{Btf, Ebpf};
@@ -91,7 +91,11 @@ impl Pinned {
 
 /// The programs of pods' cgroups. They know no endpoint, and are loaded once.
 #[derive(Default)]
-pub(super) struct CgroupPrograms(Mutex<Option<Ebpf>>);
+pub(super) struct CgroupPrograms {
+    object: Mutex<Option<Ebpf>>,
+    /// Why this kernel takes no lsm program. To ask it takes 20 ms, as all its types are read.
+    no_lsm: OnceLock<String>,
+}
 
 impl AyaDatapath {
     fn guard(&self, id: EndpointId, guard: Guard) -> Result<Option<Pinned>, DatapathError> {
@@ -173,11 +177,6 @@ impl AyaDatapath {
         };
         let folder = std::fs::File::open(cgroup).map_err(failed)?;
         let _turn = self.turns.lock(&id);
-        let mut programs = self.cgroup_programs.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if programs.is_none() {
-            *programs = Some(self.programs.prepare(0)?);
-        }
-        let Some(object) = &mut *programs else { return Ok(()) };
         for hook in [CgroupHook::SetSockopt, CgroupHook::Lsm] {
             let guard = Guard::Cgroup(hook);
             match self.guard(id, guard)? {
@@ -185,13 +184,14 @@ impl AyaDatapath {
                 Some(pinned) => pinned.remove()?,
                 None => {}
             }
-            let attached = load(object, guard, || kernel_types(hook)).and_then(|program| {
-                sys::attach_cgroup(program, folder.as_fd(), hook)
+            let attached = self.cgroup_program(hook).and_then(|program| match program {
+                // Many kernels have no BPF security module; what that means is told by `netferry doctor`.
+                None => Ok(()),
+                Some(program) => sys::attach_cgroup(program.as_fd(), folder.as_fd(), hook)
                     .map_err(failed)
-                    .and_then(|link| self.pin_guard(id, guard, &link))
+                    .and_then(|link| self.pin_guard(id, guard, &link)),
             });
             match attached {
-                // Many kernels have no BPF security module; what that means is told by `netferry doctor`.
                 Err(error) if hook == CgroupHook::Lsm => {
                     tracing::debug!(endpoint = id, "no lsm guard: {}", crate::telemetry::chain(&error));
                 }
@@ -199,6 +199,31 @@ impl AyaDatapath {
             }
         }
         Ok(())
+    }
+
+    /// The program for a hook of pods' cgroups, loaded if it is not yet. None if this kernel takes no such program.
+    fn cgroup_program(&self, hook: CgroupHook) -> Result<Option<OwnedFd>, DatapathError> {
+        let CgroupPrograms { object, no_lsm } = &self.cgroup_programs;
+        if hook == CgroupHook::Lsm && no_lsm.get().is_some() {
+            return Ok(None);
+        }
+        let mut object = object.lock().unwrap_or_else(PoisonError::into_inner);
+        let object = match &mut *object {
+            Some(object) => object,
+            none => none.insert(self.programs.prepare(0)?),
+        };
+        match load(object, Guard::Cgroup(hook), || kernel_types(hook)) {
+            Ok(program) => {
+                let program = program.try_clone_to_owned();
+                program.map(Some).map_err(|source| bpf_error("keep a cgroup program open", source))
+            }
+            Err(error) if hook == CgroupHook::Lsm && !passing(&error) => {
+                let why = no_lsm.get_or_init(|| crate::telemetry::chain(&error));
+                tracing::info!("pods get no lsm guard on this kernel: {why}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn pin_guard(&self, id: EndpointId, guard: Guard, link: &OwnedFd) -> Result<(), DatapathError> {
@@ -242,6 +267,15 @@ impl AyaDatapath {
     pub(super) fn remove_guards(&self, id: EndpointId) -> Result<(), DatapathError> {
         self.guards_of(id)?.iter().try_for_each(Pinned::remove)
     }
+}
+
+/// Whether what failed may succeed later, as nothing but memory or time was short.
+fn passing(error: &DatapathError) -> bool {
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        matches!(cause, Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EMFILE | libc::ENFILE))
+    })
 }
 
 /// Whether a link of this thread's namespace is up.
