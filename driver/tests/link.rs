@@ -218,7 +218,7 @@ async fn verbs_repeat_and_name_what_is_wrong() {
     for _ in 0..2 {
         links.set_up(&host, index, true).await.expect("up");
         links.add_address(&host, index, &address).await.expect("address");
-        links.add_route(&host, index, &route).await.expect("route");
+        links.add_routes(&host, index, std::slice::from_ref(&route)).await.expect("route");
         let sysctls = BTreeMap::from([("ipv6/accept_ra".to_owned(), "0".to_owned())]);
         links.set_sysctls(&host, index, &sysctls).await.expect("sysctl");
     }

@@ -138,17 +138,21 @@ impl Host {
     /// And the steps of attach and return, if the attacher lists them.
     async fn round(&self, attacher: &Attacher) -> (Round, [Listed; 2]) {
         let bare = self.bare_move().await;
+        settle().await;
         // As on a node: the programs go on when the kubelet has its answer.
         let (protect, ()) = timed(attacher.protect(CLAIM)).await;
+        settle().await;
         let _ = self.taken();
         let (attach, outcome) = timed(attacher.attach(&self.sandbox())).await;
         assert_eq!(outcome.expect("attach").attached.len(), 1);
         let in_steps = self.taken();
+        settle().await;
         let (home, outcome) = timed(attacher.give_back_links("s1")).await;
         assert_eq!(outcome.problems, []);
         let home_steps = self.taken();
         let (programs_off, problems) = timed(attacher.finish_removals()).await;
         assert_eq!(problems, []);
+        settle().await;
         (Round { bare, protect, attach, home, programs_off }, [in_steps, home_steps])
     }
 
@@ -160,6 +164,7 @@ impl Host {
         let (there, index) = timed(self.links.move_to(&host, link.ifindex, &pod, "net1", None)).await;
         let index = index.expect("move");
         self.links.set_up(&pod, index, true).await.expect("up, as it is when a pod ends");
+        settle().await;
         let (back, index) = timed(self.links.move_to(&pod, index, &host, "eth7", Some(link.ifindex))).await;
         self.links.restore(index.expect("move"), &home).await.expect("restore");
         [there, back]
@@ -197,6 +202,12 @@ impl Drop for Host {
         }
         let _ = fs::remove_dir_all(&self.pins);
     }
+}
+
+/// On a node some tenths of a second are between these steps, in which the kernel ends what the one before has left to it:
+/// the next one must not wait for that.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(40)).await;
 }
 
 /// What is no call of these seams: checkpoints, the hold of the namespace, and the way between threads.

@@ -17,8 +17,7 @@ use netferry::{
         state::{MapPart, Wanted},
     },
     link::{
-        Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
-        Upper,
+        Address, Ends, Home, Link, LinkError, LinkRef, Links, Namespace, Pair, PairKind, Route, Setup, Upper,
     },
 };
 
@@ -89,9 +88,9 @@ impl<T: Links> Links for Watched<T> {
         let start = Instant::now();
         self.note("link move_to", start, self.inner.move_to(from, ifindex, to, name, index).await)
     }
-    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
+    async fn configure(&self, namespace: &Namespace, ifindex: u32, setup: &Setup) -> Result<(), LinkError> {
         let start = Instant::now();
-        self.note("link set_mac", start, self.inner.set_mac(namespace, ifindex, mac).await)
+        self.note("link configure", start, self.inner.configure(namespace, ifindex, setup).await)
     }
     async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
         let start = Instant::now();
@@ -116,9 +115,14 @@ impl<T: Links> Links for Watched<T> {
         let removed = self.inner.remove_address(namespace, ifindex, address).await;
         self.note("link remove_address", start, removed)
     }
-    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
+    async fn add_routes(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        routes: &[Route],
+    ) -> Result<(), LinkError> {
         let start = Instant::now();
-        self.note("link add_route", start, self.inner.add_route(namespace, ifindex, route).await)
+        self.note("link add_routes", start, self.inner.add_routes(namespace, ifindex, routes).await)
     }
     async fn replace_route(
         &self,

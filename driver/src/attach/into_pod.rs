@@ -12,7 +12,7 @@ use crate::{
         Attachment, Checkpoint, ClaimRef, InterfaceKey, InterfacePlan, InterfaceRecord, Made, Sandbox, Step,
     },
     datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Isolation, Placement},
-    link::{Address, Home, Link, LinkError, LinkRef, Namespace, SubInterface},
+    link::{Address, Home, Link, LinkError, LinkRef, Namespace, Setup, SubInterface},
     netns::Hold,
     nri::PodSandbox,
 };
@@ -188,14 +188,19 @@ impl Attacher {
     /// A link of the host, as it is there, if it may leave and be protected.
     async fn home_of(&self, plan: &InterfacePlan) -> Result<Home, AttachError> {
         let link = self.links.get(&Namespace::Host, &LinkRef::Name(plan.host_link.clone())).await?;
-        let home = self.links.home(&Namespace::Host, link.ifindex).await?;
-        if plan.isolation != Isolation::Off {
-            if plan.hardware_addr.or(link.mac).is_none() {
-                return Err(AttachError::NoMac(link.name));
+        let foreign = async {
+            if plan.isolation != Isolation::Off {
+                self.no_foreign_programs(&link).await?;
             }
-            self.no_foreign_programs(&link).await?;
+            Ok::<_, AttachError>(())
+        };
+        // Side by side: a sandbox waits.
+        let (home, foreign) = tokio::join!(self.links.home(&Namespace::Host, link.ifindex), foreign);
+        let home = home?;
+        if plan.isolation != Isolation::Off && plan.hardware_addr.or(link.mac).is_none() {
+            return Err(AttachError::NoMac(link.name));
         }
-        Ok(home)
+        foreign.map(|()| home)
     }
 
     /// The sandbox must be there and have the names free, before a link at home is touched.
@@ -289,12 +294,21 @@ impl Attacher {
             self.restrict(id, plan).await?;
         }
         crossing("attach-after-programs")?;
+        // Both wait for the kernel, not for each other: no process of the pod runs yet, and its link is shut until both are
+        // done. Each is waited for to its end, as what goes on behind a failure would be in the way of undoing it.
         // What is protected as well as can be is not refused for want of a guard.
-        if let Some(id) = attachment.endpoint.filter(|_| plan.isolation == Isolation::Strict) {
-            self.put_guard(id, cgroup).await?;
-        }
+        let strict = attachment.endpoint.filter(|_| plan.isolation == Isolation::Strict);
+        let guard = async {
+            match strict {
+                Some(id) => self.put_guard(id, cgroup).await,
+                None => Ok(()),
+            }
+        };
+        let (guarded, moved) =
+            tokio::join!(guard, links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None));
+        guarded?;
         crossing("attach-after-guards")?;
-        let ifindex = links.move_to(&Namespace::Host, home.ifindex, &pod, &plan.name, None).await?;
+        let ifindex = moved?;
         crossing("attach-after-move")?;
         let mut programs = Vec::new();
         if let Some(id) = attachment.endpoint.filter(|_| inside) {
@@ -305,48 +319,17 @@ impl Attacher {
         if let Some(id) = attachment.endpoint {
             programs = self.datapath(move |datapath| datapath.verify(id, ifindex)).await?;
         }
-        if let Some(mac) = plan.hardware_addr {
-            links.set_mac(&pod, ifindex, mac).await?;
-        }
-        if let Some(mtu) = plan.mtu {
-            links.set_mtu(&pod, ifindex, mtu).await?;
-        }
-        self.configure(plan, &pod, ifindex).await?;
+        let setup = Setup { mac: plan.hardware_addr, mtu: plan.mtu, ..setup(plan) };
+        links.configure(&pod, ifindex, &setup).await?;
         if let Some(id) = attachment.endpoint {
             self.datapath(move |datapath| datapath.set_ready(id, true)).await?;
         }
         crossing("attach-after-ready")?;
         links.set_up(&pod, ifindex, true).await?;
         crossing("attach-after-up")?;
-        self.route(plan, &pod, ifindex).await?;
+        // Routes need a link that is up.
+        links.add_routes(&pod, ifindex, &plan.routes).await?;
         Ok((ifindex, programs))
-    }
-
-    /// What an interface in the pod has before it is up.
-    pub(super) async fn configure(
-        &self,
-        plan: &InterfacePlan,
-        pod: &Namespace,
-        ifindex: u32,
-    ) -> Result<(), LinkError> {
-        self.links.set_sysctls(pod, ifindex, &sysctls(plan)).await?;
-        for address in &plan.addresses {
-            self.links.add_address(pod, ifindex, &pod_address(*address)).await?;
-        }
-        Ok(())
-    }
-
-    /// Routes need a link that is up.
-    pub(super) async fn route(
-        &self,
-        plan: &InterfacePlan,
-        pod: &Namespace,
-        ifindex: u32,
-    ) -> Result<(), LinkError> {
-        for route in &plan.routes {
-            self.links.add_route(pod, ifindex, route).await?;
-        }
-        Ok(())
     }
 }
 
@@ -370,6 +353,12 @@ pub(super) fn endpoint_spec(
         addresses: plan.addresses.clone(),
         mtu: plan.mtu.unwrap_or(link.mtu),
     })
+}
+
+/// What the interface of a pod has before it is up, whatever it is made of.
+pub(super) fn setup(plan: &InterfacePlan) -> Setup {
+    let addresses = plan.addresses.iter().map(|address| pod_address(*address)).collect();
+    Setup { mac: None, mtu: None, sysctls: sysctls(plan), addresses }
 }
 
 /// The allocator gave these addresses to this pod alone: waiting a second for the outcome of duplicate address

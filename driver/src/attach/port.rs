@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AttachError, Attacher, crossing, namespace_of};
+use super::{AttachError, Attacher, crossing, into_pod::setup, namespace_of};
 use crate::{
     claim::{Attachment, InterfacePlan, Port},
     datapath::{AttachedProgram, DatapathError, EndpointId, EndpointSpec, Placement},
@@ -57,13 +57,13 @@ impl Attacher {
         crossing("attach-after-programs")?;
         // Nothing of a pod sends around the programs of a host end: it needs no guards.
         crossing("attach-after-guards")?;
-        self.configure(plan, &pod, ends.pod).await?;
+        links.configure(&pod, ends.pod, &setup(plan)).await?;
         self.datapath(move |datapath| datapath.set_ready(id, true)).await?;
         crossing("attach-after-ready")?;
         links.open_pair(ends.host, self.ports).await?;
         links.set_up(&pod, ends.pod, true).await?;
         crossing("attach-after-up")?;
-        self.route(plan, &pod, ends.pod).await?;
+        links.add_routes(&pod, ends.pod, &plan.routes).await?;
         Ok((ends.pod, programs))
     }
 

@@ -280,7 +280,7 @@ impl Attacher {
                 links.set_sysctls(&pod, inside, &sysctls(plan)).await?;
                 links.add_address(&pod, inside, &pod_address(*address)).await?;
             }
-            Deviation::Route(route) => links.add_route(&pod, inside, route).await?,
+            Deviation::Route(route) => links.add_routes(&pod, inside, std::slice::from_ref(route)).await?,
             Deviation::Unguarded(_) => {
                 if let Some(id) = attachment.endpoint {
                     self.guard_as_before(id).await?;

@@ -4,6 +4,7 @@
 mod made;
 mod namespaces;
 mod pairs;
+mod setup;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +17,7 @@ use async_trait::async_trait;
 
 use super::{
     Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
-    Settings, Upper,
+    Settings, Setup, Upper,
 };
 
 /// One link with all it has where it is.
@@ -314,12 +315,6 @@ impl Links for FakeLinks {
         Ok(given)
     }
 
-    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
-        let mut state = self.change(namespace, ifindex, format!("set the MAC to {mac}"))?;
-        state.link(namespace, ifindex)?.home.link.mac = Some(mac);
-        Ok(())
-    }
-
     async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
         let mut state = self.change(namespace, ifindex, format!("set the MTU to {mtu}"))?;
         let link = state.link(namespace, ifindex)?;
@@ -333,6 +328,20 @@ impl Links for FakeLinks {
             });
         }
         link.home.link.mtu = mtu;
+        Ok(())
+    }
+
+    async fn configure(&self, namespace: &Namespace, ifindex: u32, setup: &Setup) -> Result<(), LinkError> {
+        if let Some(mac) = setup.mac {
+            self.set_mac(namespace, ifindex, mac)?;
+        }
+        if let Some(mtu) = setup.mtu {
+            self.set_mtu(namespace, ifindex, mtu).await?;
+        }
+        self.set_sysctls(namespace, ifindex, &setup.sysctls).await?;
+        for address in &setup.addresses {
+            self.add_address(namespace, ifindex, address).await?;
+        }
         Ok(())
     }
 
@@ -360,21 +369,13 @@ impl Links for FakeLinks {
         Ok(())
     }
 
-    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
-        let action = format!("add the route to {}", route.destination);
-        let mut state = self.change(namespace, ifindex, action.clone())?;
-        let home = &mut state.link(namespace, ifindex)?.home;
-        if !home.link.up {
-            return Err(LinkError::Kernel {
-                action,
-                link: home.link.name.clone(),
-                namespace: namespace.clone(),
-                source: io::Error::from_raw_os_error(libc::ENETDOWN),
-            });
-        }
-        home.routes.retain(|had| had != route);
-        home.routes.push(route.clone());
-        Ok(())
+    async fn add_routes(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        routes: &[Route],
+    ) -> Result<(), LinkError> {
+        routes.iter().try_for_each(|route| self.add_route(namespace, ifindex, route))
     }
 
     async fn replace_route(

@@ -12,6 +12,7 @@ mod probe;
 mod recipe;
 mod remake;
 mod restore;
+mod subject;
 mod sysctl;
 mod underlay;
 
@@ -27,16 +28,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{LinkAttribute, LinkFlags},
-};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
 
+use self::{
+    conversation::Conversation,
+    namespace::HostPath,
+    subject::{Subject, add_route, name_taken},
+};
 pub use self::probe::can_make;
-use self::{conversation::Conversation, decode::LinkFacts, namespace::HostPath};
 use super::{
-    Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route, Upper,
+    Address, Ends, Home, Link, LinkError, LinkRef, Links, Namespace, Pair, PairKind, Route, Setup, Upper,
 };
 
 /// Flags that an administrator sets on a link, apart from up: `IFF_NOARP`, `IFF_PROMISC`, `IFF_ALLMULTI`,
@@ -81,56 +83,6 @@ impl KernelLinks {
     fn host(&self) -> Option<&Path> {
         self.host.as_deref()
     }
-
-    async fn change_link(
-        &self,
-        namespace: &Namespace,
-        ifindex: u32,
-        attribute: LinkAttribute,
-        action: impl FnOnce() -> String,
-    ) -> Result<(), LinkError> {
-        let on = self.on(namespace, ifindex).await?;
-        let message = encode::link(ifindex, vec![attribute]);
-        let done = on.conversation.change(RouteNetlinkMessage::SetLink(message), 0).await;
-        done.map_err(|source| on.error(action(), source))
-    }
-}
-
-/// A link that is spoken about, for requests and for their errors.
-struct Subject {
-    conversation: Conversation,
-    namespace: Namespace,
-    link: String,
-}
-
-impl Subject {
-    fn error(&self, action: impl Into<String>, source: io::Error) -> LinkError {
-        if source.raw_os_error() == Some(libc::ENODEV) {
-            return LinkError::NotFound { link: self.link.clone(), namespace: self.namespace.clone() };
-        }
-        LinkError::Kernel {
-            action: action.into(),
-            link: self.link.clone(),
-            namespace: self.namespace.clone(),
-            source,
-        }
-    }
-
-    async fn facts(&self, link: &LinkRef) -> Result<LinkFacts, LinkError> {
-        let message = match link {
-            LinkRef::Index(index) => encode::link(*index, Vec::new()),
-            LinkRef::Name(name) => encode::link(0, vec![LinkAttribute::IfName(name.clone())]),
-        };
-        let found = self.conversation.get(RouteNetlinkMessage::GetLink(message)).await;
-        let found = found.map_err(|source| self.error("read the link", source))?;
-        found
-            .iter()
-            .find_map(|object| match object {
-                RouteNetlinkMessage::NewLink(message) => Some(decode::link(message)),
-                _ => None,
-            })
-            .ok_or_else(|| LinkError::NotFound { link: self.link.clone(), namespace: self.namespace.clone() })
-    }
 }
 
 #[async_trait]
@@ -169,18 +121,11 @@ impl Links for KernelLinks {
     }
 
     async fn set_up(&self, namespace: &Namespace, ifindex: u32, up: bool) -> Result<(), LinkError> {
-        let on = self.on(namespace, ifindex).await?;
-        let bit = LinkFlags::Up.bits();
-        let message = encode::flags(ifindex, if up { bit } else { 0 }, bit);
-        let done = on.conversation.change(RouteNetlinkMessage::SetLink(message), 0).await;
-        done.map_err(|source| on.error(if up { "set up" } else { "set down" }, source))
+        self.on(namespace, ifindex).await?.set_up(ifindex, up).await
     }
 
     async fn rename(&self, namespace: &Namespace, ifindex: u32, name: &str) -> Result<(), LinkError> {
-        let renamed = self.change_link(namespace, ifindex, LinkAttribute::IfName(name.to_owned()), || {
-            format!("rename to {name:?}")
-        });
-        name_taken(renamed.await, name, namespace)
+        self.on(namespace, ifindex).await?.rename(ifindex, name).await
     }
 
     async fn move_to(
@@ -217,23 +162,12 @@ impl Links for KernelLinks {
         Ok(there.facts(&LinkRef::Name(name.to_owned())).await?.link.ifindex)
     }
 
-    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
-        let attribute = LinkAttribute::Address(mac.0.to_vec());
-        self.change_link(namespace, ifindex, attribute, || format!("set the MAC to {mac}")).await
+    async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
+        self.on(namespace, ifindex).await?.set_mtu(ifindex, mtu).await
     }
 
-    async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
-        let on = self.on(namespace, ifindex).await?;
-        let message = encode::link(ifindex, vec![LinkAttribute::Mtu(mtu)]);
-        let Err(source) = on.conversation.change(RouteNetlinkMessage::SetLink(message), 0).await else {
-            return Ok(());
-        };
-        let action = match on.facts(&LinkRef::Index(ifindex)).await.map(|facts| facts.mtu_range) {
-            Ok((lowest, 0)) => format!("set the MTU to {mtu} (the link takes {lowest} and more)"),
-            Ok((lowest, highest)) => format!("set the MTU to {mtu} (the link takes {lowest} to {highest})"),
-            Err(_) => format!("set the MTU to {mtu}"),
-        };
-        Err(on.error(action, source))
+    async fn configure(&self, namespace: &Namespace, ifindex: u32, setup: &Setup) -> Result<(), LinkError> {
+        self.on(namespace, ifindex).await?.configure(self.host(), ifindex, setup).await
     }
 
     async fn add_address(
@@ -242,8 +176,7 @@ impl Links for KernelLinks {
         ifindex: u32,
         address: &Address,
     ) -> Result<(), LinkError> {
-        let on = self.on(namespace, ifindex).await?;
-        on.add_address(ifindex, address).await
+        self.on(namespace, ifindex).await?.add_address(ifindex, address).await
     }
 
     async fn remove_address(
@@ -265,21 +198,20 @@ impl Links for KernelLinks {
         Ok(())
     }
 
-    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
-        let on = self.on(namespace, ifindex).await?;
-        let message = RouteNetlinkMessage::NewRoute(encode::route(ifindex, route));
-        match on.conversation.change(message, NLM_F_CREATE | NLM_F_EXCL).await {
-            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
-                // Ours from an earlier run, or one through another link?
-                let (routes, _) = home::routes(&on, ifindex).await?;
-                let same = |had: &Route| had.destination == route.destination && had.gateway == route.gateway;
-                if routes.iter().any(same) {
-                    return Ok(());
-                }
-                Err(on.error(add_route(route), source))
-            }
-            done => done.map_err(|source| on.error(add_route(route), source)),
+    async fn add_routes(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        routes: &[Route],
+    ) -> Result<(), LinkError> {
+        if routes.is_empty() {
+            return Ok(());
         }
+        let on = self.on(namespace, ifindex).await?;
+        for route in routes {
+            on.add_route(ifindex, route).await?;
+        }
+        Ok(())
     }
 
     async fn replace_route(
@@ -303,9 +235,7 @@ impl Links for KernelLinks {
         if sysctls.is_empty() {
             return Ok(());
         }
-        let on = self.on(namespace, ifindex).await?;
-        let name = on.facts(&LinkRef::Index(ifindex)).await?.link.name;
-        on.write_sysctls(self.host(), name, sysctls.clone()).await
+        self.on(namespace, ifindex).await?.set_sysctls(self.host(), ifindex, sysctls).await
     }
 
     async fn remove_alt_name(
@@ -346,39 +276,5 @@ impl Links for KernelLinks {
 
     async fn restore(&self, ifindex: u32, home: &Home) -> Result<(), Vec<LinkError>> {
         restore::all(self, ifindex, home).await
-    }
-}
-
-impl Subject {
-    /// An address that is there already gets the flags and lifetime asked for.
-    async fn add_address(&self, ifindex: u32, address: &Address) -> Result<(), LinkError> {
-        let message = RouteNetlinkMessage::NewAddress(encode::address(ifindex, address));
-        let done = self.conversation.change(message, NLM_F_CREATE | NLM_F_REPLACE).await;
-        done.map_err(|source| self.error(format!("add the address {}", address.address), source))
-    }
-
-    async fn write_sysctls(
-        &self,
-        host: Option<&Path>,
-        name: String,
-        sysctls: BTreeMap<String, String>,
-    ) -> Result<(), LinkError> {
-        let written =
-            namespace::within(&self.namespace, host, move || sysctl::write(&name, &sysctls)).await?;
-        written.map_err(|(what, source)| self.error(format!("set the sysctl {what}"), source))
-    }
-}
-
-fn add_route(route: &Route) -> String {
-    let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
-    format!("add the route to {}{via} in table {}", route.destination, route.table)
-}
-
-fn name_taken<T>(result: Result<T, LinkError>, name: &str, namespace: &Namespace) -> Result<T, LinkError> {
-    match result {
-        Err(LinkError::Kernel { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
-            Err(LinkError::NameTaken { name: name.to_owned(), namespace: namespace.clone() })
-        }
-        other => other,
     }
 }

@@ -182,6 +182,19 @@ pub struct Neighbour {
     pub mac: MacAddr,
 }
 
+/// What an interface is given in its pod before it is up. The kernel is asked for one thing after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// Hardware address, if not the one it has.
+    pub mac: Option<MacAddr>,
+    /// MTU in bytes, if not the one it has.
+    pub mtu: Option<u32>,
+    /// Per-link sysctls, named as in [`Home::sysctls`].
+    pub sysctls: BTreeMap<String, String>,
+    /// Addresses, in this order.
+    pub addresses: Vec<Address>,
+}
+
 /// All that a link loses when it changes namespace, and its names: what "home as before" means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -348,10 +361,10 @@ pub trait Links: Send + Sync {
         name: &str,
         index: Option<u32>,
     ) -> Result<u32, LinkError>;
-    /// Hardware address.
-    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError>;
     /// MTU in bytes.
     async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError>;
+    /// Give an interface in a pod what it has before it is up.
+    async fn configure(&self, namespace: &Namespace, ifindex: u32, setup: &Setup) -> Result<(), LinkError>;
     /// Add an address.
     async fn add_address(
         &self,
@@ -366,8 +379,13 @@ pub trait Links: Send + Sync {
         ifindex: u32,
         address: IpAddr,
     ) -> Result<(), LinkError>;
-    /// Add a route through the link.
-    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError>;
+    /// Add routes through the link, which is up, up to the first that is refused.
+    async fn add_routes(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        routes: &[Route],
+    ) -> Result<(), LinkError>;
     /// Have a route through the link in the place of one to the same destination in the same table: at no moment is there
     /// none. One that is not there is added.
     async fn replace_route(

@@ -16,8 +16,7 @@ use netferry::{
         state::{MapPart, Wanted},
     },
     link::{
-        Address, Ends, Home, Link, LinkError, LinkRef, Links, MacAddr, Namespace, Pair, PairKind, Route,
-        Upper,
+        Address, Ends, Home, Link, LinkError, LinkRef, Links, Namespace, Pair, PairKind, Route, Setup, Upper,
     },
 };
 
@@ -93,9 +92,9 @@ impl<T: Links> Links for Interrupted<T> {
         self.link(from, "move_to")?;
         self.inner.move_to(from, ifindex, to, name, index).await
     }
-    async fn set_mac(&self, namespace: &Namespace, ifindex: u32, mac: MacAddr) -> Result<(), LinkError> {
-        self.link(namespace, "set_mac")?;
-        self.inner.set_mac(namespace, ifindex, mac).await
+    async fn configure(&self, namespace: &Namespace, ifindex: u32, setup: &Setup) -> Result<(), LinkError> {
+        self.link(namespace, "configure")?;
+        self.inner.configure(namespace, ifindex, setup).await
     }
     async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
         self.link(namespace, "set_mtu")?;
@@ -109,9 +108,14 @@ impl<T: Links> Links for Interrupted<T> {
         self.link(ns, "remove_address")?;
         self.inner.remove_address(ns, ifindex, address).await
     }
-    async fn add_route(&self, namespace: &Namespace, ifindex: u32, route: &Route) -> Result<(), LinkError> {
-        self.link(namespace, "add_route")?;
-        self.inner.add_route(namespace, ifindex, route).await
+    async fn add_routes(
+        &self,
+        namespace: &Namespace,
+        ifindex: u32,
+        routes: &[Route],
+    ) -> Result<(), LinkError> {
+        self.link(namespace, "add_routes")?;
+        self.inner.add_routes(namespace, ifindex, routes).await
     }
     async fn replace_route(
         &self,

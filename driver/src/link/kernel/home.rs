@@ -8,9 +8,10 @@ use netlink_packet_route::{
 };
 
 use super::{
-    Subject,
     decode::{self, Found, LinkFacts},
-    encode, namespace, recipe, sysctl,
+    encode, namespace, recipe,
+    subject::Subject,
+    sysctl,
 };
 use crate::link::{Address, Home, LinkError, LinkRef, Neighbour, Route};
 

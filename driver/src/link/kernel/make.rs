@@ -11,7 +11,7 @@ use netlink_packet_route::{
     },
 };
 
-use super::{KernelLinks, Subject, encode, namespace};
+use super::{KernelLinks, encode, namespace, subject::Subject};
 use crate::link::{
     Ends, IpvlanFlag, IpvlanMode, LinkError, LinkRef, MacvlanMode, Namespace, Pair, PairKind, SubInterface,
     Upper,

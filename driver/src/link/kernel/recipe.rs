@@ -8,7 +8,7 @@ use netlink_packet_route::link::{
     VlanFlags, VlanProtocol, VlanQosMapping,
 };
 
-use super::{Subject, decode::LinkFacts, home};
+use super::{decode::LinkFacts, home, subject::Subject};
 use crate::link::{
     IpvlanData, KindData, LinkError, LinkRef, MacAddr, MacvlanData, Parent, Recipe, VethData, VlanData,
 };

@@ -8,7 +8,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoVeth, LinkAttribute, LinkInfo},
 };
 
-use super::{KernelLinks, Subject, encode, make::name_taken, recipe, restore};
+use super::{KernelLinks, encode, make::name_taken, recipe, restore, subject::Subject};
 use crate::{
     link::{Home, KindData, Link, LinkError, LinkRef, Namespace, VethData},
     telemetry::chain,

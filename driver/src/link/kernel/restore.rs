@@ -8,7 +8,12 @@ use std::cmp::Reverse;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
 
-use super::{KernelLinks, SETTABLE_LINK_FLAGS, Subject, add_route, decode::LinkFacts, encode, home};
+use super::{
+    KernelLinks, SETTABLE_LINK_FLAGS,
+    decode::LinkFacts,
+    encode, home,
+    subject::{Subject, add_route},
+};
 use crate::link::{Address, Home, LinkError, LinkRef, Links as _, Namespace, Neighbour, Route};
 
 /// Errors so far; a failed part never stops the rest.
@@ -26,7 +31,7 @@ pub(super) async fn all(links: &KernelLinks, ifindex: u32, home: &Home) -> Resul
     let mut restore = Restore { links, on, ifindex, home, errors: Vec::new() };
     restore.names_and_settings(&now).await;
     restore.addresses_before_up().await;
-    let state = links.set_up(&Namespace::Host, ifindex, home.link.up).await;
+    let state = restore.on.set_up(ifindex, home.link.up).await;
     restore.note(state);
     restore.addresses_after_up().await;
     restore.neighbours().await;
@@ -55,11 +60,11 @@ impl Restore<'_> {
         let wanted = &home.link;
         let mac_differs = wanted.mac.is_some() && now.link.mac != wanted.mac;
         if now.link.up && (now.link.name != wanted.name || mac_differs || !wanted.up) {
-            let down = links.set_up(&Namespace::Host, ifindex, false).await;
+            let down = self.on.set_up(ifindex, false).await;
             self.note(down);
         }
         if now.link.name != wanted.name {
-            let renamed = links.rename(&Namespace::Host, ifindex, &wanted.name).await;
+            let renamed = self.on.rename(ifindex, &wanted.name).await;
             self.note(renamed);
         }
         for name in now.link.alt_names.difference(&wanted.alt_names) {
@@ -72,11 +77,11 @@ impl Restore<'_> {
             self.change(message, NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND, action).await;
         }
         if let (Some(mac), true) = (wanted.mac, mac_differs) {
-            let set = links.set_mac(&Namespace::Host, ifindex, mac).await;
+            let set = self.on.set_mac(ifindex, mac).await;
             self.note(set);
         }
         if now.link.mtu != wanted.mtu {
-            let set = links.set_mtu(&Namespace::Host, ifindex, wanted.mtu).await;
+            let set = self.on.set_mtu(ifindex, wanted.mtu).await;
             self.note(set);
         }
         let (had, has) = (&home.settings, &now.settings);
@@ -95,7 +100,7 @@ impl Restore<'_> {
             self.change(RouteNetlinkMessage::SetLink(message), 0, "set the flags").await;
         }
         // By the name it has now: the rename may have failed.
-        let sysctls = links.set_sysctls(&Namespace::Host, ifindex, &home.sysctls).await;
+        let sysctls = self.on.set_sysctls(links.host(), ifindex, &home.sysctls).await;
         self.note(sysctls);
         if let Some(token) = had.token.filter(|token| has.token != Some(*token)) {
             let message = encode::token(ifindex, token);

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
-use super::{KernelLinks, Subject, encode, ipsec};
+use super::{KernelLinks, encode, ipsec, subject::Subject};
 use crate::link::{
     LinkError, LinkRef, Namespace,
     underlay::{Tunnel, Underlay},
