@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -72,7 +75,7 @@ use crate::{
     nri::session::{NriConfig, SessionStatus},
     publish::publisher::{self, PublishOptions},
     query::server as query,
-    repair::{self, RepairWatch},
+    repair::{self, PodEvents, RepairWatch},
     sandbox::Sandboxes,
     status::{Backoff, Reporter},
 };
@@ -303,7 +306,10 @@ impl Parts {
         let drift = DriftWatch { links: KernelLinks::new(), datapath, store: Arc::clone(&store), told };
         tasks.spawn("drift watch", drift.watch(config.check_programs, stop.clone()));
         let told = repair::Tell::new(reporter.clone(), Arc::clone(&metrics), Arc::clone(&findings));
-        let repair = RepairWatch { attacher: Arc::clone(&attacher), events: watcher.settled(), told };
+        let (changed, pods) = mpsc::channel(1);
+        let pod_events = PodEvents { links: KernelLinks::new(), store: Arc::clone(&store) };
+        tasks.spawn("pod events", pod_events.watch(changed, stop.clone()));
+        let repair = RepairWatch { attacher: Arc::clone(&attacher), events: watcher.settled(), pods, told };
         tasks.spawn("repair", repair.watch(config.check_programs, stop.clone()));
 
         tokio::spawn(tell_kubelet(Arc::clone(&readiness), handover.registered.clone()));

@@ -1,22 +1,26 @@
 //! What is on the node is compared with what is wanted, from time to time and when the host's links change; drift is
 //! repaired, counted and told.
 //!
-//! Events are listened to on the host alone. A socket in each pod's namespace would be a thread or two and a receive
-//! buffer a pod, for what an ordinary pod cannot change; there, the timer looks.
+//! The kernel tells of what changes on the host and, by a socket for each pod, inside of pods. Of guards and of the maps it
+//! tells nothing: there the timer looks.
+
+mod pods;
 
 use std::{
     collections::BTreeSet,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, mpsc},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+pub use self::pods::PodEvents;
 use crate::{
     attach::{Attacher, Deviation, Extent, Mended, Problem, Repair},
     cluster::{Event, EventType, Subject},
@@ -25,10 +29,13 @@ use crate::{
     status::Reporter,
 };
 
+/// At how many ticks of the timer everything is looked into: of guards the kernel tells nothing, and of pods events tell first.
+const EVERYWHERE_AT: u32 = 10;
+
 /// Who is told.
 pub trait Told: Send + Sync {
     /// Everything that was found in a look, whether or not it was found in the look before.
-    fn found(&self, extent: Extent, repairs: &[Repair]);
+    fn found(&self, extent: &Extent, repairs: &[Repair]);
     /// What no checkpoint knows, and could not be cleared up.
     fn orphans(&self, problems: &[Problem]);
 }
@@ -39,33 +46,38 @@ pub struct RepairWatch<T> {
     pub attacher: Arc<Attacher>,
     /// Wakes when the host's links have changed.
     pub events: Arc<Notify>,
+    /// Pods in which something has changed, by the paths at which their namespaces are held.
+    pub pods: mpsc::Receiver<PathBuf>,
     /// Who is told.
     pub told: T,
 }
 
 impl<T: Told> RepairWatch<T> {
-    /// Look into everything every so often, and at the host when its links have changed, until `stop`.
-    pub async fn watch(self, every: Duration, stop: CancellationToken) {
+    /// Look at the host and the maps every so often, into everything at some of these times, and at the host or into a pod
+    /// when something has changed there, until `stop`.
+    pub async fn watch(mut self, every: Duration, stop: CancellationToken) {
+        let mut looks = 0_u32;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick is at once, before the runtime has told what lives.
         ticks.tick().await;
         loop {
+            let mut timer = false;
             let extent = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = ticks.tick() => Extent::Everywhere,
+                _ = ticks.tick() => {
+                    timer = true;
+                    looks = looks.wrapping_add(1);
+                    if looks.is_multiple_of(EVERYWHERE_AT) { Extent::Everywhere } else { Extent::Host }
+                }
                 () = self.events.notified() => Extent::Host,
+                Some(hold) = self.pods.recv() => Extent::Pod(hold),
             };
-            self.look(extent).await;
-        }
-    }
-
-    /// Look once.
-    pub async fn look(&self, extent: Extent) {
-        let repairs = self.attacher.repair(extent).await;
-        self.told.found(extent, &repairs);
-        if extent == Extent::Everywhere {
-            self.told.orphans(&self.attacher.clear_orphans().await);
+            let repairs = self.attacher.repair(extent.clone()).await;
+            self.told.found(&extent, &repairs);
+            if timer {
+                self.told.orphans(&self.attacher.clear_orphans().await);
+            }
         }
     }
 }
@@ -80,7 +92,7 @@ struct Known {
 impl Known {
     /// Those that are to be told. A repair is one each time; what stays as it is is one once. A look at the host alone
     /// does not tell that what is in pods is over.
-    fn news<'a>(&mut self, extent: Extent, repairs: &'a [Repair]) -> Vec<&'a Repair> {
+    fn news<'a>(&mut self, extent: &Extent, repairs: &'a [Repair]) -> Vec<&'a Repair> {
         let key = |repair: &Repair| format!("{} {}", repair.claim.uid, repair.note());
         let stays = |repair: &&Repair| repair.mended != Mended::Repaired;
         let news = repairs.iter().filter(|repair| !stays(repair) || !self.left.contains(&key(repair)));
@@ -88,7 +100,7 @@ impl Known {
         let now = repairs.iter().filter(stays).map(key);
         match extent {
             Extent::Everywhere => self.left = now.collect(),
-            Extent::Host => self.left.extend(now),
+            Extent::Host | Extent::Pod(_) => self.left.extend(now),
         }
         news
     }
@@ -127,11 +139,11 @@ impl Tell {
 }
 
 impl Told for Tell {
-    fn found(&self, extent: Extent, repairs: &[Repair]) {
+    fn found(&self, extent: &Extent, repairs: &[Repair]) {
         // What the pod may do with its own interface is no fault of the device; one that is missing is in its record.
         let wrong = repairs.iter().filter(|repair| matches!(repair.mended, Mended::Failed(_)));
         let wrong = wrong.map(|repair| (repair.claim.clone(), repair.interface.clone(), repair.note()));
-        self.findings.looked(Supervisor::Interfaces, extent == Extent::Everywhere, wrong);
+        self.findings.looked(Supervisor::Interfaces, *extent == Extent::Everywhere, wrong);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for repair in known.news(extent, repairs) {
             let Repair { claim, pod, found, mended, .. } = repair;
@@ -179,16 +191,16 @@ mod tests {
         let mut known = Known::default();
         let down = [repair(Deviation::Down, Mended::Left)];
         let up = [repair(Deviation::HostDown, Mended::Repaired)];
-        assert_eq!(known.news(Extent::Everywhere, &down).len(), 1);
-        assert_eq!(known.news(Extent::Everywhere, &down).len(), 0);
+        assert_eq!(known.news(&Extent::Everywhere, &down).len(), 1);
+        assert_eq!(known.news(&Extent::Everywhere, &down).len(), 0);
         // A look at the host sees nothing of the pod.
-        assert_eq!(known.news(Extent::Host, &up).len(), 1);
-        assert_eq!(known.news(Extent::Everywhere, &down).len(), 0);
-        assert_eq!(known.news(Extent::Everywhere, &up).len(), 1, "each repair is one");
-        assert_eq!(known.news(Extent::Everywhere, &down).len(), 1, "it was up between");
+        assert_eq!(known.news(&Extent::Host, &up).len(), 1);
+        assert_eq!(known.news(&Extent::Everywhere, &down).len(), 0);
+        assert_eq!(known.news(&Extent::Everywhere, &up).len(), 1, "each repair is one");
+        assert_eq!(known.news(&Extent::Everywhere, &down).len(), 1, "it was up between");
         let failed = [repair(Deviation::HostDown, Mended::Failed("no".into()))];
-        assert_eq!(known.news(Extent::Host, &failed).len(), 1);
-        assert_eq!(known.news(Extent::Host, &failed).len(), 0);
+        assert_eq!(known.news(&Extent::Host, &failed).len(), 1);
+        assert_eq!(known.news(&Extent::Host, &failed).len(), 0);
     }
 
     #[test]

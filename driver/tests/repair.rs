@@ -17,11 +17,12 @@ use netferry::{
     attach::{Attacher, Extent, Mended, Problem, Repair},
     datapath::Datapath as _,
     device::watch::{WatchOptions, start},
-    repair::{RepairWatch, Told},
+    repair::{PodEvents, RepairWatch, Told},
 };
 use netferry_common::{AddressKey, LimitKey, Member, MemberKey, Slot, endpoint::ADDR_OWN, maps, slot};
 use pods::{BLUE, Node, port, v4};
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use world::World;
 
@@ -303,8 +304,8 @@ async fn what_no_checkpoint_knows_is_cleared_up() {
 struct Seen(Arc<Mutex<Vec<(Extent, Repair)>>>);
 
 impl Told for Seen {
-    fn found(&self, extent: Extent, repairs: &[Repair]) {
-        self.0.lock().expect("lock").extend(repairs.iter().map(|repair| (extent, repair.clone())));
+    fn found(&self, extent: &Extent, repairs: &[Repair]) {
+        self.0.lock().expect("lock").extend(repairs.iter().map(|repair| (extent.clone(), repair.clone())));
     }
     fn orphans(&self, problems: &[Problem]) {
         assert_eq!(problems, []);
@@ -330,7 +331,9 @@ async fn an_event_of_the_host_is_enough() {
         runtime.block_on(async {
             let held = std::collections::BTreeSet::<String>::new;
             let links = start(WatchOptions::default(), Arc::new(held), token.clone()).await.expect("watch");
-            let watch = RepairWatch { attacher: worker, events: links.settled(), told };
+            // Nobody tells of pods.
+            let watch =
+                RepairWatch { attacher: worker, events: links.settled(), pods: mpsc::channel(1).1, told };
             watch.watch(Duration::from_hours(1), token).await;
         });
     });
@@ -351,4 +354,73 @@ async fn an_event_of_the_host_is_enough() {
     watching.join().expect("the watch");
     assert_eq!(attacher.give_back("s0").await.problems, []);
     pods.assert_nothing_left("after the return");
+}
+
+/// Waits until a look at a pod has told of something, and takes it.
+async fn told_of_a_pod(seen: &Seen, what: &str) -> Vec<&'static str> {
+    for _ in 0..600 {
+        let told = std::mem::take(&mut *seen.0.lock().expect("lock"));
+        let repaired: Vec<Repair> = told.into_iter().map(|(_, repair)| repair).collect();
+        let items = items(&repaired, &Mended::Repaired);
+        if !items.is_empty() {
+            return items;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{what}: nobody noticed")
+}
+
+/// The timer of this test never comes, and nobody tells of the host: it is the event in the pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_inside_of_a_pod_is_enough() {
+    let Some(world) = World::new("an_event_inside_of_a_pod_is_enough") else { return };
+    world.claim();
+    let store = world.places.store();
+    let attacher = Arc::new(Attacher::new(
+        Arc::new(world.places.links()),
+        Arc::new(world.places.namespaces()),
+        Arc::new(world.places.datapath()),
+        Arc::clone(&store),
+    ));
+    let (seen, stop) = (Seen::default(), CancellationToken::new());
+    let (changed, pods) = mpsc::channel(1);
+    let listening = PodEvents { links: world.places.links(), store: Arc::clone(&store) };
+    let listening = tokio::spawn(listening.watch(changed, stop.clone()));
+    let events = Arc::default();
+    let watch = RepairWatch { attacher: Arc::clone(&attacher), events, pods, told: seen.clone() };
+    let watching = tokio::spawn(watch.watch(Duration::from_hours(1), stop.clone()));
+    attacher.attach(&world.places.sandbox()).await.expect("attach");
+    // The listener begins a moment after the attach.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.pod.ip("route del 10.7.0.0/16");
+    assert_eq!(told_of_a_pod(&seen, "a route").await, ["route"]);
+    world.pod.ip("addr flush dev net1");
+    assert!(told_of_a_pod(&seen, "addresses").await.contains(&"address"));
+    assert!(world.pod.ip("addr show dev net1").contains("198.51.100.7/24"));
+    // The socket of a listener is of the namespace that it keeps alive.
+    assert!(listened_to(&world.pod.path), "the test sees the listener");
+    assert_eq!(attacher.give_back_links("s1").await.problems, []);
+    let mut left = 50;
+    while listened_to(&world.pod.path) {
+        assert!(left > 0, "the listener outlives the interfaces");
+        left -= 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.cancel();
+    listening.await.expect("the listener");
+    watching.await.expect("the watch");
+    attacher.finish_removals().await;
+    world.assert_home("after the return");
+}
+
+/// Whether this process has a netlink socket with memberships in a namespace.
+fn listened_to(netns: &Path) -> bool {
+    let mut table = Command::new("nsenter");
+    table.arg(format!("--net={}", netns.display())).args(["cat", "/proc/net/netlink"]);
+    let table = table.output().expect("nsenter");
+    let table = String::from_utf8(table.stdout).expect("text");
+    // Protocol 0 is NETLINK_ROUTE, the fourth column its groups.
+    table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|columns| {
+        columns.get(1) == Some(&"0") && columns.get(3).is_some_and(|groups| *groups != "00000000")
+    })
 }

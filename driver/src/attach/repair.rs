@@ -2,7 +2,7 @@
 //!
 //! Programs are looked after by [`crate::drift`], which has to see their order.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     AttachError, Attacher,
@@ -22,10 +22,12 @@ use crate::{
 };
 
 /// What was looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// Only what is on the host: for its netlink events, which tell nothing of pods.
     Host,
+    /// One pod, by the path at which its network namespace is held, on the host and inside.
+    Pod(PathBuf),
     /// Inside of pods as well.
     Everywhere,
 }
@@ -89,6 +91,9 @@ impl Attacher {
     /// interface is changed only in its turn, and only if it is still attached then, as it was planned.
     pub async fn repair(&self, extent: Extent) -> Vec<Repair> {
         let mut subjects = self.attached();
+        if let Extent::Pod(hold) = &extent {
+            subjects.retain(|subject| subject.attachment.sandbox.hold == *hold);
+        }
         self.forget_guarded();
         let Ok(host) = self.links.list(&Namespace::Host).await else { return Vec::new() };
         for subject in &mut subjects {
@@ -108,7 +113,7 @@ impl Attacher {
             }
             let _turn = self.turns.of(|| self.parts_of_claim(&subject.claim.uid)).await;
             if self.still_attached(&subject) {
-                repairs.extend(self.repair_one(subject, extent, maps).await);
+                repairs.extend(self.repair_one(subject, &extent, maps).await);
             }
         }
         repairs
@@ -156,11 +161,11 @@ impl Attacher {
         };
     }
 
-    async fn repair_one(&self, mut subject: Subject, extent: Extent, maps: bool) -> Vec<Repair> {
+    async fn repair_one(&self, mut subject: Subject, extent: &Extent, maps: bool) -> Vec<Repair> {
         let host = self.links.list(&Namespace::Host).await.unwrap_or_default();
         self.find_end(&mut subject, &host).await;
         let mut found = host_deviations(&subject);
-        if extent == Extent::Everywhere {
+        if *extent != Extent::Host {
             // Its namespace is held, but the pod has ended: the sweep takes care of its links.
             if !self.may_live(&subject.attachment.sandbox).await {
                 return Vec::new();
@@ -179,7 +184,7 @@ impl Attacher {
             found.extend(self.unguarded(&subject).await);
         }
         let mut all = Vec::new();
-        if extent == Extent::Everywhere {
+        if *extent != Extent::Host {
             let lost = found.contains(&Deviation::Missing);
             all.extend(self.note_lost(&subject, lost).await.map(|mended| (Deviation::Missing, mended)));
         }

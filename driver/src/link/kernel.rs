@@ -3,6 +3,7 @@
 mod conversation;
 mod decode;
 mod encode;
+mod events;
 mod home;
 pub mod identity;
 mod ipsec;
@@ -36,7 +37,7 @@ use self::{
     namespace::HostPath,
     subject::{Subject, add_route, name_taken},
 };
-pub use self::probe::can_make;
+pub use self::{events::Events, probe::can_make};
 use super::{
     Address, Ends, Home, Link, LinkError, LinkRef, Links, Namespace, Pair, PairKind, Route, Setup, Upper,
 };
