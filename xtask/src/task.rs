@@ -1,5 +1,7 @@
 //! The tasks of the command line, and which file runs each.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -31,7 +33,11 @@ pub(crate) enum Task {
     /// Write what is made: the CustomResourceDefinition from the Rust types, the Helm chart from manifests/base.
     Codegen(codegen::Options),
     /// Check manifests/ as the API server would read it.
-    Manifests,
+    Manifests {
+        /// Instead, write down which requests the driver made, of an API server's audit log
+        #[arg(long, value_name = "AUDIT_LOG")]
+        record: Option<PathBuf>,
+    },
 }
 
 impl Task {
@@ -49,7 +55,8 @@ impl Task {
             Task::Bench(options) => bench::run(options),
             Task::Image(options) => image::run(options),
             Task::Codegen(options) => codegen::run(options),
-            Task::Manifests => manifests::run(),
+            Task::Manifests { record: None } => manifests::run(),
+            Task::Manifests { record: Some(log) } => manifests::record(&log),
         }
     }
 }

@@ -27,7 +27,7 @@ pub const RIGHTS: &[Right] = &[
     all("", "nodes", &["get"]),
     all("", "pods", &["get", "list", "watch"]),
     all("", "namespaces", &["get", "list", "watch"]),
-    all("resource.k8s.io", "resourceslices", &["get", "list", "watch", "create", "update", "delete"]),
+    all("resource.k8s.io", "resourceslices", &["list", "watch", "create", "update", "delete"]),
     all("resource.k8s.io", "resourceclaims", &["get", "list", "watch"]),
     Right { subresource: "status", ..all("resource.k8s.io", "resourceclaims", &["patch"]) },
     Right {
@@ -36,7 +36,7 @@ pub const RIGHTS: &[Right] = &[
         ..all("resource.k8s.io", "resourceclaims", &["associated-node:patch", "associated-node:update"])
     },
     Right { name: "kubernetes", ..all("discovery.k8s.io", "endpointslices", &["get"]) },
-    all("netferry.dev", "networks", &["get", "list", "watch", "patch"]),
+    all("netferry.dev", "networks", &["list", "watch", "patch"]),
     Right { subresource: "status", ..all("netferry.dev", "networks", &["patch"]) },
     all("events.k8s.io", "events", &["create", "patch"]),
     Right {
