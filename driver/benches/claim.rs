@@ -2,10 +2,10 @@
 //!
 //! `cargo xtask bench` runs it; the numbers are in docs/benchmarks.md.
 
-#[path = "wire/machine.rs"]
-mod cpu;
 #[path = "claim/host.rs"]
 mod host;
+#[path = "wire/machine.rs"]
+mod machine;
 #[path = "claim/many.rs"]
 mod many;
 #[path = "../tests/support/netns.rs"]
@@ -45,7 +45,7 @@ fn main() {
         .measurement_time(Duration::from_secs(8))
         .sample_size(50)
         .configure_from_args();
-    cpu::print();
+    machine::print();
     prepare(&mut criterion, &runtime);
     let listed = attach(&mut criterion, &runtime);
     many::run(&runtime);

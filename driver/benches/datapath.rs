@@ -20,6 +20,8 @@ mod cost;
 #[allow(dead_code, missing_docs, unreachable_pub, reason = "shared with the tests")]
 #[path = "../tests/vectors/frames.rs"]
 mod frames;
+#[path = "wire/machine.rs"]
+mod machine;
 #[allow(
     dead_code,
     missing_docs,
@@ -49,6 +51,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     wire::isolate()?;
+    machine::print();
     if options.wants("programs") {
         cost::cost_of_load();
         cost::cost_of_a_frame();

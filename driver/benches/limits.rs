@@ -6,6 +6,8 @@
 mod frames;
 #[path = "../tests/datapath/world.rs"]
 mod host;
+#[path = "wire/machine.rs"]
+mod machine;
 #[path = "../tests/matrix/oracle.rs"]
 mod oracle;
 #[path = "../tests/matrix/tap.rs"]
@@ -37,6 +39,7 @@ fn main() {
         println!("limits: not root, nothing is measured");
         return;
     }
+    machine::print();
     let node = Node::new();
     for (of, station) in [("pod", POD), ("peer", PEER), ("other", station_at(oracle::Destination::Other))] {
         node.pair(of, &station);

@@ -5,6 +5,8 @@
 
 #[path = "scale/blocks.rs"]
 mod blocks;
+#[path = "wire/machine.rs"]
+mod machine;
 #[path = "scale/nodes.rs"]
 mod nodes;
 #[path = "scale/objects.rs"]
@@ -67,6 +69,7 @@ fn main() {
             number => simulate(number.parse().expect("a number of networks")),
         };
     }
+    machine::print();
     println!("{NODES} nodes, {CLAIMS} claims, seen from one node");
     traffic();
     for simulated in [PART, "5000", "1000", "100", "20", BLOCKS] {

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: the driver's benchmarks, on real namespaces where root runs them.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
@@ -18,6 +18,9 @@ pub(crate) struct Options {
     ebpf: build_ebpf::Options,
     /// Benchmarks to run (`claim`, `datapath`); all of them if none is named.
     names: Vec<String>,
+    /// A path for `datapath` to measure that is there already: the network namespaces of two pods and the address of the second
+    #[arg(long = "extern", value_name = "NAME=CLIENT_NETNS,SERVER_NETNS,ADDRESS")]
+    externals: Vec<String>,
     /// Options for the benchmarks, after `--`.
     #[arg(last = true)]
     rest: Vec<String>,
@@ -29,6 +32,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         setup::tests()?;
     }
     build_ebpf::run(&options.ebpf)?;
+    if !options.externals.is_empty() && options.names != ["datapath"] {
+        bail!("--extern is for the benchmark datapath: cargo xtask bench datapath --extern …");
+    }
     let mut bench = cargo();
     bench.args(["bench", "--locked", "--package", "netferry"]);
     if options.names.is_empty() {
@@ -37,5 +43,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for name in &options.names {
         bench.args(["--bench", name]);
     }
-    run_command(bench.arg("--").args(&options.rest))
+    bench.arg("--").args(&options.rest);
+    for path in &options.externals {
+        bench.args(["--extern", path]);
+    }
+    run_command(&mut bench)
 }

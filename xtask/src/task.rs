@@ -56,7 +56,7 @@ impl Task {
             Task::Image(options) => image::run(options),
             Task::Codegen(options) => codegen::run(options),
             Task::Manifests { record: None } => manifests::run(),
-            Task::Manifests { record: Some(log) } => manifests::record(&log),
+            Task::Manifests { record: Some(log) } => manifests::record(log),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Loads, and how one is put on a path.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -107,16 +107,17 @@ impl Window {
 pub(crate) struct Ends<'a> {
     pub(crate) client: &'a Netns,
     pub(crate) server: &'a Netns,
-    pub(crate) to: Ipv4Addr,
+    pub(crate) to: IpAddr,
 }
 
 /// Puts a load on a path.
 pub(crate) fn put(ends: &Ends<'_>, run: &Run) -> Result<Sample> {
     let (told, port) = channel();
     let Run { test, server, .. } = *run;
+    let any = any(ends.to);
     let served = ends.server.spawn(move || {
         cpu::pin(server)?;
-        serve(test, &told)
+        serve(test, any, &told)
     });
     // What a server cannot say because it failed, it says with its answer.
     let Ok(port) = port.recv_timeout(PATIENCE) else {
@@ -126,7 +127,7 @@ pub(crate) fn put(ends: &Ends<'_>, run: &Run) -> Result<Sample> {
             .err()
             .context("no port")?);
     };
-    let (to, of) = (SocketAddrV4::new(ends.to, port), run.clone());
+    let (to, of) = (SocketAddr::new(ends.to, port), run.clone());
     let driven = ends.client.spawn(move || {
         cpu::pin(of.client)?;
         drive(&of, to)
@@ -139,18 +140,26 @@ pub(crate) fn put(ends: &Ends<'_>, run: &Run) -> Result<Sample> {
     Ok(sample)
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn serve(test: Test, port: &Sender<u16>) -> Result<()> {
-    match test {
-        Test::Rr => tcp::answer(port),
-        Test::Crr => tcp::answer_each(port),
-        Test::Stream => tcp::swallow(port),
-        Test::Udp => udp::count(port),
+/// Every address of the family of this one.
+pub(crate) const fn any(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     }
 }
 
-fn drive(run: &Run, to: SocketAddrV4) -> Result<Sample> {
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn serve(test: Test, any: IpAddr, port: &Sender<u16>) -> Result<()> {
+    match test {
+        Test::Rr => tcp::answer(any, port),
+        Test::Crr => tcp::answer_each(any, port),
+        Test::Stream => tcp::swallow(any, port),
+        Test::Udp => udp::count(any, port),
+    }
+}
+
+fn drive(run: &Run, to: SocketAddr) -> Result<Sample> {
     match run.test {
         Test::Rr => tcp::ask(run, to),
         Test::Crr => tcp::ask_each(run, to),

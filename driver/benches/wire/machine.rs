@@ -14,6 +14,10 @@ pub(crate) fn print() {
         model.map_or("unknown processor", |(_, model)| model),
         release.trim()
     );
+    let virtual_machine = cpus
+        .lines()
+        .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor"));
+    println!("{}", if virtual_machine { "a virtual machine" } else { "no hypervisor is seen" });
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("load when this began: {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
     let mut by_state: BTreeMap<String, Vec<String>> = BTreeMap::new();

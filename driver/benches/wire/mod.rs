@@ -2,6 +2,7 @@
 
 mod bare;
 mod cpu;
+mod external;
 mod load;
 mod netns;
 mod options;
@@ -22,6 +23,7 @@ use serde_json::json;
 pub(crate) use netns::isolate;
 pub(crate) use options::Options;
 
+use external::External;
 use load::{Run, Sample, Test};
 use ours::Node;
 use paths::Path;
@@ -43,7 +45,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut paths = Vec::new();
     for name in names {
         println!("making the path {name}");
-        paths.push(Path::new(name, &mut node)?);
+        paths.push(match options.externals.iter().find(|path| path.name == name) {
+            Some(external) => Path::external(external)?,
+            None => Path::new(&name, &mut node)?,
+        });
     }
     let meter = cpu::Meter::new(&[client, server])?;
     let run = |test, seconds| Run {
@@ -53,12 +58,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         server,
         meter: meter.clone(),
     };
+    if tests.contains(&Test::Crr) {
+        options.externals.iter().try_for_each(External::takes_connections)?;
+    }
     for path in &paths {
         load::put(&path.pods.ends(), &run(Test::Rr, 0.1))
             .and_then(|_| (path.evidence)())
             .with_context(|| format!("traffic on the path {}", path.name))?;
     }
-    let mut results = Results::new(&paths.iter().map(|path| path.name).collect::<Vec<_>>());
+    let mut results = Results::new(paths.iter().map(|path| path.name.clone()).collect());
     let start = Instant::now();
     for round in 0..options.rounds {
         for test in &tests {
@@ -68,9 +76,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             for path in paths[first..].iter().chain(&paths[..first]) {
                 let sample = load::put(&path.pods.ends(), &run)
                     .with_context(|| format!("{} on the path {}, round {round}", test.name(), path.name))?;
-                results.add(path.name, *test, round, sample);
+                results.add(&path.name, *test, round, sample);
                 if let Some(raw) = &mut raw {
-                    writeln!(raw, "{}", line(path.name, *test, round, &sample)).context("--raw")?;
+                    writeln!(raw, "{}", line(&path.name, *test, round, &sample)).context("--raw")?;
                 }
             }
         }

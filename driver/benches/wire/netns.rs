@@ -43,6 +43,15 @@ impl Netns {
         Ok(netns)
     }
 
+    /// One that is there: by its name below `/run/netns`, or by a path.
+    pub(crate) fn open(name: &str) -> Result<Self> {
+        let path = if name.contains('/') { name.into() } else { format!("/run/netns/{name}") };
+        let netns =
+            Self(Arc::new(File::open(&path).with_context(|| format!("no network namespace at {path}"))?));
+        netns.run(|| Ok(())).with_context(|| format!("{path} is no network namespace"))?;
+        Ok(netns)
+    }
+
     /// What `ip link set DEV netns` takes.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())

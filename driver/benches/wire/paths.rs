@@ -2,11 +2,12 @@
 
 use std::any::Any;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::bare::{self, Jump};
+use super::external::External;
 use super::load::Ends;
 use netferry::network::transport::Headers;
 
@@ -38,7 +39,7 @@ const NFT_PREFIXES: u32 = 10_000;
 
 /// A path that carries traffic.
 pub(crate) struct Path {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) pods: Pods,
     /// Says, after traffic of at least a hundred frames each way, whether it took this path.
     pub(crate) evidence: Evidence,
@@ -51,7 +52,7 @@ pub(crate) type Evidence = Box<dyn Fn() -> Result<()>>;
 
 impl Path {
     /// Makes the path of a name.
-    pub(crate) fn new(name: &'static str, node: &mut Node) -> Result<Self> {
+    pub(crate) fn new(name: &str, node: &mut Node) -> Result<Self> {
         let made = match name {
             "direct" => direct(),
             "bridge" => bridge(),
@@ -71,7 +72,15 @@ impl Path {
             _ => bail!("no path {name}"),
         };
         let (pods, evidence, keep) = made.with_context(|| format!("make the path {name}"))?;
-        Ok(Self { name, pods, evidence, _keep: keep })
+        Ok(Self { name: name.to_owned(), pods, evidence, _keep: keep })
+    }
+}
+
+impl Path {
+    /// A path that somebody else has made.
+    pub(crate) fn external(of: &External) -> Result<Self> {
+        let (pods, evidence) = of.pods()?;
+        Ok(Self { name: of.name.clone(), pods, evidence, _keep: Vec::new() })
     }
 }
 
@@ -83,14 +92,19 @@ pub(crate) struct Pods {
     pub(crate) host: Netns,
     pub(crate) client: Netns,
     pub(crate) server: Netns,
-    to: Ipv4Addr,
+    to: IpAddr,
 }
 
 impl Pods {
     /// Three namespaces with nothing in them.
     pub(crate) fn new() -> Result<Self> {
         let (host, client, server) = (Netns::new()?, Netns::new()?, Netns::new()?);
-        Ok(Self { host, client, server, to: Ipv4Addr::new(10, 77, 0, 2) })
+        Ok(Self { host, client, server, to: address(2).into() })
+    }
+
+    /// Two namespaces that are there already, and the server's address.
+    pub(crate) fn there(client: Netns, server: Netns, to: IpAddr) -> Result<Self> {
+        Ok(Self { host: Netns::new()?, client, server, to })
     }
 
     /// With a veth pair each: `h1` and `h2` at the host, `eth0` in the pods, without addresses.
@@ -223,7 +237,7 @@ fn forward() -> Result<Parts> {
         netns.ip("link set eth0 up")?;
         netns.ip(&format!("route add default via 10.77.{pod}.254"))?;
     }
-    pods.to = Ipv4Addr::new(10, 77, 2, 2);
+    pods.to = Ipv4Addr::new(10, 77, 2, 2).into();
     let evidence = through_host(&pods.host);
     Ok((pods, evidence, vec![]))
 }

@@ -4,20 +4,20 @@ use super::load::{Sample, Test};
 
 /// Samples by path and load.
 pub(crate) struct Results {
-    paths: Vec<&'static str>,
-    samples: Vec<(&'static str, Test, u32, Sample)>,
+    paths: Vec<String>,
+    samples: Vec<(String, Test, u32, Sample)>,
 }
 
 /// Paths that others are compared with.
 const BASES: [&str; 4] = ["direct", "bridge", "bridge-nft", "vxlan-bridge"];
 
 impl Results {
-    pub(crate) fn new(paths: &[&'static str]) -> Self {
-        Self { paths: paths.to_vec(), samples: Vec::new() }
+    pub(crate) fn new(paths: Vec<String>) -> Self {
+        Self { paths, samples: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, path: &'static str, test: Test, round: u32, sample: Sample) {
-        self.samples.push((path, test, round, sample));
+    pub(crate) fn add(&mut self, path: &str, test: Test, round: u32, sample: Sample) {
+        self.samples.push((path.to_owned(), test, round, sample));
     }
 
     /// A Markdown table for each load.
@@ -32,7 +32,8 @@ impl Results {
             println!("\n{title}: median (least to most); ratios are medians of the rounds' ratios\n");
             let mut header = format!("| path | {unit} |");
             let mut rule = String::from("|---|---|");
-            let bases: Vec<_> = BASES.into_iter().filter(|base| self.paths.contains(base)).collect();
+            let bases: Vec<_> =
+                BASES.into_iter().filter(|base| self.paths.iter().any(|path| path == base)).collect();
             for base in &bases {
                 header.extend([" of ", *base, " |"]);
                 rule += "---|";

@@ -1,7 +1,7 @@
 //! Loads over TCP.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result};
@@ -11,21 +11,21 @@ use super::load::{Run, Sample, Window};
 /// Bytes of one write of a stream.
 const CHUNK: usize = 128 << 10;
 
-fn listen(port: &Sender<u16>) -> Result<TcpListener> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context("listen")?;
+fn listen(any: IpAddr, port: &Sender<u16>) -> Result<TcpListener> {
+    let listener = TcpListener::bind((any, 0)).context("listen")?;
     port.send(listener.local_addr()?.port())?;
     Ok(listener)
 }
 
-fn connect(to: SocketAddrV4) -> Result<TcpStream> {
+fn connect(to: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
 /// Gives back each byte.
-pub(crate) fn answer(port: &Sender<u16>) -> Result<()> {
-    let (mut stream, _) = listen(port)?.accept()?;
+pub(crate) fn answer(any: IpAddr, port: &Sender<u16>) -> Result<()> {
+    let (mut stream, _) = listen(any, port)?.accept()?;
     stream.set_nodelay(true)?;
     let mut byte = [0];
     while stream.read(&mut byte)? > 0 {
@@ -41,7 +41,7 @@ fn transact(stream: &mut TcpStream) -> Result<()> {
 }
 
 /// Transactions over one connection.
-pub(crate) fn ask(run: &Run, to: SocketAddrV4) -> Result<Sample> {
+pub(crate) fn ask(run: &Run, to: SocketAddr) -> Result<Sample> {
     let mut stream = connect(to)?;
     let window = Window::open(run, || transact(&mut stream))?;
     let mut count = 0;
@@ -56,8 +56,8 @@ pub(crate) fn ask(run: &Run, to: SocketAddrV4) -> Result<Sample> {
 }
 
 /// Gives back one byte on each connection, until one brings none.
-pub(crate) fn answer_each(port: &Sender<u16>) -> Result<()> {
-    let listener = listen(port)?;
+pub(crate) fn answer_each(any: IpAddr, port: &Sender<u16>) -> Result<()> {
+    let listener = listen(any, port)?;
     loop {
         let (mut stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
@@ -76,7 +76,7 @@ pub(crate) fn answer_each(port: &Sender<u16>) -> Result<()> {
 }
 
 /// Transactions over a connection each.
-pub(crate) fn ask_each(run: &Run, to: SocketAddrV4) -> Result<Sample> {
+pub(crate) fn ask_each(run: &Run, to: SocketAddr) -> Result<Sample> {
     let once = || transact(&mut connect(to)?);
     let window = Window::open(run, once)?;
     let mut count = 0;
@@ -90,15 +90,15 @@ pub(crate) fn ask_each(run: &Run, to: SocketAddrV4) -> Result<Sample> {
 }
 
 /// Reads whatever comes.
-pub(crate) fn swallow(port: &Sender<u16>) -> Result<()> {
-    let (mut stream, _) = listen(port)?.accept()?;
+pub(crate) fn swallow(any: IpAddr, port: &Sender<u16>) -> Result<()> {
+    let (mut stream, _) = listen(any, port)?.accept()?;
     let mut chunk = vec![0; CHUNK];
     while stream.read(&mut chunk)? > 0 {}
     Ok(())
 }
 
 /// Writes as much as goes. What is counted was written, not read; the difference is a few megabytes at the most.
-pub(crate) fn pour(run: &Run, to: SocketAddrV4) -> Result<Sample> {
+pub(crate) fn pour(run: &Run, to: SocketAddr) -> Result<Sample> {
     let mut stream = connect(to)?;
     let chunk = vec![7; CHUNK];
     let window = Window::open(run, || Ok(stream.write_all(&chunk)?))?;

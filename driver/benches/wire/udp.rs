@@ -1,6 +1,6 @@
 //! Datagrams, as many as go.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
-use super::load::{Run, Sample, Window};
+use super::load::{Run, Sample, Window, any};
 
 /// Data of a datagram: with its headers a frame of the least length that Ethernet has, without its checksum.
 const DATA: [u8; 18] = [7; 18];
@@ -21,8 +21,8 @@ static ARRIVED: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// Counts datagrams until one of a single byte.
-pub(crate) fn count(port: &Sender<u16>) -> Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("bind")?;
+pub(crate) fn count(any: IpAddr, port: &Sender<u16>) -> Result<()> {
+    let socket = UdpSocket::bind((any, 0)).context("bind")?;
     setsockopt(&socket, RcvBufForce, &BUFFER).context("enlarge the buffer of the receiver")?;
     ENDED.store(false, Ordering::Release);
     port.send(socket.local_addr()?.port())?;
@@ -35,8 +35,9 @@ pub(crate) fn count(port: &Sender<u16>) -> Result<()> {
 }
 
 /// Sends as many as go. Those are counted that the receiver read meanwhile.
-pub(crate) fn flood(run: &Run, to: SocketAddrV4) -> Result<Sample> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("bind")?;
+pub(crate) fn flood(run: &Run, to: SocketAddr) -> Result<Sample> {
+    let any = any(to.ip());
+    let socket = UdpSocket::bind((any, 0)).context("bind")?;
     socket.connect(to)?;
     let give = || {
         socket.send(&DATA).context("send")?;
