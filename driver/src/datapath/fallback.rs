@@ -7,12 +7,11 @@
 use std::fs::File;
 use std::path::Path;
 
-use aya::Ebpf;
 use nix::sched::{CloneFlags, setns};
 
 use super::clsact::{self, Filter};
 use super::kernel::{AyaDatapath, Written};
-use super::load::load;
+use super::load::Programs;
 use super::object::program_name;
 use super::pins::PinnedProgram;
 use super::sys::Hook;
@@ -96,9 +95,9 @@ impl AyaDatapath {
         }
         written.forget(spec.id)?;
         written.tables.write(ifindex, spec)?;
-        let mut object = match written.take_preloaded(spec.id) {
-            Some(object) => object,
-            None => self.programs.prepare(spec.id)?,
+        let mut object = match written.take_preloaded(spec.id, spec.placement) {
+            Some(programs) => programs,
+            None => Programs::Object(self.programs.prepare(spec.id)?),
         };
         clsact::add_qdisc(ifindex)
             .map_err(|source| bpf_error(format!("add a clsact qdisc to interface {ifindex}"), source))?;
@@ -114,7 +113,7 @@ impl AyaDatapath {
     fn put_filter(
         &self,
         written: &mut Written,
-        object: &mut Ebpf,
+        programs: &mut Programs,
         (id, ifindex): (EndpointId, u32),
         hook: Hook,
         name: &'static str,
@@ -128,7 +127,7 @@ impl AyaDatapath {
             pinned.iter().filter(|program| program.hook == hook).map(|program| program.id).collect();
         let there = clsact::filters(ifindex, hook).map_err(failed)?;
         let ours = there.iter().position(|filter| old.contains(&filter.program));
-        let program = load(object, name, id)?;
+        let program = programs.get(name, id)?;
         // Pinned before it runs: a filter that no pin knows would be somebody else's after a crash.
         let fresh = self.pins.pin_program(id, ifindex, hook, program)?;
         match ours {
@@ -204,7 +203,7 @@ impl AyaDatapath {
             let name = program.name(id)?;
             let object = match &mut object {
                 Some(object) => object,
-                none => none.insert(self.programs.prepare(id)?),
+                none => none.insert(Programs::Object(self.programs.prepare(id)?)),
             };
             self.put_filter(written, object, (id, ifindex), program.hook, name)
                 .map_err(|error| not_protected(id, format!("its filters cannot be put back: {error}")))?;
@@ -229,7 +228,7 @@ impl AyaDatapath {
             let name = program.name(id)?;
             let object = match &mut object {
                 Some(object) => object,
-                none => none.insert(self.programs.prepare(id)?),
+                none => none.insert(Programs::Object(self.programs.prepare(id)?)),
             };
             self.put_filter(written, object, (id, program.ifindex), program.hook, name)?;
             reached = Reached::Updated;

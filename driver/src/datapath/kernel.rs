@@ -11,7 +11,7 @@ use super::fallback::{unpin_filter, within};
 use super::features::Features;
 use super::foreign::{self, TcxProgram};
 use super::guard::CgroupPrograms;
-use super::load::{load, update};
+use super::load::{Programs, update};
 use super::object::{ProgramLoader, check_pinned, program_name};
 use super::pins::Pins;
 use super::policy::{Policy, PolicyTables, Resolved};
@@ -44,7 +44,7 @@ pub(super) struct Written {
     /// Whether `policies` knows what an earlier process left.
     pub(super) recovered: bool,
     /// Programs loaded ahead for endpoints that are not attached yet.
-    pub(super) preloaded: BTreeMap<EndpointId, Ebpf>,
+    pub(super) preloaded: BTreeMap<EndpointId, Programs>,
     /// What the maps were taken from. Its programs serve no endpoint: the flow sweeper has one of them.
     pub(super) nobodys: Option<Ebpf>,
     /// Programs this process has attached: they are of this version, on these maps, and may stay.
@@ -186,7 +186,7 @@ impl AyaDatapath {
 
     fn attach_hook(
         &self,
-        object: &mut Option<Ebpf>,
+        object: &mut Option<Programs>,
         ifindex: u32,
         spec: &EndpointSpec,
         hook: Hook,
@@ -200,14 +200,15 @@ impl AyaDatapath {
             return Ok(());
         }
         if object.is_none() {
-            let preloaded = self.written().preloaded.remove(&spec.id);
-            *object = Some(preloaded.map_or_else(|| self.programs.prepare(spec.id), Ok)?);
+            let preloaded = self.written().take_preloaded(spec.id, spec.placement);
+            let prepare = || self.programs.prepare(spec.id).map(Programs::Object);
+            *object = Some(preloaded.map_or_else(prepare, Ok)?);
         }
         let Some(object) = object else { return Ok(()) };
         if let Some(link) = there {
-            return update(&link, object, name, spec.id, &mut self.written());
+            return update(&link, object.get(name, spec.id)?, name, spec.id, &mut self.written());
         }
-        let program = load(object, name, spec.id)?;
+        let program = object.get(name, spec.id)?;
         let failed =
             |doing| format!("{doing} the program {name} of endpoint {} to interface {ifindex}", spec.id);
         let link = sys::attach_first(program, ifindex, hook)
@@ -263,7 +264,7 @@ fn fail_point(name: &'static str) -> Result<(), DatapathError> {
 }
 
 /// Endpoints whose programs are held loaded ahead of their attach: about 100 kB of kernel memory each.
-const MOST_PRELOADED: usize = 64;
+const MOST_PRELOADED: usize = 256;
 
 impl Datapath for AyaDatapath {
     fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>, DatapathError> {
@@ -312,15 +313,13 @@ impl Datapath for AyaDatapath {
     }
 
     fn preload(&self, spec: &EndpointSpec) -> Result<(), DatapathError> {
-        let mut object = self.programs.prepare(spec.id)?;
-        for hook in Hook::BOTH {
-            load(&mut object, program_name(spec.placement, hook), spec.id)?;
-        }
+        let names = Hook::BOTH.map(|hook| program_name(spec.placement, hook));
+        let loaded = Programs::load(self.programs.prepare(spec.id)?, names, spec.id)?;
         let mut written = self.written();
         if written.preloaded.len() >= MOST_PRELOADED {
             written.preloaded.pop_first();
         }
-        written.preloaded.insert(spec.id, object);
+        written.preloaded.insert(spec.id, loaded);
         Ok(())
     }
 

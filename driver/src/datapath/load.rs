@@ -6,19 +6,65 @@ use aya::Ebpf;
 use aya::programs::SchedClassifier;
 
 use super::kernel::Written;
-use super::object::load_patiently;
+use super::object::{load_patiently, program_name};
 use super::pins::PinnedLink;
-use super::{DatapathError, EndpointId, bpf_error, sys};
+use super::sys::{self, Hook};
+use super::{DatapathError, EndpointId, Placement, bpf_error};
+
+/// The programs of an endpoint.
+pub(super) enum Programs {
+    /// Loaded when they are asked for. Parsed, the object takes more than a megabyte.
+    Object(Ebpf),
+    /// Loaded, and nothing else kept.
+    Loaded([(&'static str, OwnedFd); 2]),
+}
+
+impl Programs {
+    /// Loads both programs of a placement, and keeps no more than them.
+    pub(super) fn load(
+        mut object: Ebpf,
+        names: [&'static str; 2],
+        id: EndpointId,
+    ) -> Result<Self, DatapathError> {
+        let mut loaded = |name| {
+            let program = load(&mut object, name, id)?.try_clone_to_owned();
+            let program =
+                program.map_err(|source| bpf_error(format!("keep the program {name} open"), source))?;
+            Ok::<_, DatapathError>((name, program))
+        };
+        Ok(Self::Loaded([loaded(names[0])?, loaded(names[1])?]))
+    }
+
+    /// Whether it has a program.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Object(_) => true,
+            Self::Loaded(programs) => programs.iter().any(|(had, _)| *had == name),
+        }
+    }
+
+    /// A program, loaded into the kernel.
+    pub(super) fn get(&mut self, name: &str, id: EndpointId) -> Result<BorrowedFd<'_>, DatapathError> {
+        match self {
+            Self::Object(object) => load(object, name, id),
+            Self::Loaded(programs) => match programs.iter().find(|(had, _)| *had == name) {
+                Some((_, program)) => Ok(program.as_fd()),
+                None => {
+                    Err(bpf_error(format!("use the program {name} for endpoint {id}"), "it is not loaded"))
+                }
+            },
+        }
+    }
+}
 
 /// Puts a program of this process in the place of what a link runs.
 pub(super) fn update(
     link: &PinnedLink,
-    object: &mut Ebpf,
+    program: BorrowedFd<'_>,
     name: &'static str,
     id: EndpointId,
     written: &mut Written,
 ) -> Result<(), DatapathError> {
-    let program = load(object, name, id)?;
     sys::update(link.fd.as_fd(), program)
         .map_err(|source| bpf_error(format!("update the link {}", link.path.display()), source))?;
     written.attached.remove(&link.info.program);
@@ -44,8 +90,10 @@ pub(super) fn load<'a>(
 }
 
 impl Written {
-    pub(super) fn take_preloaded(&mut self, id: EndpointId) -> Option<Ebpf> {
-        self.preloaded.remove(&id)
+    /// What was loaded ahead for an endpoint, if it is for this placement.
+    pub(super) fn take_preloaded(&mut self, id: EndpointId, placement: Placement) -> Option<Programs> {
+        let preloaded = self.preloaded.remove(&id);
+        preloaded.filter(|it| Hook::BOTH.iter().all(|hook| it.has(program_name(placement, *hook))))
     }
 
     pub(super) fn remember(

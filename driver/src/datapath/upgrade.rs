@@ -2,7 +2,7 @@
 
 use super::fallback::Reached;
 use super::kernel::{AyaDatapath, Written};
-use super::load::update;
+use super::load::{load, update};
 use super::object::running_name;
 use super::{DatapathError, EndpointId};
 
@@ -54,7 +54,7 @@ impl AyaDatapath {
         let mut object = self.programs.prepare(id)?;
         for link in links {
             let name = running_name(&link, id)?;
-            update(&link, &mut object, name, id, written)?;
+            update(&link, load(&mut object, name, id)?, name, id, written)?;
         }
         self.upgrade_guards(id, &mut object)?;
         Ok(true)

@@ -93,8 +93,16 @@ impl<T: Links> Links for Interrupted<T> {
         self.inner.move_to(from, ifindex, to, name, index).await
     }
     async fn configure(&self, namespace: &Namespace, ifindex: u32, setup: &Setup) -> Result<(), LinkError> {
-        self.link(namespace, "configure")?;
-        self.inner.configure(namespace, ifindex, setup).await
+        // It can stop after each of its parts.
+        let Setup { mac, mtu, sysctls, addresses } = setup.clone();
+        let mut parts = vec![Setup { mac, ..Setup::default() }, Setup { mtu, ..Setup::default() }];
+        parts.push(Setup { sysctls, ..Setup::default() });
+        parts.extend(addresses.into_iter().map(|it| Setup { addresses: vec![it], ..Setup::default() }));
+        for part in parts.iter().filter(|part| **part != Setup::default()) {
+            self.link(namespace, "configure")?;
+            self.inner.configure(namespace, ifindex, part).await?;
+        }
+        Ok(())
     }
     async fn set_mtu(&self, namespace: &Namespace, ifindex: u32, mtu: u32) -> Result<(), LinkError> {
         self.link(namespace, "set_mtu")?;
@@ -114,8 +122,11 @@ impl<T: Links> Links for Interrupted<T> {
         ifindex: u32,
         routes: &[Route],
     ) -> Result<(), LinkError> {
-        self.link(namespace, "add_routes")?;
-        self.inner.add_routes(namespace, ifindex, routes).await
+        for route in routes {
+            self.link(namespace, "add_routes")?;
+            self.inner.add_routes(namespace, ifindex, std::slice::from_ref(route)).await?;
+        }
+        Ok(())
     }
     async fn replace_route(
         &self,
