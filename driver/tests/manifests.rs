@@ -13,10 +13,10 @@ mod monitoring;
 mod operator;
 #[path = "manifests/rights.rs"]
 mod rights;
-#[path = "manifests/types.rs"]
-mod types;
 #[path = "support/skip.rs"]
 mod skip;
+#[path = "manifests/types.rs"]
+mod types;
 
 use std::{
     collections::BTreeMap,
