@@ -13,8 +13,7 @@ use std::{
 };
 
 use netlink_packet_core::NetlinkBuffer;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
-use rtnetlink::MulticastGroup;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout_at},
@@ -30,6 +29,7 @@ use super::{
     netlink::{self, DumpError},
     sysfs::Sysfs,
 };
+use crate::link::kernel::event_socket;
 
 /// Receive buffer of the event socket in bytes: some thousand events, more only where `rmem_max` allows it.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -315,19 +315,9 @@ struct Events {
 
 impl Events {
     fn open() -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        let raw = socket.socket_mut();
-        raw.bind(&SocketAddr::new(0, 0))?;
-        for group in [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ] {
-            raw.add_membership(group as u32)?;
-        }
-        raw.set_rx_buf_sz(libc::c_int::try_from(RECEIVE_BUFFER).unwrap_or(libc::c_int::MAX))?;
+        let mut socket = event_socket()?;
+        let size = libc::c_int::try_from(RECEIVE_BUFFER).unwrap_or(libc::c_int::MAX);
+        socket.socket_mut().set_rx_buf_sz(size)?;
         Ok(Self { socket, buffer: Vec::with_capacity(64 << 10) })
     }
 

@@ -32,6 +32,7 @@ use async_trait::async_trait;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
 
+pub(crate) use self::events::event_socket;
 use self::{
     conversation::Conversation,
     namespace::HostPath,

@@ -23,7 +23,7 @@ impl KernelLinks {
         let opened = namespace::within(namespace, self.host(), move || {
             // The socket belongs to the namespace it is made in, and to the runtime it is registered with.
             let _runtime = runtime.enter();
-            open()
+            event_socket()
         });
         let gone = |source| LinkError::NamespaceGone { namespace: namespace.clone(), source };
         Ok(Events { socket: opened.await?.map_err(gone)?, buffer: Vec::with_capacity(8 << 10) })
@@ -41,7 +41,8 @@ impl Events {
     }
 }
 
-fn open() -> io::Result<TokioSocket> {
+/// A socket that gets what the kernel tells of links, addresses and routes of the calling thread's network namespace.
+pub(crate) fn event_socket() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     let raw = socket.socket_mut();
     raw.bind(&SocketAddr::new(0, 0))?;

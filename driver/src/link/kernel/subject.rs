@@ -120,17 +120,6 @@ impl Subject {
         done.map_err(|source| self.error(format!("add the address {}", address.address), source))
     }
 
-    async fn write_sysctls(
-        &self,
-        host: Option<&Path>,
-        name: String,
-        sysctls: BTreeMap<String, String>,
-    ) -> Result<(), LinkError> {
-        let written =
-            namespace::within(&self.namespace, host, move || sysctl::write(&name, &sysctls)).await?;
-        written.map_err(|(what, source)| self.error(format!("set the sysctl {what}"), source))
-    }
-
     pub(super) async fn set_sysctls(
         &self,
         host: Option<&Path>,
@@ -141,7 +130,10 @@ impl Subject {
             return Ok(());
         }
         let name = self.facts(&LinkRef::Index(ifindex)).await?.link.name;
-        self.write_sysctls(host, name, sysctls.clone()).await
+        let sysctls = sysctls.clone();
+        let written =
+            namespace::within(&self.namespace, host, move || sysctl::write(&name, &sysctls)).await?;
+        written.map_err(|(what, source)| self.error(format!("set the sysctl {what}"), source))
     }
 
     pub(super) async fn add_route(&self, ifindex: u32, route: &Route) -> Result<(), LinkError> {
