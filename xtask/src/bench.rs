@@ -28,13 +28,13 @@ pub(crate) struct Options {
 
 /// Runs the benchmarks.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if !options.externals.is_empty() && options.names != ["datapath"] {
+        bail!("--extern is for the benchmark datapath: cargo xtask bench datapath --extern …");
+    }
     if is_root() {
         setup::tests()?;
     }
     build_ebpf::run(&options.ebpf)?;
-    if !options.externals.is_empty() && options.names != ["datapath"] {
-        bail!("--extern is for the benchmark datapath: cargo xtask bench datapath --extern …");
-    }
     let mut bench = cargo();
     bench.args(["bench", "--locked", "--package", "netferry"]);
     if options.names.is_empty() {
